@@ -1,0 +1,37 @@
+"""Shape checks on every function of the package, one thread, and the fixtures several files share."""
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("fastltssl", "checker.checked"):
+    import fastltssl.train
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests marked gpu need a GPU; those marked slow are asked for with -m slow."""
+    asked = config.getoption("-m")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+        if "slow" in item.keywords and "slow" not in asked:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: python -m pytest -m slow"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A small cache of the embedded world: 160 training and 12 test images a class, five views."""
+    from fastltssl import extract
+    from fastltssl.cache import open_cache
+    from fastltssl.encoder import load_encoder
+    from fastltssl.sources import open_source
+    from fastltssl.views import parse_views
+
+    path = tmp_path_factory.mktemp("caches") / "world.zarr"
+    source, encoder = open_source("world:mild:160:12"), load_encoder("tiny", None)
+    work = extract.extract(source, encoder, parse_views("center,weak:1,strong:2"), path, templates="world")
+    fastltssl.train.drain(work)
+    return open_cache(path)

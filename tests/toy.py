@@ -1,0 +1,48 @@
+"""A small Gaussian problem with unequal axes: C = 4 classes, D = 6, E = 5, T = 2 templates, L = 17, M = 23, V = 6."""
+
+import torch
+import torch.nn.functional as F
+
+from fastltssl.batches import make_stream
+from fastltssl.bias import class_prior
+from fastltssl.types import Problem
+
+VIEWS = ("center", "weak0", "weak1", "strong0", "strong1", "strong2")
+
+
+def problem(
+    n_classes=4, counts=None, unlabelled=23, steps=40, dtype=torch.float64, seed=0, noise=0.7, text=True, scale=20.0
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    counts = counts or [8, 5, 3, 1][:n_classes]
+    center = randn(n_classes, 6) + 1.0
+    y = torch.repeat_interleave(torch.arange(n_classes), torch.tensor(counts))
+    y = y[torch.randperm(len(y), generator=generator)]
+    hidden = torch.randint(n_classes, (unlabelled,), generator=generator)
+
+    def views(labels):
+        x = center[labels] + noise * randn(len(labels), 6)
+        spread = torch.tensor([0.0, 0.2, 0.2, 0.5, 0.5, 0.5], dtype=torch.float64)
+        return x[:, None] + spread[None, :, None] * randn(len(labels), len(VIEWS), 6)
+
+    projection = randn(6, 5)
+    anchor = F.normalize(center @ projection, dim=-1)
+    return Problem(
+        x=views(y).to(dtype),
+        y=y,
+        u=views(hidden).to(dtype),
+        views=VIEWS,
+        steps=steps,
+        prior=class_prior(y, n_classes).to(dtype),
+        text=(anchor[:, None] + 0.1 * randn(n_classes, 2, 5)).to(dtype) if text else None,
+        projection=projection.to(dtype) if text else None,
+        logit_scale=scale,
+    )
+
+
+def stream(of, method, seed=0, batch=5, batch_u=9):
+    return make_stream(of, method.views, batch=batch, batch_u=batch_u, seed=seed)
