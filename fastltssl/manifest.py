@@ -1,0 +1,227 @@
+"""The manifest of a feature cache, its files made durable, and its lock. cache/README.md specifies them.
+
+Bytes are made durable first and named in a checksummed manifest line second, and readers believe the manifest only,
+so a kill at any moment costs at most the block that was being written.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google_crc32c import value as crc32c
+
+FORMAT = "fastltssl_cache"  # the key that marks a manifest header and the root attributes; its value is the version
+VERSION = 1
+GROUPS = ("train", "test", "unlabeled")
+MANIFEST, LOCK = "manifest-0.jsonl", "fastltssl.lock"
+OWN_NAMES = re.compile(
+    rf"zarr\.json|manifest-\d+\.jsonl|{LOCK}.*|.*\.partial|text|projection|ln_post|{'|'.join(GROUPS)}"
+)
+
+
+class CacheError(ValueError):
+    """A cache that cannot be made, found or read as asked."""
+
+
+class CacheMismatch(CacheError):
+    """A cache to be resumed that holds something other than what is asked."""
+
+
+class CacheLocked(CacheError):
+    """Another process writes this cache."""
+
+
+class CacheDamaged(CacheError):
+    """The files are not what the manifest says."""
+
+
+def damaged(path: Path, what: str) -> CacheDamaged:
+    """The error to raise: what is damaged, how to see all of it, how to replace it."""
+    return CacheDamaged(
+        f"{path} is damaged. {what}. See all of it: fastltssl cache verify {path}; replace it: extract with --overwrite"
+    )
+
+
+class Manifest(NamedTuple):
+    """The lines that were read, and what is wrong with the file."""
+
+    header: dict[str, Any] | None
+    blocks: list[dict[str, Any]]
+    closing: dict[str, Any] | None
+    faults: list[str]
+    is_torn: bool  # the last line, and only that, is broken: a kill while it was written
+    whole: bytes  # the lines before a torn one
+
+
+def append_line(path: Path, body: dict[str, Any]) -> None:
+    """Append one manifest line that ends with the crc32c of the bytes before it, durably."""
+    line = json.dumps(body, separators=(",", ":"))[:-1].encode()
+    with open(path / MANIFEST, "ab", buffering=0) as file:
+        file.write(line + b',"line_crc32c":"%08x"}\n' % crc32c(line))
+        os.fsync(file.fileno())
+    if FORMAT in body:
+        fsync(path)  # the file itself is new
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    body, _, ending = line.rpartition(b',"line_crc32c":"')
+    return json.loads(body + b"}") if body and ending == b'%08x"}' % crc32c(body) else None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest as far as its checksums hold, and what is wrong with it. Never raises on damage."""
+    file = path / MANIFEST
+    raw = file.read_bytes() if file.is_file() else b""
+    *lines, rest = raw.split(b"\n")
+    parsed = [_parsed(line) for line in lines] + ([None] if rest else [])
+    good = [line for line in parsed if line is not None]
+    header = good[0] if good and FORMAT in good[0] else None
+    blocks = [line for line in good if "group" in line]
+    closing = good[-1] if good and "closed" in good[-1] else None
+    faults = [f"line {place} does not match its checksum" for place, line in enumerate(parsed, 1) if line is None]
+    if header is None and (good or not parsed):
+        faults.append("it has no header line" if good else "it is missing or empty")
+    elif header is not None and header[FORMAT] != VERSION:
+        faults.insert(0, f"format version {header[FORMAT]}, this fastltssl reads {VERSION}. Use the one that wrote it")
+    if closing and closing["closed"] != len(blocks):
+        faults.append(f"{len(blocks)} block lines, its closing line counts {closing['closed']}")
+    is_torn = bool(parsed) and parsed[-1] is None and len(good) == len(parsed) - 1 and closing is None
+    whole = raw[: len(raw) - len(rest if rest else lines[-1] + b"\n")] if is_torn else raw
+    return Manifest(header, blocks, closing, faults, is_torn, whole)
+
+
+def fault(file: Path, digest: str) -> str | None:
+    """What is wrong with a file: missing, unreadable, or not of this crc32c (8 digits) or sha256 (64)."""
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    kind, found = ("crc32c", f"{crc32c(raw):08x}") if len(digest) == 8 else ("sha256", hashlib.sha256(raw).hexdigest())
+    return None if found == digest else f"its {kind} is {found[:8]}, the manifest says {digest[:8]}"
+
+
+def is_cache(path: Path) -> bool:
+    """Whether a folder is, or was going to be, a fastltssl cache."""
+    if any(path.glob(f"{LOCK}*")):
+        return True
+    mark = f'"{FORMAT}"'.encode()
+    return any((path / name).is_file() and mark in (path / name).read_bytes() for name in (MANIFEST, "zarr.json"))
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_durable(path: Path, names: Iterable[str]) -> None:
+    """Flush files, then the folders up to `path` that lead to them."""
+    for name in names:
+        fsync(path / name)
+    for folder in sorted({parent for name in names for parent in Path(name).parents}, reverse=True):
+        fsync(path / folder)
+
+
+def files_of(path: Path) -> list[str]:
+    """Names of all files of a cache but the manifest and the lock, sorted, with forward slashes."""
+    files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    return sorted(name for name in files if name != MANIFEST and not name.startswith(LOCK))
+
+
+def clear(path: Path) -> None:
+    """Remove what a cache consists of but the lock; the manifest first, so that it never outlives its files."""
+    for child in sorted(path.iterdir(), key=lambda child: not child.name.startswith("manifest-")):
+        if OWN_NAMES.fullmatch(child.name) and child.name != LOCK:
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+
+# ------------------------------------------------------------------------------------------------- lock
+
+
+def acquire_lock(path: Path, notes: list[str]) -> None:
+    """Create the lock, or take it over from a process that is dead; raise CacheLocked where it may be alive."""
+    lock = path / LOCK
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+    for _ in range(3):
+        try:
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            notes += _take_over(lock)
+            continue
+        with open(handle, "wb") as file:
+            file.write(json.dumps(holder).encode())
+        return
+    raise CacheLocked(f"{path}: several processes want to write this cache at once. Leave one of them running")
+
+
+def _take_over(lock: Path) -> list[str]:
+    """Remove a dead process's lock. Returns the note to show."""
+    seen = _read_lock(lock)
+    try:
+        holder = json.loads(seen)
+        pid, host, started = int(holder["pid"]), holder["host"], holder["started"]
+    except (ValueError, KeyError, TypeError):
+        pid, host, started = 0, "", None  # killed between creating the file and writing it
+    if pid and (host != socket.gethostname() or _is_alive(pid, started)):
+        raise CacheLocked(
+            f"{lock.parent} is being written by process {pid} on {host}. "
+            f"Wait for it; if you are sure that it is gone, delete {lock}"
+        )
+    aside = lock.with_name(f"{LOCK}.{os.getpid()}")
+    try:
+        os.rename(lock, aside)
+    except FileNotFoundError:
+        return []  # its holder has just released it
+    if aside.read_bytes() != seen:  # another process was faster and took it over: give it back
+        os.rename(aside, lock)
+        raise CacheLocked(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
+    aside.unlink()
+    return [f"took over the lock of process {pid} on {host}, which is gone" if pid else "took over an unfinished lock"]
+
+
+def _read_lock(lock: Path) -> bytes:
+    for _ in range(10):
+        seen = lock.read_bytes() if lock.is_file() else b"}"
+        if seen.endswith(b"}"):
+            return seen
+        time.sleep(0.05)  # its holder may be between creating and writing it
+    return seen
+
+
+def _is_alive(pid: int, started: str | None) -> bool:
+    """Whether the process is there and, where the system tells, is the one that started then."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return started is None or _started(pid) in (started, None)
+
+
+def _started(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot, where /proc tells; guards against a reused pid."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def release_lock(path: Path) -> None:
+    """Delete the lock; it must be held."""
+    (path / LOCK).unlink(missing_ok=True)

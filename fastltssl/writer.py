@@ -1,0 +1,240 @@
+"""A feature cache created or resumed, committed block by block, and closed. cache/README.md specifies it."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google_crc32c import value as crc32c
+from jaxtyping import Float16
+
+from fastltssl.contents import (
+    SLAB,
+    Block,
+    Contents,
+    GroupSpec,
+    all_blocks,
+    checked_contents,
+    chunk_rows,
+    differences,
+    progress,
+    read_checked,
+    read_contents,
+    stored_rows,
+)
+from fastltssl.manifest import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    CacheError,
+    CacheMismatch,
+    Manifest,
+    acquire_lock,
+    append_line,
+    clear,
+    damaged,
+    files_of,
+    fsync,
+    is_cache,
+    make_durable,
+    read_manifest,
+    release_lock,
+)
+
+
+def create(
+    path: str | Path,
+    *,
+    provenance: dict[str, Any],
+    classes: Sequence[str],
+    groups: dict[str, GroupSpec],
+    width: int,
+    text: np.ndarray | None = None,
+    templates: Sequence[str] = (),
+    projection: np.ndarray | None = None,
+    logit_scale: float = 100.0,
+    logit_bias: float = 0.0,
+    ln_post: np.ndarray | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> "Writer":
+    """A Writer that holds the lock of a new cache, or of the one that is there with `resume` or `overwrite`.
+
+    text [C T E], projection [D E], ln_post [2 D]; shapes and values are checked here, with messages.
+    """
+    path = Path(path)
+    attributes = {
+        FORMAT: VERSION,
+        "provenance": provenance,
+        "classes": list(classes),
+        "templates": list(templates),
+        "logit_scale": float(logit_scale),
+        "logit_bias": float(logit_bias),
+        "slab": SLAB,
+    }
+    asked = checked_contents(attributes, groups, width, {"text": text, "projection": projection, "ln_post": ln_post})
+    _refuse_existing(path, resume, overwrite)
+    path.mkdir(parents=True, exist_ok=True)
+    notes: list[str] = []
+    acquire_lock(path, notes)
+    try:
+        if overwrite:
+            clear(path)
+        manifest = read_manifest(path)
+        if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
+            clear(path)  # what a kill before the first manifest line left
+            _write_metadata(path, asked)
+        else:
+            _check_resumable(path, manifest, asked, notes)
+        return _writer(path, notes)
+    except BaseException:
+        release_lock(path)
+        raise
+
+
+@dataclass
+class Writer:
+    """The one writer of a cache, as a context manager. It holds the lock until it is left; only `close` completes.
+
+    Blocks are committed in the order of `pending`, so that an interrupted and resumed cache equals an unbroken one.
+    """
+
+    path: Path
+    is_complete: bool
+    notes: list[str]
+    header: dict[str, Any]
+    committed: list[dict[str, Any]]
+    shapes: dict[str, tuple[int, int, int]]
+    rows: dict[str, int]  # of a chunk, per group
+    is_locked: bool = True
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_locked:
+            release_lock(self.path)
+        self.is_locked = False
+
+    def pending(self) -> list[Block]:
+        """Blocks that are not committed yet, in the order to commit them."""
+        return all_blocks(self.shapes, self.rows)[len(self.committed) :]
+
+    def commit(self, block: Block, features: np.ndarray) -> int:
+        """Bytes written for features [rows V D]. Durable when it returns; refuses values that float16 cannot hold."""
+        if self.pending()[:1] != [block]:
+            due = _name(self.pending()[0]) if self.pending() else "none, all are committed"
+            raise CacheError(f"{self.path}: {_name(block)} is not the next block to commit. Next: {due}")
+        _, views, width = self.shapes[block.group]
+        half = _as_float16(block, features, (block.stop - block.start, views, width))
+        rows = self.rows[block.group]
+        chunks: dict[str, bytes] = {}
+        for view in range(views):
+            chunk = np.zeros((rows, width), "<f2")  # the last chunk is stored whole, padded with zeros
+            chunk[: len(half)] = half[:, view]
+            chunks[f"{block.group}/features/c/{block.start // rows}/{view}/0"] = chunk.tobytes()
+        for name, raw in chunks.items():
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).write_bytes(raw)
+        make_durable(self.path, chunks)
+        line = block._asdict() | {"files": {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}}
+        append_line(self.path, line)
+        self.committed.append(line)
+        return sum(map(len, chunks.values()))
+
+    def close(self) -> None:
+        """Complete the cache: read every chunk back, compare, and write the closing line. Releases the lock."""
+        if self.pending():
+            raise CacheError(f"{self.path}: {len(self.pending())} blocks are not committed, the cache cannot be closed")
+        if not self.is_complete:
+            files = dict(self.header["files"])
+            for name, digest in [pair for line in self.committed for pair in line["files"].items()]:
+                raw = (self.path / name).read_bytes() if (self.path / name).is_file() else b""
+                if f"{crc32c(raw):08x}" != digest:
+                    raise damaged(self.path, f"{name} has changed since it was committed")
+                files[name] = hashlib.sha256(raw).hexdigest()
+            append_line(self.path, {"closed": len(self.committed), "files": dict(sorted(files.items()))})
+            self.is_complete = True
+        self.__exit__()
+
+
+def _writer(path: Path, notes: list[str]) -> Writer:
+    manifest, stored = read_manifest(path), read_contents(path)
+    assert manifest.header is not None  # checked or written just before
+    rows = {name: stored_rows(path, name) for name in stored.shapes}
+    is_complete = manifest.closing is not None
+    return Writer(path, is_complete, notes, manifest.header, list(manifest.blocks), stored.shapes, rows)
+
+
+def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise CacheError("--resume and --overwrite exclude each other")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not is_cache(path):
+        raise CacheError(f"{path} is there and is not a fastltssl cache; it is left alone. Choose another --out")
+    if not resume and not overwrite:
+        raise CacheError(f"{path} holds a cache already. Continue it with --resume, or replace it with --overwrite")
+
+
+def _write_metadata(path: Path, asked: Contents) -> None:
+    """Write everything but the chunks of features, then the header line that makes it valid."""
+    import zarr  # a third of a second; only writing needs it
+
+    root = zarr.create_group(path, attributes=asked.attributes)
+    for name in asked.shapes:
+        root.create_group(name)
+    for name, array in asked.arrays.items():
+        # One raw chunk each. Without this setting zarr leaves out the file of an array of zeros.
+        config: Any = {"write_empty_chunks": True}
+        root.create_array(name, data=array, chunks=array.shape, compressors=None, config=config)
+    for name, shape in asked.shapes.items():
+        chunks = (chunk_rows(shape[0], shape[2]), 1, shape[2])
+        root.create_array(f"{name}/features", shape=shape, chunks=chunks, dtype="float16", compressors=None)
+    names = files_of(path)
+    make_durable(path, names)
+    fsync(path.parent)
+    digests = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    append_line(path, {FORMAT: VERSION, "files": digests})
+
+
+def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: list[str]) -> None:
+    """Raise where the cache on disk cannot be continued as asked; drop a torn last line."""
+    stored = read_checked(path, manifest)
+    if unequal := differences(stored, asked):
+        model = stored.attributes["provenance"].get("model", "MODEL")
+        raise CacheMismatch(
+            f"{path} cannot be resumed, it was made for something else: {'; '.join(unequal)}. "
+            f"Re-extract: fastltssl extract --model {model} --out NEW.zarr, or replace it with --overwrite"
+        )
+    if manifest.is_torn:
+        with open(path / MANIFEST, "r+b") as file:
+            file.truncate(len(manifest.whole))
+            os.fsync(file.fileno())
+        notes.append("dropped the last manifest line, which a kill had torn")
+    done, rows = progress(stored, manifest)
+    notes.append(f"{path} is complete already" if manifest.closing else f"resumed at {done} of {rows} rows")
+
+
+def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V D"]:
+    if features.shape != shape or features.dtype not in (np.float16, np.float32):
+        got = f"{features.dtype} {list(features.shape)}"
+        raise CacheError(f"{_name(block)} takes float32 or float16 features {list(shape)}, got {got}")
+    with np.errstate(over="ignore"):
+        half = features.astype("<f2", copy=False)
+    is_bad = (half.view(np.uint16) & 0x7C00) == 0x7C00  # exponent all ones: infinite or NaN
+    if is_bad.any():
+        rows = block.start + np.flatnonzero(is_bad.any(axis=(1, 2)))
+        named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        raise CacheError(
+            f"{_name(block)}: the features of rows {named} are not finite in float16 (first: "
+            f"{features[is_bad][0]:g}; accepted: up to 65504 in size). Look at the encoder's precision and input"
+        )
+    return half
+
+
+def _name(block: Block) -> str:
+    return f"{block.group} rows {block.start} to {block.stop}"
