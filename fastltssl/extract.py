@@ -1,0 +1,242 @@
+"""Stage one: every view of every image of a source through the frozen encoder, once, into a cache.
+
+An image is decoded once for all of its views. The unit of work is a slab of 64 rows, the last one of a group padded;
+on a CPU each slab is computed by one thread and slabs run side by side, so that the features depend neither on the
+number of threads or workers nor on where an interrupted extraction went on.
+"""
+
+import importlib.metadata
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8, UInt64
+from torch import Tensor
+
+from fastltssl.contents import SLAB, Block, GroupSpec
+from fastltssl.encoder import Encoder
+from fastltssl.prompts import prompts
+from fastltssl.prompts import templates as patterns
+from fastltssl.sources import Images, Source
+from fastltssl.views import View, image_key, make_view
+from fastltssl.writer import Writer, create
+
+GPU_LANES = 2  # one slab is prepared while another is computed
+LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")  # what may change a feature
+
+
+class Progress(NamedTuple):
+    """How far an extraction is; `done` and `total` count the images this call has to encode."""
+
+    group: str
+    done: int
+    total: int
+    elapsed_s: float
+    waited_s: float  # for images, the mean over the lanes
+    note: str = ""  # a line the user should see
+
+
+class Summary(NamedTuple):
+    """What an extraction did; rates and seconds leave out what an earlier one had done."""
+
+    images: int
+    views: int
+    seconds: float
+    images_per_s: float
+    views_per_s: float
+    waiting: float  # share of the time that went by waiting for images
+    bytes: int
+    path: Path
+    notes: tuple[str, ...]
+
+
+class _Slab(NamedTuple):
+    """Rows start to stop of a block, at most SLAB."""
+
+    block: Block
+    start: int
+    stop: int
+
+
+class _Canvases(NamedTuple):
+    """The images of a slab, padded to SLAB rows, with their keys."""
+
+    pixels: UInt8[Tensor, "slab 3 S S"]
+    keys: UInt64[np.ndarray, "slab"]
+
+
+class _Encoded(NamedTuple):
+    """The features of a slab, without the padding."""
+
+    slab: _Slab
+    features: Float32[np.ndarray, "rows V D"]
+    waited_s: float
+
+
+def extract(
+    source: Source,
+    encoder: Encoder,
+    views: Sequence[View],
+    out: str | Path,
+    *,
+    templates: str,
+    seed: int = 0,
+    workers: int = 2,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Generator[Progress, None, Summary]:
+    """Write the cache `out`, yielding progress after every slab. `workers` threads decode ahead, with 0 none does.
+
+    Raises CacheError where `out` cannot be written or continued, and what reading the source raises.
+    """
+    began, count = time.perf_counter(), _lane_count(encoder.device)
+    with _pools(workers, count) as (decoders, lanes):
+        # In a lane, too: one thread, so that the text does not depend on their number either.
+        text = lanes.submit(encoder.encode_text, prompts(source.classes, templates)).result()
+        tables = {"text": text, "projection": encoder.projection, "ln_post": encoder.ln_post}
+        with create(
+            out,
+            provenance=provenance(source, encoder, views, templates, seed),
+            classes=source.classes,
+            groups={name: _group(name, images, views) for name, images in source.groups.items()},
+            width=encoder.width,
+            templates=patterns(templates),
+            logit_scale=encoder.logit_scale,
+            logit_bias=encoder.logit_bias,
+            resume=resume,
+            overwrite=overwrite,
+            **tables,
+        ) as writer:
+            for note in writer.notes:
+                yield Progress("", 0, 0, 0.0, 0.0, note)
+            submit = partial(_submit, decoders, lanes, source, encoder, views, seed)
+            done = yield from _commit_all(writer, submit, 2 * count + workers, count)
+            writer.close()
+    seconds = time.perf_counter() - began
+    return done._replace(seconds=seconds, path=Path(out), notes=tuple(writer.notes))
+
+
+def _commit_all(
+    writer: Writer, submit: Callable[[_Slab], Future[_Encoded]], ahead: int, lanes: int
+) -> Generator[Progress, None, Summary]:
+    """Encode every pending block, slabs in order and `ahead` of them in flight, and commit each once whole."""
+    blocks = writer.pending()
+    total = sum(block.stop - block.start for block in blocks)
+    began, waited, images, rows, written = time.perf_counter(), 0.0, 0, 0, 0
+    parts: list[Float32[np.ndarray, "rows V D"]] = []
+    for slab, features, waited_s in _in_order(_slabs(blocks), submit, ahead):
+        parts.append(features)
+        waited, images, rows = waited + waited_s / lanes, images + len(features), rows + features[..., 0].size
+        if slab.stop == slab.block.stop:
+            written += writer.commit(slab.block, np.concatenate(parts))
+            parts = []
+        yield Progress(slab.block.group, images, total, time.perf_counter() - began, waited)
+    elapsed = max(time.perf_counter() - began, 1e-9)
+    return Summary(images, rows, elapsed, images / elapsed, rows / elapsed, waited / elapsed, written, writer.path, ())
+
+
+def _slabs(blocks: Iterable[Block]) -> Iterator[_Slab]:
+    for block in blocks:
+        for start in range(block.start, block.stop, SLAB):
+            yield _Slab(block, start, min(start + SLAB, block.stop))
+
+
+def _in_order(slabs: Iterable[_Slab], submit: Callable[[_Slab], Future[_Encoded]], ahead: int) -> Iterator[_Encoded]:
+    """Results in the order of the slabs, with at most `ahead` of them under way or waiting to be taken."""
+    flight: deque[Future[_Encoded]] = deque()
+    for slab in slabs:
+        flight.append(submit(slab))
+        if len(flight) >= ahead:
+            yield flight.popleft().result()
+    while flight:
+        yield flight.popleft().result()
+
+
+# ---------------------------------------------------------------------------------------------- threads
+
+
+def _lane_count(device: torch.device) -> int:
+    return torch.get_num_threads() if device.type == "cpu" else GPU_LANES
+
+
+@contextmanager
+def _pools(workers: int, lanes: int) -> Iterator[tuple[ThreadPoolExecutor | None, ThreadPoolExecutor]]:
+    """Threads that decode and threads that encode; what has not begun when this is left is dropped."""
+    threads = torch.get_num_threads()
+    decoders = ThreadPoolExecutor(workers) if workers else None
+    encoders = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield decoders, encoders
+    finally:
+        encoders.shutdown(cancel_futures=True)
+        if decoders:
+            decoders.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _submit(
+    decoders: ThreadPoolExecutor | None,
+    lanes: ThreadPoolExecutor,
+    source: Source,
+    encoder: Encoder,
+    views: Sequence[View],
+    seed: int,
+    slab: _Slab,
+) -> Future[_Encoded]:
+    """Set a slab going. Without decoders its lane decodes, which then counts as waiting."""
+    load = partial(_canvases, source.groups[slab.block.group], slab, encoder)
+    ready = decoders.submit(load).result if decoders else load
+    return lanes.submit(_encoded, slab, ready, encoder, views_of(slab.block.group, views), seed)
+
+
+def _canvases(images: Images, slab: _Slab, encoder: Encoder) -> _Canvases:
+    rows = range(slab.start, slab.stop)
+    pixels = np.zeros((SLAB, 3, encoder.size, encoder.size), np.uint8)
+    keys = np.zeros(SLAB, np.uint64)
+    for place, (row, image) in enumerate(zip(rows, images.read(rows), strict=True)):
+        pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
+    return _Canvases(torch.from_numpy(pixels), keys)
+
+
+def _encoded(
+    slab: _Slab, ready: Callable[[], _Canvases], encoder: Encoder, views: Sequence[View], seed: int
+) -> _Encoded:
+    began = time.perf_counter()
+    pixels, keys = ready()
+    waited_s = time.perf_counter() - began
+    with torch.inference_mode():
+        canvas = pixels.to(encoder.device).float().div_(255)
+        features = [encoder.encode(make_view(canvas, view, keys, seed)) for view in views]
+        table = torch.stack(features, dim=1)[: slab.stop - slab.start]
+    return _Encoded(slab, table.cpu().numpy(), waited_s)
+
+
+# ---------------------------------------------------------------------------------------------- what is written
+
+
+def views_of(group: str, views: Sequence[View]) -> tuple[View, ...]:
+    """The views a group gets: test images are only ever seen as they are."""
+    return tuple(views[:1] if group == "test" else views)
+
+
+def _group(name: str, images: Images, views: Sequence[View]) -> GroupSpec:
+    return GroupSpec(images.ids, images.labels, tuple(view.name for view in views_of(name, views)))
+
+
+def provenance(source: Source, encoder: Encoder, views: Sequence[View], templates: str, seed: int) -> dict[str, Any]:
+    """Everything the features and the text depend on, plain JSON values; two caches that agree in it are the same."""
+    return encoder.provenance | {
+        "dataset": source.name,
+        "dataset_fingerprint": source.fingerprint,
+        "views": {view.name: str(view.recipe) for view in views},
+        "seed": seed,
+        "templates": templates,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

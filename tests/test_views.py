@@ -1,0 +1,202 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastltssl.views import (
+    RECIPES,
+    STRONG,
+    WEAK,
+    Recipe,
+    View,
+    ViewError,
+    image_key,
+    make_view,
+    parse_views,
+    uniforms,
+)
+
+B, H = 7, 12
+B2SUM = "59c7aa06560eace4"  # printf train/cat/0001.png | b2sum -l 64
+GOLDEN = [0.153241, 0.440771, 0.728301]
+NONE, WEAK0, WEAK1, STRONG0 = parse_views("center,weak:2,strong")
+
+
+@pytest.fixture
+def canvas():
+    return torch.rand(B, 3, H, H, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def keys():
+    return np.array([image_key(f"train/{row}") for row in range(B)], np.uint64)
+
+
+def draws(view, keys):
+    """The eleven numbers of each image, in the order of views.DRAWS."""
+    return uniforms(3, view.name, keys, 11)
+
+
+def test_views_are_numbered_in_the_order_given():
+    names = [view.name for view in parse_views("center, strong:2,weak:3")]
+    assert names == ["center", "strong0", "strong1", "weak0", "weak1", "weak2"]
+    assert [view.index for view in parse_views("center,weak:3")] == [0, 0, 1, 2]
+    assert [view.name for view in parse_views("center,weak")] == ["center", "weak0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("weak:2", "does not begin with center"),
+        ("weak:2,center", "does not begin with center"),
+        ("center,weak:0", "'weak:0'"),
+        ("center,weak:257", "'weak:257'"),
+        ("center,weak:", "'weak:'"),
+        ("center,wild:2", "'wild:2'"),
+        ("center:2,weak:2", "'center:2'"),
+        ("center,weak:2,weak:1", "'weak:1'"),
+        ("center,,weak:2", "''"),
+        ("", "''"),
+    ],
+)
+def test_a_list_of_views_that_cannot_be_read_is_refused_with_the_accepted_form(text, why):
+    with pytest.raises(ViewError) as error:
+        parse_views(text)
+    assert why in str(error.value)
+    assert "Accepted: center first, then weak:N and strong:N, each once, N from 1 to 256." in str(error.value)
+    assert "--views center,weak:4,strong:4" in str(error.value)
+
+
+def test_the_text_form_of_each_recipe_is_what_caches_were_made_with():
+    assert {name: str(recipe) for name, recipe in RECIPES.items()} == {
+        "center": "center",
+        "weak": "weak(flip=0.5,shift=0.0625)",
+        "strong": "strong(flip=0.5,shift=0.0625,turn=15,scale=0.1,shear=0.1,"
+        "brightness=0.2,contrast=0.25,saturation=0.3,cutout=0.15)",
+    }
+
+
+def test_a_key_is_the_same_on_every_machine():
+    assert image_key("train/cat/0001.png") == int.from_bytes(bytes.fromhex(B2SUM), "little")
+    assert len({image_key(f"{row}") for row in range(1000)}) == 1000
+
+
+def test_draws_are_the_splitmix_numbers_of_plain_integers(keys):
+    whole = 2**64
+
+    def mixed(x):
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % whole
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % whole
+        return x ^ (x >> 31)
+
+    found = uniforms(3, "weak1", keys, 4)
+    for row, key in enumerate(keys.tolist()):
+        start = mixed(key ^ image_key("3/weak1"))
+        for place in range(4):
+            wanted = (mixed((start + (place + 1) * 0x9E3779B97F4A7C15) % whole) >> 40) / 2**24
+            assert found[row, place] == np.float32(wanted)
+
+
+def test_draws_are_spread_evenly():
+    found = uniforms(0, "strong0", np.arange(20000, dtype=np.uint64), 11)
+    assert found.min() >= 0
+    assert found.max() < 1
+    np.testing.assert_allclose(found.mean(axis=0), 0.5, atol=0.01)
+    assert np.abs(np.corrcoef(found.T) - np.eye(11)).max() < 0.03
+
+
+def test_the_center_view_is_the_canvas(canvas, keys):
+    assert torch.equal(make_view(canvas, NONE, keys, 3), canvas)
+
+
+@pytest.mark.parametrize("view", [WEAK0, STRONG0], ids=lambda view: view.name)
+def test_a_view_does_not_depend_on_the_batch_or_the_order(canvas, keys, view):
+    whole = make_view(canvas, view, keys, 3)
+    order = np.array([4, 1, 6, 0, 3])
+    assert torch.equal(make_view(canvas[order], view, keys[order], 3), whole[order])
+    for row in range(B):
+        assert torch.equal(make_view(canvas[row : row + 1], view, keys[row : row + 1], 3)[0], whole[row])
+
+
+def test_views_differ_by_name_by_image_and_by_seed(canvas, keys):
+    alike = canvas[:1].expand(B, 3, H, H)
+    of_images = make_view(alike, STRONG0, keys, 3)
+    assert len({image.numpy().tobytes() for image in of_images}) == B
+    for view, seed in ((WEAK0, 3), (WEAK1, 3), (STRONG0, 4)):
+        assert not torch.equal(make_view(alike, view, keys, seed), of_images)
+
+
+def test_views_stay_in_range_and_leave_the_canvas_alone(canvas, keys):
+    canvas = (canvas > 0.5).float()
+    before = canvas.clone()
+    for view in (WEAK0, STRONG0):
+        made = make_view(canvas, view, keys, 3)
+        assert made.shape == canvas.shape
+        assert made.min() >= 0
+        assert made.max() <= 1
+        assert not torch.equal(made, canvas)
+    assert torch.equal(canvas, before)
+
+
+def test_a_weak_view_is_a_flip_then_a_shift_by_whole_pixels_with_mirrored_edges(canvas, keys):
+    view = dataclasses.replace(WEAK0, recipe=dataclasses.replace(WEAK, shift=0.25))
+    made = make_view(canvas, view, keys, 3).numpy()
+    shifts = set()
+    for row, (flip, across, along, *_) in enumerate(draws(view, keys)):
+        image = canvas[row].numpy()
+        image = image[:, :, ::-1] if flip < 0.5 else image
+        right, down = (int(np.round((2 * each - 1) * 0.25 * H)) for each in (across, along))
+        shifts.add((right, down))
+        padded = np.pad(image, ((0, 0), (H, H), (H, H)), mode="symmetric")
+        np.testing.assert_allclose(made[row], padded[:, H - down : 2 * H - down, H - right : 2 * H - right], atol=1e-5)
+    assert len(shifts) > 4
+
+
+def test_a_turn_moves_the_corners_as_a_rotation_does(keys):
+    """A ramp along x, turned by t about the centre, is cos t X - sin t Y at (X, Y)."""
+    recipe = Recipe("turned", turn=30)
+    place = (torch.arange(H) + 0.5) * 2 / H - 1
+    ramp = (0.5 + 0.25 * place).expand(B, 3, H, H)
+    made = make_view(ramp, View("turned0", recipe, 0), keys, 3)
+    turn = torch.from_numpy((2 * draws(View("turned0", recipe, 0), keys)[:, 3] - 1) * np.pi / 6)[:, None, None]
+    source = turn.cos() * place - turn.sin() * place[:, None]
+    inner = slice(4, 8)
+    torch.testing.assert_close(made[:, 0, inner, inner], (0.5 + 0.25 * source)[:, inner, inner], atol=1e-5, rtol=0)
+
+
+def test_colours_change_by_saturation_then_contrast_then_brightness(canvas, keys):
+    recipe = Recipe("coloured", brightness=0.2, contrast=0.3, saturation=0.4)
+    view = View("coloured0", recipe, 0)
+    made = make_view(canvas, view, keys, 3).numpy()
+    factors = 1 + (2 * draws(view, keys)[:, 6:9] - 1) * np.array([0.2, 0.3, 0.4])
+    for row, (brightness, contrast, saturation) in enumerate(factors):
+        image = canvas[row].numpy()
+        grey = image.mean(axis=0)
+        image = grey + (image - grey) * saturation
+        image = ((image - 0.5) * contrast + 0.5) * brightness
+        np.testing.assert_allclose(made[row], np.clip(image, 0, 1), atol=1e-5)
+
+
+def test_the_cutout_is_a_grey_square_of_its_side(keys):
+    view = View("cut0", Recipe("cut", cutout=0.5), 0)
+    made = make_view(torch.zeros(B, 3, H, H), view, keys, 3)
+    is_grey = made == 0.5
+    assert torch.equal(is_grey, is_grey[:, :1].expand_as(is_grey))
+    for row, (across, along) in enumerate(draws(view, keys)[:, 9:11] * H):
+        columns = np.abs(np.arange(H) + 0.5 - across) < 0.25 * H
+        rows = np.abs(np.arange(H) + 0.5 - along) < 0.25 * H
+        np.testing.assert_array_equal(is_grey[row, 0].numpy(), rows[:, None] & columns)
+
+
+def test_the_strong_view_contains_every_change_of_the_weak_one():
+    for field in dataclasses.fields(Recipe)[1:]:
+        assert getattr(STRONG, field.name) >= getattr(WEAK, field.name)
+        assert getattr(STRONG, field.name) > 0
+
+
+def test_the_pixels_of_a_strong_view_are_those_that_caches_were_made_with():
+    ramp = torch.linspace(0, 1, 3 * H * H).view(1, 3, H, H)
+    key = np.array([image_key("train/000123")], np.uint64)
+    made = make_view(ramp, STRONG0, key, 0)[0]
+    np.testing.assert_allclose(made[:, 3, 8].numpy(), GOLDEN, atol=1e-4)
