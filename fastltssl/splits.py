@@ -1,0 +1,200 @@
+"""Protocols: labels to row ids. A split is positions in the cached groups, so that one cache serves every protocol.
+
+Definitions and the choices on which published code differs are those of the LTSSL literature; every choice is a
+switch of `Protocol` and is recorded with the run.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fastltssl.types import seeded
+
+ORDERS = ("consistent", "uniform", "reversed", "middle", "head-tail", "random")
+PRESETS: dict[str, dict[str, object]] = {
+    "usb": {"images": "seeded", "overlap": False},
+    "acr": {"images": "file-order", "overlap": True},
+    "adello": {"images": "seeded", "overlap": True},
+    "simpro": {"images": "file-order", "overlap": False},
+    "finessl": {"images": "file-order", "overlap": True},
+}
+
+
+class SplitError(ValueError):
+    """A protocol that the data cannot serve, or that is not one."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every switch of a split; n1 None takes every labelled training row."""
+
+    n1: int | None = None
+    m1: int | None = None
+    gamma_l: float = 1.0
+    gamma_u: float = 1.0
+    order: str = "consistent"
+    images: str = "seeded"
+    overlap: bool = False
+    val: int = 0
+    test_per_class: int = 0
+    class_order: str = "given"
+    on_shortage: str = "refuse"
+    preset: str | None = None
+
+
+class Split(NamedTuple):
+    """Row positions in the cached groups, and what was asked but not there."""
+
+    labelled: np.ndarray  # [L] rows of "train"
+    unlabelled: np.ndarray  # [M] rows of `unlabelled_group`
+    unlabelled_group: str
+    val: np.ndarray  # rows of "train"
+    test: np.ndarray  # rows of `test_group`
+    test_group: str
+    counts: np.ndarray  # [C] labelled rows of each class
+    shortage: int  # rows asked for and not there (on_shortage="cap")
+
+
+def long_tailed_counts(n_classes: int, head: int, gamma: float) -> np.ndarray:
+    """N_k = floor(N_1 gamma^(-k / (C - 1)) + 1e-9), k = 0 .. C - 1, int64."""
+    if n_classes < 1 or head < 0 or gamma < 1:
+        raise SplitError(f"counts need n_classes >= 1, head >= 0 and gamma >= 1, got {n_classes}, {head} and {gamma}")
+    exponent = -np.arange(n_classes) / max(1, n_classes - 1)
+    return np.floor(head * gamma**exponent + 1e-9).astype(np.int64)
+
+
+def arrange(counts: np.ndarray, order: str, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Long-tailed counts (largest first) put in the order of the unlabelled pool."""
+    if order == "uniform":
+        return np.full_like(counts, counts[0])
+    if order == "random":
+        if rng is None:
+            raise SplitError("order 'random' needs a generator")
+        return rng.permutation(counts)
+    places = np.arange(len(counts))
+    odd, even = places[1::2], places[0::2]
+    by_order = {
+        "consistent": places,
+        "reversed": places[::-1],
+        "middle": np.concatenate([even[::-1], odd]),
+        "head-tail": np.concatenate([odd, even[::-1]]),
+    }
+    if order not in by_order:
+        raise SplitError(f"order {order!r} is not one of {', '.join(ORDERS)}")
+    return counts[by_order[order]]
+
+
+def checked(protocol: Protocol) -> Protocol:
+    """The protocol with its preset applied; raises SplitError on a value no split can have."""
+    if protocol.preset is not None:
+        if protocol.preset not in PRESETS:
+            raise SplitError(f"preset {protocol.preset!r} is not one of {', '.join(PRESETS)}")
+        protocol = dataclasses.replace(protocol, **PRESETS[protocol.preset])  # type: ignore[arg-type]
+    named = {
+        "order": ORDERS,
+        "images": ("file-order", "seeded"),
+        "class_order": ("given", "seeded"),
+        "on_shortage": ("refuse", "cap"),
+    }
+    for name, accepted in named.items():
+        if getattr(protocol, name) not in accepted:
+            flag = name.replace("_", "-")
+            raise SplitError(f"--{flag} {getattr(protocol, name)!r} is not one of {', '.join(accepted)}")
+    for name in ("gamma_l", "gamma_u"):
+        if not getattr(protocol, name) >= 1:
+            raise SplitError(
+                f"--{name.replace('_', '-')} {getattr(protocol, name)} is below 1; gamma is head count over tail "
+                "count, and --order reversed turns the unlabelled pool around"
+            )
+    for name in ("n1", "m1", "val", "test_per_class"):
+        value = getattr(protocol, name)
+        if value is not None and (value < 0 or (name == "n1" and value < 1)):
+            raise SplitError(f"--{name.replace('_', '-')} {value} is below {1 if name == 'n1' else 0}")
+    return protocol
+
+
+def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protocol, seed: int) -> Split:
+    """The split of one seed over the labels of the cached groups ("train", maybe "test" and "unlabeled")."""
+    protocol = checked(protocol)
+    if "train" not in labels:
+        raise SplitError(f"the cache has no group 'train', only {', '.join(sorted(labels))}")
+    rng = np.random.default_rng(seeded(seed, "split").initial_seed())
+    classes = rng.permutation(n_classes) if protocol.class_order == "seeded" else np.arange(n_classes)
+    pools = _pools(labels["train"], n_classes, protocol.images, rng)
+    taken = _Taken(pools, protocol.on_shortage)
+    if protocol.test_per_class:
+        test, test_group = taken.take(np.full(n_classes, protocol.test_per_class), "test"), "train"
+    else:
+        test_group = "test" if "test" in labels else ""
+        test = np.flatnonzero(labels["test"] >= 0) if test_group else np.zeros(0, np.int64)
+    val = taken.take(np.full(n_classes, protocol.val), "validation")
+    if protocol.n1 is None:
+        wanted = np.array([taken.left(k) for k in range(n_classes)])
+    else:
+        wanted = np.empty(n_classes, np.int64)
+        wanted[classes] = long_tailed_counts(n_classes, protocol.n1, protocol.gamma_l)
+    labelled = taken.take(wanted, "labelled")
+    counts = np.bincount(labels["train"][labelled], minlength=n_classes)
+    if (counts == 0).any():
+        k = int(np.flatnonzero(counts == 0)[0])
+        raise SplitError(
+            f"class {k} gets no labelled image (asked for {wanted[k]}); raise --n1 ({protocol.n1}), "
+            f"lower --gamma-l ({protocol.gamma_l:g}), or cache a set that has images of it"
+        )
+    unlabelled, group = _unlabelled(labels, classes, protocol, taken, labelled, rng)
+    return Split(labelled, unlabelled, group, val, test, test_group, counts, taken.shortage)
+
+
+def _unlabelled(
+    labels: dict[str, np.ndarray],
+    classes: np.ndarray,
+    protocol: Protocol,
+    taken: "_Taken",
+    labelled: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, str]:
+    """Rows of the unlabelled pool and the group they are in."""
+    if "unlabeled" in labels and protocol.m1 is None:
+        return np.arange(len(labels["unlabeled"])), "unlabeled"
+    if not protocol.m1:
+        return np.zeros(0, np.int64), "train"
+    wanted = np.empty(len(classes), np.int64)
+    tail = long_tailed_counts(len(classes), protocol.m1, protocol.gamma_u)
+    wanted[classes] = arrange(tail, protocol.order, rng)
+    pool = taken.take(wanted, "unlabelled")
+    if protocol.overlap:
+        pool = np.sort(np.concatenate([labelled, pool]))
+    return pool, "train"
+
+
+def _pools(labels: np.ndarray, n_classes: int, images: str, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rows of each class, in file order or shuffled."""
+    pools = [np.flatnonzero(labels == k) for k in range(n_classes)]
+    return [rng.permutation(pool) for pool in pools] if images == "seeded" else pools
+
+
+class _Taken:
+    """Hands out the rows of each class from the front, once each."""
+
+    def __init__(self, pools: list[np.ndarray], on_shortage: str) -> None:
+        self.pools, self.on_shortage, self.shortage = pools, on_shortage, 0
+        self.used = [0] * len(pools)
+
+    def left(self, k: int) -> int:
+        return len(self.pools[k]) - self.used[k]
+
+    def take(self, wanted: np.ndarray, what: str) -> np.ndarray:
+        rows = []
+        for k, count in enumerate(wanted.tolist()):
+            if count > self.left(k):
+                if self.on_shortage == "refuse":
+                    raise SplitError(
+                        f"class {k} has {self.left(k)} images left and {count} {what} ones were asked for "
+                        f"({len(self.pools[k])} in the cache). Lower the request, or pass --on-shortage cap"
+                    )
+                self.shortage += count - self.left(k)
+            rows.append(self.pools[k][self.used[k] : self.used[k] + count])
+            self.used[k] += len(rows[-1])
+        return np.sort(np.concatenate(rows))
