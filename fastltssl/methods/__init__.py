@@ -1,0 +1,137 @@
+"""The methods, one file each. The import system is the registry: a file here with a `Method` dataclass is a method."""
+
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fastltssl.heads import HEADS
+
+
+class UnknownMethod(ValueError):
+    """No method of that name, or a file without one."""
+
+
+class UnknownKnob(ValueError):
+    """A knob the method does not have, or a value outside its options."""
+
+
+def names() -> list[str]:
+    """Names of the methods in the package, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a method, by name or by the path of a file outside the package."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UnknownMethod(f"method file {name} does not exist")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    elif name in names():
+        module = importlib.import_module(f"{__name__}.{name}")
+    else:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownMethod(f"no method {name!r}.{hint} Known: {', '.join(names())}, or the path of a .py file")
+    if not dataclasses.is_dataclass(getattr(module, "Method", None)):
+        raise UnknownMethod(f"{name} defines no dataclass named Method")
+    return module
+
+
+def summary(module: ModuleType) -> str:
+    """First line of a method's docstring: its name, paper and one phrase."""
+    return (module.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def fields(method: Any, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """The knobs of a method and of its head, by the name `--set` takes ("threshold", "head.scale")."""
+    found = {}
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.metadata.get("kind"):
+            found[prefix + field.name] = field
+        elif dataclasses.is_dataclass(value):
+            found |= fields(value, f"{prefix}{field.name}.")
+    return found
+
+
+def configure(name: str, settings: dict[str, Any]) -> Any:
+    """A method with its settings, values as text or numbers ("threshold": ".8", "head": "linear", "head.scale": 30)."""
+    method = load(name).Method()
+    if "head" in settings and hasattr(method, "head"):
+        method = dataclasses.replace(method, head=_head(str(settings["head"])))
+    known = fields(method)
+    for key, value in settings.items():
+        if key == "head" and hasattr(method, "head"):
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UnknownKnob(f"{name} has no knob {key!r}.{hint} Its knobs: {', '.join(known) or 'none'}")
+        method = _set(method, key.split("."), converted(key, known[key], value))
+    return method
+
+
+def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
+    """A knob's value from text, checked against its kind."""
+    kind, options = field.metadata["kind"], field.metadata.get("options", ())
+    if kind == "choice":
+        text = {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        if text not in options:
+            raise UnknownKnob(f"{key}={value!r} is not one of {', '.join(options)}")
+        return text
+    if field.default == "auto" and value == "auto":
+        return "auto"
+    try:
+        number = int(value) if kind == "size" else float(value)
+    except (TypeError, ValueError):
+        accepted = "a whole number" if kind == "size" else "a number"
+        raise UnknownKnob(f"{key}={value!r} is not {accepted}{_or_auto(field)}") from None
+    if number != number or number in (float("inf"), float("-inf")) or (kind == "size" and number < 1):
+        raise UnknownKnob(f"{key}={value!r} is not usable; the sweep range is {_range(field)}{_or_auto(field)}")
+    return number
+
+
+def values(method: Any) -> dict[str, Any]:
+    """Every knob of a method with its value, and the name of its head."""
+    head = {"head": head_name(method)} if hasattr(method, "head") else {}
+    return head | {key: _get(method, key.split(".")) for key in fields(method)}
+
+
+def head_name(method: Any) -> str:
+    """Name of the method's head."""
+    return next(name for name, head in HEADS.items() if type(method.head) is head)
+
+
+def _head(name: str) -> Any:
+    if name not in HEADS:
+        near = difflib.get_close_matches(name, HEADS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownKnob(f"no head {name!r}.{hint} Known: {', '.join(HEADS)}")
+    return HEADS[name]()
+
+
+def _set(owner: Any, path: list[str], value: Any) -> Any:
+    inner = value if len(path) == 1 else _set(getattr(owner, path[0]), path[1:], value)
+    return dataclasses.replace(owner, **{path[0]: inner})
+
+
+def _get(owner: Any, path: list[str]) -> Any:
+    return getattr(owner, path[0]) if len(path) == 1 else _get(getattr(owner, path[0]), path[1:])
+
+
+def _range(field: dataclasses.Field) -> str:
+    return f"{field.metadata['low']:g} to {field.metadata['high']:g}"
+
+
+def _or_auto(field: dataclasses.Field) -> str:
+    return " (or auto)" if field.default == "auto" else ""

@@ -1,0 +1,59 @@
+"""GLA (arXiv 2310.08106): a probe and the zero-shot model, each freed of its own label bias, added up.
+
+| code | symbol | meaning |
+| --- | --- | --- |
+| probe | z_ft | head scores, trained with CE(z + tau log pi_l, y) |
+| text | z_zs | zero-shot scores |
+| log_prior | log pi_s | prior z_ft was trained on |
+| log_bias | log pi_p | label bias of z_zs, from the labelled rows |
+
+Differs: the estimate is corrected for the prior of the labelled rows (see bias.estimate_label_bias).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from fastltssl.bias import estimate_label_bias, log_prior
+from fastltssl.heads import Cosine, TextBranch, text_branch, text_scores
+from fastltssl.losses import cross_entropy
+from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob
+
+
+class State(NamedTuple):
+    head: Any
+    text: TextBranch
+    log_prior: Float[Tensor, "C"]
+    log_bias: Float[Tensor, "C"]
+    text_scale: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """z = z_ft - (1 - tau) log pi_s + s z_zs - log pi_p: at tau = 1 the probe is balanced already (GLA eq. 7)."""
+
+    tau: Knob = knob(1.0, 0.0, 2.0, "logit adjustment while the probe trains; 0 subtracts log pi_s afterwards")
+    scale: str = choice("fixed", ("fixed", "joint"), "s = 1, or s fitted along with the label bias")
+    head: Head = field(default_factory=Cosine)
+    views = (0, 0)
+
+    def init(self, problem: Problem, generator: Generator) -> Any:
+        return self.head.init(problem, generator)
+
+    def start(self, problem: Problem) -> State:
+        branch = text_branch(problem)
+        zero_shot = text_scores(branch, problem.x[:, 0])
+        estimate = estimate_label_bias(zero_shot, problem.y, prior=problem.prior, fit_scale=self.scale == "joint")
+        prior = log_prior(problem.prior).to(problem.x)
+        return State(self.head.start(problem), branch, prior, estimate.log_bias, estimate.scale)
+
+    def loss(self, params: Any, state: State, batch: Batch, progress: Float[Tensor, ""]) -> Out:
+        scores = self.head.scores(params, state.head, batch.x)
+        return Out(cross_entropy(scores + self.tau * state.log_prior, batch.y).mean(), state, {})
+
+    def scores(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
+        probe = self.head.scores(params, state.head, x) - (1 - self.tau) * state.log_prior
+        text = state.text_scale * text_scores(state.text, x) - state.log_bias
+        return {"test": probe + text, "probe": probe, "text": text}
