@@ -1,0 +1,345 @@
+"""One experiment, from a cache and a protocol to a run folder: every seed trained jointly, measured, and recorded.
+
+A run folder holds config.yaml (what `train --config` takes), rows.npz (split positions and ids), metrics.json,
+metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and environment.json.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
+
+from fastltssl import metrics
+from fastltssl.batches import Rows, make_problem, make_stream, resident, views_of
+from fastltssl.cache import Cache, fingerprint, open_cache
+from fastltssl.joint import pick
+from fastltssl.methods import configure, values
+from fastltssl.prompts import templates as template_set
+from fastltssl.splits import Protocol, Split, checked, long_tailed
+from fastltssl.train import Progress, fitting_many, is_trained, shape_key
+from fastltssl.types import Fitted, Method, Problem, Run
+
+METRICS = ("top1", "bacc", "gm", "head", "medium", "tail", "ece")
+CHUNK = 16384  # rows scored at once
+ROOT = Path("runs")
+
+
+class RunError(ValueError):
+    """An experiment that cannot be run or recorded as asked."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    method: str
+    cache: str
+    protocol: Protocol = Protocol()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 500
+    lr: float = 0.03
+    weight_decay: float = 5e-4
+    batch: int = 32
+    batch_u: int = 32
+    settings: dict[str, Any] = field(default_factory=dict)
+    templates: str | None = None
+    eval: str = "test"  # or "all": every labelled row of every group
+    report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
+    groups: str = "thirds"  # or "counts"
+    evals: int = 10
+
+
+def training(
+    config: Config, cache: Cache, rows: Rows, out: Path | None = None
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Train every seed of an experiment, yielding Progress; returns its record, written under `out` if given."""
+    config = _checked(config)
+    method = configure(config.method, config.settings)
+    rows = _with_templates(rows, cache, config.templates)
+    labels = {name: group.labels for name, group in cache.groups.items()}
+    splits = [long_tailed(labels, len(cache.classes), config.protocol, seed) for seed in config.seeds]
+    for split in splits:
+        if config.eval == "test" and not len(split.test):
+            raise RunError(
+                "there are no test rows: the cache has no group 'test'. Add --test-per-class n or --eval all"
+            )
+    problems = [make_problem(rows, split, config.steps) for split in splits]
+    fitted: list[Any] = [None] * len(splits)
+    began = time.perf_counter()
+    for members in _alike(method, problems):
+        result = yield from _fit_alike(config, method, rows, splits, problems, members)
+        for place, seed in enumerate(members):
+            fitted[seed] = pick(result, place)
+    seconds = time.perf_counter() - began
+    record = _record(config, method, cache, splits, fitted, seconds)
+    if out is not None:
+        record["run"] = str(out)
+        write(out, config, method, cache, splits, fitted, record)
+    return record
+
+
+def _fit_alike(
+    config: Config, method: Method, rows: Rows, splits: list[Split], problems: list[Problem], members: list[int]
+) -> Generator[Progress, None, Fitted]:
+    """Train the seeds whose tensors have one shape jointly."""
+    scored = [_scorer(config, rows, splits[i], problems[i]) for i in members]
+
+    def evaluate(method: Method, run: Run, place: int) -> dict[str, Tensor]:
+        return scored[place](method, run)
+
+    seeds = [config.seeds[i] for i in members]
+    streams = [
+        make_stream(problems[i], method.views, batch=config.batch, batch_u=config.batch_u, seed=config.seeds[i])
+        for i in members
+    ]
+    return (
+        yield from fitting_many(
+            method,
+            {},
+            [problems[i] for i in members],
+            streams,
+            steps=config.steps,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            seed=seeds,
+            evals=max(config.evals, 20) if config.report == "mean20" else config.evals,
+            evaluate=evaluate,
+        )
+    )
+
+
+def _scorer(config: Config, rows: Rows, split: Split, problem: Problem) -> Callable[[Method, Run], dict[str, Tensor]]:
+    """The evaluation of one split: test metrics, and the audit of the pseudo-labels."""
+    dtype, grouping = problem.x.dtype, metrics.GROUPINGS[config.groups](torch.from_numpy(split.counts))
+    if config.eval == "all":
+        kept = {name: labels >= 0 for name, labels in rows.labels.items()}
+        test_x = torch.cat([rows.features[name][mask][:, 0] for name, mask in kept.items()])
+        test_y = torch.cat([rows.labels[name][mask] for name, mask in kept.items()])
+    else:
+        test = torch.from_numpy(split.test)
+        test_x, test_y = rows.features[split.test_group][test][:, 0], rows.labels[split.test_group][test]
+    val = torch.from_numpy(split.val)
+    val_x, val_y = rows.features["train"][val][:, 0], rows.labels["train"][val]
+    truth = rows.labels[split.unlabelled_group][torch.from_numpy(split.unlabelled)]
+    weak = (views_of(problem, "weak") or [0])[0]
+
+    def evaluate(method: Method, run: Run) -> dict[str, Tensor]:
+        found = metrics.evaluate(_scores(method, run, test_x, "test", dtype), test_y, grouping)
+        result = {name: _number(value) for name, value in found.items()}
+        if len(val_y):
+            scores = _scores(method, run, val_x, "test", dtype)
+            result["val_bacc"] = _number(metrics.evaluate(scores, val_y, None)["bacc"])
+        if method.views[0] and len(problem.u):
+            scores = _scores(method, run, problem.u[:, weak], "pseudo", dtype)
+            confidence, label = scores.softmax(dim=-1).max(dim=-1)
+            if bool((truth >= 0).all()):
+                audit = metrics.audit(label, confidence, truth, float(getattr(method, "threshold", 0.95)))
+                result |= {f"pseudo_{name}": _number(value) for name, value in audit._asdict().items()}
+            result |= {"pseudo_label": label.short(), "pseudo_confidence": confidence.half()}
+        return result
+
+    return evaluate
+
+
+def _scores(method: Method, run: Run, x: Tensor, branch: str, dtype: torch.dtype) -> Tensor:
+    parts = [method.scores(run.params, run.state, part.to(dtype))[branch] for part in x.split(CHUNK)]
+    return torch.cat(parts)
+
+
+def _number(value: float | None) -> Tensor:
+    return torch.tensor(float("nan") if value is None else value, dtype=torch.float64)
+
+
+def _alike(method: Method, problems: list[Problem]) -> list[list[int]]:
+    """Indices of the problems in groups that can be trained jointly."""
+    groups: dict[Any, list[int]] = {}
+    for index, problem in enumerate(problems):
+        groups.setdefault(shape_key(method, problem), []).append(index)
+    return list(groups.values())
+
+
+def _checked(config: Config) -> Config:
+    """The config with the protocol's preset applied; raises RunError on what cannot be run."""
+    accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val"), "groups": tuple(metrics.GROUPINGS)}
+    for name, options in accepted.items():
+        if getattr(config, name) not in options:
+            raise RunError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
+    for name in ("steps", "batch", "batch_u", "evals"):
+        if getattr(config, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
+    if not config.lr > 0 or not config.weight_decay >= 0:
+        raise RunError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise RunError(f"--seeds {config.seeds} must name at least one seed, each once")
+    if config.report == "val" and not config.protocol.val:
+        raise RunError("--report val needs validation rows: add --val n (rows per class held out of training)")
+    return dataclasses.replace(config, protocol=checked(config.protocol))
+
+
+def _with_templates(rows: Rows, cache: Cache, name: str | None) -> Rows:
+    """Rows whose text holds only the templates of a named set; all the cached ones without a name."""
+    if name is None or rows.text is None:
+        return rows
+    wanted = template_set(name)
+    kept = [index for index, template in enumerate(cache.templates) if template in wanted]
+    if not kept:
+        raise RunError(
+            f"--templates {name}: the cache holds none of them, only {len(cache.templates)} such as "
+            f"{cache.templates[0] if cache.templates else 'unnamed ones'!r}. Extract again with --templates {name}"
+        )
+    return rows._replace(text=rows.text[:, kept])
+
+
+def _reported(history: dict[str, Tensor], name: str, report: str) -> float:
+    """One seed's reported value of a metric."""
+    values = history[name]
+    if report == "mean20":
+        return float(values[-20:].nanmean())
+    return float(values[int(history["val_bacc"].argmax())] if report == "val" else values[-1])
+
+
+def _record(
+    config: Config, method: Method, cache: Cache, splits: list[Split], fitted: list[Fitted], seconds: float
+) -> dict[str, Any]:
+    """The JSON row of an experiment; percent, std with ddof 1 (0 for one seed), null for what does not exist."""
+    histories = [one.history for one in fitted]
+    protocol = dataclasses.asdict(config.protocol)
+    record: dict[str, Any] = {
+        "method": config.method,
+        "settings": {name: value for name, value in values(method).items() if name in config.settings},
+        "cache": config.cache,
+        "protocol": protocol | {"report": config.report, "groups": config.groups, "eval": config.eval},
+        "seeds": list(config.seeds),
+    }
+    for name in METRICS:
+        each = [100 * _reported(history, name, config.report) for history in histories]
+        record[name] = _summary(each)
+    record["pseudo_label"] = None
+    if all("pseudo_accuracy" in history for history in histories):
+        record["pseudo_label"] = {
+            name: _mean([100 * _reported(history, f"pseudo_{name}", config.report) for history in histories])
+            for name in metrics.Audit._fields
+        }
+    record |= {
+        "seconds": round(seconds, 3),
+        "run": None,
+        "steps": config.steps if is_trained(method) else 0,
+        "lr": config.lr,
+        "labelled": [len(split.labelled) for split in splits],
+        "unlabelled": [len(split.unlabelled) for split in splits],
+        "shortage": [split.shortage for split in splits],
+        "cache_fingerprint": fingerprint(cache),
+        "emulated": "emulated" in json.dumps(cache.attributes),
+        "is_ssl": method.views[0] > 0,
+    }
+    return record
+
+
+def _mean(each: list[float]) -> float | None:
+    seen = [value for value in each if value == value]
+    return round(float(np.mean(seen)), 4) if seen else None
+
+
+def _summary(each: list[float]) -> dict[str, Any] | None:
+    if any(value != value for value in each):
+        return None
+    std = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+    return {"mean": round(float(np.mean(each)), 4), "std": round(std, 4), "values": [round(v, 4) for v in each]}
+
+
+def new_folder(config: Config, root: Path = ROOT) -> Path:
+    """A run folder that does not exist yet, named by time, method and cache."""
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.method).stem}-{Path(config.cache).stem}"
+    tries = [root / stem, *(root / f"{stem}-{n}" for n in range(2, 1000))]
+    return next(path for path in tries if not path.exists())
+
+
+def write(
+    out: Path,
+    config: Config,
+    method: Method,
+    cache: Cache,
+    splits: list[Split],
+    fitted: list[Fitted],
+    record: dict[str, Any],
+) -> None:
+    """Write a run folder; metrics.json comes last, so a folder that has it is whole."""
+    import zarr
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    (out / "environment.json").write_text(json.dumps(environment(cache), indent=1))
+    positions: dict[str, np.ndarray] = {}
+    tensors: dict[str, Tensor] = {}
+    lines: list[str] = []
+    pseudo = zarr.open_group(str(out / "pseudo_labels.zarr"), mode="w")
+    for seed, split, one in zip(config.seeds, splits, fitted, strict=True):
+        for name in ("labelled", "unlabelled", "val", "test"):
+            group = {"unlabelled": split.unlabelled_group, "test": split.test_group}.get(name, "train")
+            chosen = getattr(split, name)
+            positions[f"seed{seed}.{name}"] = chosen
+            positions[f"seed{seed}.{name}.ids"] = np.array(
+                [cache.groups[group].ids[i] for i in chosen] if group else []
+            )
+        for path, leaf in tree_flatten_with_path({"params": one.run.params, "state": one.run.state})[0]:
+            parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+            tensors[f"seed{seed}." + ".".join(parts)] = leaf.detach().cpu().clone().contiguous()
+        for name in ("pseudo_label", "pseudo_confidence"):
+            if name in one.history:
+                pseudo.create_array(f"seed{seed}/{name.removeprefix('pseudo_')}", data=one.history[name].cpu().numpy())
+        curves = {name: curve for name, curve in one.history.items() if curve.ndim == 1}
+        for index in range(len(next(iter(curves.values())))):
+            row = {name: float(curve[index]) for name, curve in curves.items()}
+            known = {name: value for name, value in row.items() if value == value}
+            lines.append(json.dumps({"seed": seed, "evaluation": index + 1} | known))
+    np.savez_compressed(out / "rows.npz", **positions)  # type: ignore[arg-type]
+    (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    save_file(tensors, out / "head.safetensors")
+    (out / "metrics.json").write_text(json.dumps(record, indent=1))
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as `--config` reads it: the protocol's switches beside the rest."""
+    flat = dataclasses.asdict(config)
+    protocol, settings = flat.pop("protocol"), flat.pop("settings")
+    return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}
+
+
+def environment(cache: Cache) -> dict[str, Any]:
+    """What the numbers depend on besides the config."""
+    packages = ("fastltssl", "torch", "numpy", "zarr", "open_clip_torch")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "cache": str(cache.path),
+        "cache_fingerprint": fingerprint(cache),
+    }
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a finished run folder."""
+    if not (path / "metrics.json").is_file():
+        raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
+    return json.loads((path / "metrics.json").read_text())
+
+
+def open_rows(path: str, device: str) -> tuple[Cache, Rows]:
+    """A cache, and its rows on the device."""
+    cache = open_cache(path)
+    return cache, resident(cache, device)
