@@ -1,0 +1,84 @@
+"""The demo: the embedded world through every part, from images to one table. The same code as any other data set."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastltssl import runs
+from fastltssl.cache import cache_folder
+from fastltssl.manifest import CacheMismatch
+from fastltssl.report import follow, label, mark_below_la, protocol_line, results_table, show
+from fastltssl.splits import Protocol
+
+SEEDS = (0, 1, 2)
+PER_CLASS = "450:50"  # training and test images of each of the 40 classes
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("zeroshot", {}),
+    ("zeroshot", {"debias": "labels"}),
+    ("probe", {"tau": 0}),
+    ("probe", {}),
+    ("gla", {}),
+    ("fixmatch", {}),
+    ("fixmatch", {"tau": 1, "tau_u": 1}),
+    ("finessl", {}),
+    ("adello", {}),
+    ("ulfine", {}),
+)
+
+
+def demo(
+    extract: Callable[..., dict[str, Any]],
+    *,
+    follow_training: Callable[[Any], tuple[int, int, str]],
+    steps: int,
+    fresh: bool,
+    device: str,
+    threads: int,
+    is_json: bool,
+) -> dict[str, Any]:
+    """Extract the embedded world (or take the cache that is there) and train every method on two pools."""
+    began = time.perf_counter()
+    path = cache_folder() / "demo.zarr"
+    arguments: dict[str, Any] = {
+        "model": "tiny", "pretrained": None, "dataset": f"world:mild:{PER_CLASS}", "root": None,
+        "views": "center,weak:2,strong:2", "templates": None, "out": path, "seed": 0, "limit": None,
+        "precision": "auto", "workers": 2, "device": device,
+    }  # fmt: skip
+    show("The embedded world: 40 classes of drawn pictograms, 48 px, and a tiny CLIP trained on long-tailed captions.")
+    try:
+        extract(**arguments, resume=not fresh, overwrite=fresh)
+    except CacheMismatch as error:
+        show(f"the demo cache is of another version, making it anew ({error})")
+        extract(**arguments, resume=False, overwrite=True)
+    torch.set_num_threads(threads)  # to train; extraction has used all of them
+    cache, rows = runs.open_rows(str(path), device)
+    results: list[dict[str, Any]] = []
+    for order in ("consistent", "reversed"):
+        protocol = Protocol(n1=150, m1=300, gamma_l=10, gamma_u=10, order=order)
+        table: list[dict[str, Any]] = []
+        for name, settings in METHODS:
+            config = runs.Config(
+                method=name, cache=str(path), protocol=protocol, seeds=SEEDS, steps=steps, settings=settings, evals=5
+            )
+            work = runs.training(config, cache, rows, runs.new_folder(config))
+            table.append(follow(work, follow_training, f"{name} {order}"))
+        table = mark_below_la(table)
+        show("")
+        show(results_table(table, protocol_line(table[0])))
+        results += table
+    seconds = time.perf_counter() - began
+    show(
+        f"\n{len(results)} experiments of {len(SEEDS)} seeds, and the cache, in {seconds:.1f} s. "
+        "head, medium, tail: thirds of the classes by labelled count.\n"
+        "This default checks the pipeline; it does not rank methods.\n"
+        f"cache: {path}\nruns:  {runs.ROOT}/ ({len(results)} folders)\n"
+        "next:  fastltssl methods ulfine\n"
+        f"       fastltssl train ulfine --cache {path} --n1 50 --m1 300 --gamma-l 20 --gamma-u 20 --seeds 0-4"
+    )
+    if is_json:
+        rows_out = [row | {"method": label(row)} for row in results]
+        show(json.dumps({"results": rows_out, "seconds": round(seconds, 2)}))
+    return {"results": results, "seconds": seconds}
