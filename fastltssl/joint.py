@@ -28,18 +28,19 @@ def jointly(fn: Callable[..., Any], shape: tuple[int, int], *args: Any) -> Any:
 
     call = vmap(flat, in_dims=inner) if 0 in inner else flat
     call = vmap(call, in_dims=outer) if 0 in outer else call
-    result = call(*taken)
-    if 0 not in inner:
-        result = tree_map(lambda leaf: leaf.unsqueeze(1 if 0 in outer else 0), result)
-    if 0 not in outer:
-        result = tree_map(lambda leaf: leaf.unsqueeze(0), result)
-    return tree_map(lambda leaf: leaf.expand(*shape, *leaf.shape[2:]), result)
+
+    def lifted(leaf: Tensor) -> Tensor:  # back to [S, R, ...]
+        leaf = leaf if 0 in inner else leaf.unsqueeze(1 if 0 in outer else 0)
+        leaf = leaf if 0 in outer else leaf.unsqueeze(0)
+        return leaf.expand(*shape, *leaf.shape[2:])
+
+    return tree_map(lifted, call(*taken))
 
 
 def stack(runs: Sequence[Sequence[Any]]) -> Any:
     """[S][R] trees as one tree with leaves [S, R, ...], equal ones expanded."""
-    rows = [tree_map(lambda *leaves: _join(leaves), *row) for row in runs]
-    return tree_map(lambda *leaves: _join(leaves), *rows)
+    rows = [tree_map(lambda *leaves: join(leaves), *row) for row in runs]
+    return tree_map(lambda *leaves: join(leaves), *rows)
 
 
 def pick(tree: Any, *index: int) -> Any:
@@ -47,7 +48,8 @@ def pick(tree: Any, *index: int) -> Any:
     return tree_map(lambda leaf: leaf[index], tree)
 
 
-def _join(leaves: Sequence[Any]) -> Tensor | None:
+def join(leaves: Sequence[Any]) -> Any:
+    """Tensors stacked on a new first axis, an expanded view where all are equal; None where the first is."""
     first = leaves[0]
     if first is None:
         return None

@@ -51,20 +51,25 @@ def label(row: dict[str, Any]) -> str:
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """One row per record: accuracies in percent (mean, and spread over seeds), the audit, and seconds."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("method")
-    for name in ("top-1 %", "bAcc %", "head", "medium", "tail", "ECE %", "pl acc %", "pl kept %", "seconds"):
+    table.add_column("method", no_wrap=True)
+    pools = len({row["protocol"]["order"] for row in rows}) > 1
+    if pools:
+        table.add_column("pool")
+    for name in ("top-1 %", "bAcc %", "head", "medium", "tail", "ECE %", "pl acc %", "kept %", "seconds"):
         table.add_column(name, justify="right")
+    table.add_column()
     for row in rows:
         audit = row["pseudo_label"] or {}
-        below = " (below LP+LA)" if row.get("is_below_la") else ""
         table.add_row(
-            label(row) + below,
+            label(row),
+            *([row["protocol"]["order"]] if pools else []),
             _spread(row["top1"]),
             _spread(row["bacc"]),
             *(_mean(row[name]) for name in ("head", "medium", "tail", "ece")),
             _number(audit.get("accuracy")),
             _number(audit.get("mask_rate")),
             f"{row['seconds']:.1f}",
+            "below LP+LA" if row.get("is_below_la") else "",
         )
     return table
 
@@ -91,7 +96,7 @@ def protocol_line(row: dict[str, Any]) -> str:
         labelled = "every labelled row"
     else:
         labelled = f"N1 {protocol['n1']} gamma {protocol['gamma_l']:g}"
-    pool = f", M1 {protocol['m1']} gamma {protocol['gamma_u']:g} {protocol['order']}" if protocol["m1"] else ""
+    pool = f", M1 {protocol['m1']} gamma {protocol['gamma_u']:g}" if protocol["m1"] else ""
     seeds = len(row["seeds"])
     emulated = ", emulated views" if row.get("emulated") else ""
     rows = f"{_range(row['labelled'])} labelled, {_range(row['unlabelled'])} unlabelled rows"

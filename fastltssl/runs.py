@@ -8,12 +8,12 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,67 +61,90 @@ class Config:
     evals: int = 10
 
 
+class _Seed(NamedTuple):
+    """One seed of one experiment, before it is trained."""
+
+    config: Config
+    seed: int
+    split: Split
+    problem: Problem
+
+
 def training(
     config: Config, cache: Cache, rows: Rows, out: Path | None = None
 ) -> Generator[Progress, None, dict[str, Any]]:
     """Train every seed of an experiment, yielding Progress; returns its record, written under `out` if given."""
-    config = _checked(config)
-    method = configure(config.method, config.settings)
-    rows = _with_templates(rows, cache, config.templates)
-    labels = {name: group.labels for name, group in cache.groups.items()}
-    splits = [long_tailed(labels, len(cache.classes), config.protocol, seed) for seed in config.seeds]
-    for split in splits:
-        if config.eval == "test" and not len(split.test):
-            raise RunError(
-                "there are no test rows: the cache has no group 'test'. Add --test-per-class n or --eval all"
-            )
-    problems = [make_problem(rows, split, config.steps) for split in splits]
-    fitted: list[Any] = [None] * len(splits)
+    records = yield from training_together([config], cache, rows, [out])
+    return records[0]
+
+
+def training_together(
+    configs: Sequence[Config], cache: Cache, rows: Rows, outs: Sequence[Path | None]
+) -> Generator[Progress, None, list[dict[str, Any]]]:
+    """Train experiments that differ in their protocol only as one, seeds and all; `seconds` is each one's share."""
+    configs = [_checked(config) for config in configs]
+    first = configs[0]
+    method = configure(first.method, first.settings)
+    if any(dataclasses.replace(one, protocol=first.protocol) != first for one in configs):
+        raise RunError("experiments trained together may differ in their protocol only")
+    rows = _with_templates(rows, cache, first.templates)
+    seeds = [one for config in configs for one in _seeds(config, cache, rows)]
+    fitted: list[Any] = [None] * len(seeds)
     began = time.perf_counter()
-    for members in _alike(method, problems):
-        result = yield from _fit_alike(config, method, rows, splits, problems, members)
-        for place, seed in enumerate(members):
-            fitted[seed] = pick(result, place)
-    seconds = time.perf_counter() - began
-    record = _record(config, method, cache, splits, fitted, seconds)
-    if out is not None:
-        record["run"] = str(out)
-        write(out, config, method, cache, splits, fitted, record)
-    return record
+    for members in _alike(method, [one.problem for one in seeds]):
+        result = yield from _fit_alike(method, rows, [seeds[i] for i in members])
+        for place, index in enumerate(members):
+            fitted[index] = pick(result, place)
+    seconds = (time.perf_counter() - began) / len(configs)
+    records = []
+    for config, out in zip(configs, outs, strict=True):
+        own = [index for index, one in enumerate(seeds) if one.config is config]
+        splits, results = [seeds[i].split for i in own], [fitted[i] for i in own]
+        record = _record(config, method, cache, splits, results, seconds)
+        if out is not None:
+            record["run"] = str(out)
+            write(out, config, method, cache, splits, results, record)
+        records.append(record)
+    return records
 
 
-def _fit_alike(
-    config: Config, method: Method, rows: Rows, splits: list[Split], problems: list[Problem], members: list[int]
-) -> Generator[Progress, None, Fitted]:
+def _seeds(config: Config, cache: Cache, rows: Rows) -> list[_Seed]:
+    """The splits of an experiment; raises where there is nothing to test on."""
+    labels = {name: group.labels for name, group in cache.groups.items()}
+    found = []
+    for seed in config.seeds:
+        split = long_tailed(labels, len(cache.classes), config.protocol, seed)
+        if config.eval == "test" and not len(split.test):
+            raise RunError(f"{config.cache} has no group 'test'. Add --test-per-class n, or --eval all")
+        found.append(_Seed(config, seed, split, make_problem(rows, split, config.steps)))
+    return found
+
+
+def _fit_alike(method: Method, rows: Rows, seeds: list[_Seed]) -> Generator[Progress, None, Fitted]:
     """Train the seeds whose tensors have one shape jointly."""
-    scored = [_scorer(config, rows, splits[i], problems[i]) for i in members]
-
-    def evaluate(method: Method, run: Run, place: int) -> dict[str, Tensor]:
-        return scored[place](method, run)
-
-    seeds = [config.seeds[i] for i in members]
-    streams = [
-        make_stream(problems[i], method.views, batch=config.batch, batch_u=config.batch_u, seed=config.seeds[i])
-        for i in members
-    ]
+    config, scored = seeds[0].config, [_scorer(one, rows) for one in seeds]
     return (
         yield from fitting_many(
             method,
             {},
-            [problems[i] for i in members],
-            streams,
+            [one.problem for one in seeds],
+            [
+                make_stream(one.problem, method.views, batch=config.batch, batch_u=config.batch_u, seed=one.seed)
+                for one in seeds
+            ],
             steps=config.steps,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            seed=seeds,
+            seed=[one.seed for one in seeds],
             evals=max(config.evals, 20) if config.report == "mean20" else config.evals,
-            evaluate=evaluate,
+            evaluate=lambda method, run, place: scored[place](method, run),
         )
     )
 
 
-def _scorer(config: Config, rows: Rows, split: Split, problem: Problem) -> Callable[[Method, Run], dict[str, Tensor]]:
+def _scorer(one: _Seed, rows: Rows) -> Callable[[Method, Run], dict[str, Tensor]]:
     """The evaluation of one split: test metrics, and the audit of the pseudo-labels."""
+    config, _, split, problem = one
     dtype, grouping = problem.x.dtype, metrics.GROUPINGS[config.groups](torch.from_numpy(split.counts))
     if config.eval == "all":
         kept = {name: labels >= 0 for name, labels in rows.labels.items()}

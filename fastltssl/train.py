@@ -156,7 +156,9 @@ def fitting_many(
 
     with torch.no_grad():
         for t in range(steps):
-            batch = stack([[batch_at(p, s, t)] for p, s in zip(problems, streams, strict=True)])
+            batches = [batch_at(p, s, t) for p, s in zip(problems, streams, strict=True)]
+            rows = zip(*batches, strict=True)
+            batch = Batch._make(None if one[0] is None else torch.stack(one)[:, None] for one in rows)
             shared = (like.new_tensor(t / steps)[None, None], (rates * cosine(t / steps))[None], decays[None])
             by_run = {name: v[None] for name, v in values.items()}
             run, out = jointly(one_step, shape, run, batch, *shared, by_run)
