@@ -128,14 +128,17 @@ def _objective(
     return value, gradient, hessian, probs
 
 
+def two_folds(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Fold of each row, 0 or 1, alternating within each class."""
+    order = torch.argsort(labels, stable=True)
+    return torch.empty_like(labels).scatter(0, order, torch.arange(len(labels), device=labels.device) % 2)
+
+
 def cross_fitted_accuracy(
     scores: Scores, labels: Int[Tensor, "n"], *, prior: Float[Tensor, "C"] | None = None
 ) -> tuple[float, float]:
     """Balanced accuracy before and after subtracting the label bias estimated on the other of two class-wise folds."""
-    order = torch.argsort(labels, stable=True)
-    fold = torch.empty_like(labels)
-    fold[order] = torch.arange(len(labels), device=labels.device) % 2
-    after = torch.empty_like(scores)
+    fold, after = two_folds(labels), torch.empty_like(scores)
     for side in (0, 1):
         estimate = estimate_label_bias(scores[fold != side], labels[fold != side], prior=prior)
         after[fold == side] = scores[fold == side] - estimate.log_bias

@@ -75,6 +75,13 @@ def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, "n"], n_classes: int) ->
     return F.normalize(torch.where(empty, unit.mean(dim=0), total), dim=-1)
 
 
+def spread(prototype: Float[Tensor, "C E"], rate: Knob) -> Float[Tensor, "C E"]:
+    """Unit prototypes after one gradient step on their mean squared off-diagonal cosine (orthogonality)."""
+    cosine = einsum(prototype, prototype, "c e, k e -> c k")
+    off = cosine * (1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device))
+    return F.normalize(prototype - rate * 4 / (len(off) * max(1, len(off) - 1)) * off @ prototype, dim=-1)
+
+
 def initial_weight(init: str, problem: Problem, generator: Generator) -> Float[Tensor, "C D"]:
     """Class weights of about unit norm in feature space: text . P^T, class means, or N(0, 1/D)."""
     n_classes, width = problem.prior.numel(), problem.x.shape[-1]

@@ -71,3 +71,11 @@ def test_cosine_and_linear_agree_while_the_weights_have_unit_length():
     assert torch.allclose(*found)
     slow = 25 * unit(of.x[3, 0].numpy()) @ heads.initial_weight("text", of, seeded(0, "init"))[2].numpy()
     assert float(found[0][3, 2]) == pytest.approx(slow)
+
+
+def test_an_orthogonality_step_is_the_gradient_step_it_says():
+    prototype = torch.nn.functional.normalize(torch.randn(4, 5, dtype=torch.float64), dim=-1).requires_grad_()
+    off = (prototype @ prototype.T) * (1 - torch.eye(4))
+    (off**2).sum().div(12).backward()
+    expected = torch.nn.functional.normalize((prototype - 0.3 * prototype.grad).detach(), dim=-1)
+    assert torch.allclose(heads.spread(prototype.detach(), 0.3), expected)

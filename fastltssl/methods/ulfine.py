@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.bias import estimate_label_bias, log_prior, one_hot, update_prior
-from fastltssl.heads import Cosine, TextBranch, class_means, embed, text_branch, text_scores, together
+from fastltssl.bias import estimate_label_bias, log_prior, one_hot, two_folds, update_prior
+from fastltssl.heads import Cosine, TextBranch, class_means, embed, spread, text_branch, text_scores, together
 from fastltssl.losses import confident_labels, cross_entropy
 from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, choice, knob
 
@@ -38,19 +37,6 @@ class State(NamedTuple):
     prior_u: Float[Tensor, "C"]
     fold: Int[Tensor, "L"]
     momentum: Float[Tensor, ""]
-
-
-def folds(y: Int[Tensor, "L"]) -> Int[Tensor, "L"]:
-    """Two folds, 0 and 1, alternating within each class."""
-    order = torch.argsort(y, stable=True)
-    return torch.empty_like(y).scatter(0, order, torch.arange(len(y), device=y.device) % 2)
-
-
-def spread(prototype: Float[Tensor, "C E"], rate: Knob) -> Float[Tensor, "C E"]:
-    """Unit prototypes after one gradient step on their mean squared off-diagonal cosine."""
-    cosine = einsum(prototype, prototype, "c e, k e -> c k")
-    off = cosine * (1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device))
-    return F.normalize(prototype - rate * 4 / (len(off) * max(1, len(off) - 1)) * off @ prototype, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +81,7 @@ class Method:
             log_bias=log_bias,
             log_prior=log_prior(problem.prior).to(like),
             prior_u=like.new_full((n_classes,), 1 / n_classes),
-            fold=folds(problem.y),
+            fold=two_folds(problem.y),
             momentum=like.new_tensor(auto_momentum(self.momentum, problem.steps)),
         )
         return self._fit(state) if self.alpha == "uniform" else state
