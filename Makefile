@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test gpu lint clean
+.PHONY: demo test lint clean
 
 demo: .venv/ready  ## environment, then the main job on the embedded world
 	$(BIN)/fastltssl demo

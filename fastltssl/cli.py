@@ -75,32 +75,12 @@ def _train_line(record: Any) -> tuple[int, int, str]:
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @on_device
 @as_json
-def extract(
-    model: str,
-    pretrained: str | None,
-    dataset: str,
-    root: Path | None,
-    views: str,
-    templates: str | None,
-    out: Path | None,
-    seed: int,
-    limit: int | None,
-    precision: str,
-    workers: int,
-    resume: bool,
-    overwrite: bool,
-    device: str,
-    threads: int | None,
-    is_json: bool,
-) -> None:
+def extract(device: str, threads: int | None, is_json: bool, **options: Any) -> None:
     """Stage one: run the frozen encoder once over all views of a data set.
 
     Example:  fastltssl extract --model ViT-B-16 --pretrained openai --dataset cifar100
     """
-    summary = _extract(
-        model, pretrained, dataset, root, views, templates, out, seed, limit, precision, workers, resume, overwrite,
-        _device(device, threads),
-    )  # fmt: skip
+    summary = _extract(device=_device(device, threads), **options)
     if is_json:
         click.echo(json.dumps(summary))
 

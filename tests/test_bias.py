@@ -123,3 +123,14 @@ def test_the_running_prior_is_a_mean_over_rows_for_each_class():
         rows = [math.exp(float(z[k])) / sum(math.exp(float(v)) for v in z) for z in scores]
         slow.append(0.9 * float(prior[k]) + 0.1 * sum(rows) / 2)
     assert update_prior(prior, scores, 0.9).tolist() == pytest.approx(slow)
+
+
+def test_nearly_separable_scores_need_few_evaluations(monkeypatch):
+    from fastltssl import bias
+
+    calls, objective = [], bias._objective
+    monkeypatch.setattr(bias, "_objective", lambda *a: calls.append(1) or objective(*a))
+    scores, y, *_ = gaussian_world(10, 40)
+    scores = 3 * scores + 20 * torch.eye(10, dtype=torch.float64)[y]
+    bias.estimate_label_bias(scores.float(), y)
+    assert len(calls) < 60
