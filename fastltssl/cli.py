@@ -10,6 +10,11 @@ import click
 PATH = click.Path(path_type=Path)
 
 
+def example(command: str) -> str:
+    """The last lines of a help text."""
+    return f"\b\nExample:\n  fastltssl {command}"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="fastltssl")
 def cli() -> None:
@@ -59,7 +64,7 @@ def _train_line(record: Any) -> tuple[int, int, str]:
     return record.step, record.steps, f"loss {record.loss:.3f}, {rate:,.0f} steps/s over {record.runs} runs"
 
 
-@cli.command()
+@cli.command(epilog=example("extract --model ViT-B-16 --pretrained openai --dataset cifar100"))
 @click.option("--model", required=True, help="open_clip model name, or tiny (embedded).")
 @click.option("--pretrained", help="Tag, path of a local checkpoint, or none (random weights). tiny needs none.")
 @click.option("--dataset", required=True, help="world, folder:PATH, or a torchvision set such as cifar100.")
@@ -76,10 +81,7 @@ def _train_line(record: Any) -> tuple[int, int, str]:
 @on_device
 @as_json
 def extract(device: str, threads: int | None, is_json: bool, **options: Any) -> None:
-    """Stage one: run the frozen encoder once over all views of a data set.
-
-    Example:  fastltssl extract --model ViT-B-16 --pretrained openai --dataset cifar100
-    """
+    """Stage one: run the frozen encoder once over all views of a data set."""
     summary = _extract(device=_device(device, threads), **options)
     if is_json:
         click.echo(json.dumps(summary))
@@ -216,7 +218,10 @@ def cache_rm(name: str, yes: bool) -> None:
         click.echo(f"removed {path}")
 
 
-@cache.command("import")
+@cache.command(
+    "import",
+    epilog=example("cache import feats.npz --features image --labels label --text text"),
+)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--features", required=True, help="Key of the image features [N, D] in FILE.")
 @click.option("--labels", required=True, help="Key of the labels [N].")
@@ -232,10 +237,7 @@ def cache_rm(name: str, yes: bool) -> None:
 @click.option("--out", type=PATH, help="Cache to write (default: cache folder / FILE.zarr).")
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 def cache_import(file: Path, out: Path | None, overwrite: bool, **keys: Any) -> None:
-    """Make a cache from features computed elsewhere (.npz, .npy, .safetensors; pickles are never loaded).
-
-    Example:  fastltssl cache import feats.npz --features image --labels label --text text --emulate weak:8:0.2
-    """
+    """Make a cache from features computed elsewhere (.npz, .npy, .safetensors; pickles are never loaded)."""
     from fastltssl.cache import cache_folder
     from fastltssl.imports import import_file
     from fastltssl.report import show
@@ -279,7 +281,7 @@ def train_options(command: Any) -> Any:
     return command
 
 
-@cli.command()
+@cli.command(epilog=example("train ulfine --cache cifar100_ViT-B-16 --n1 150 --m1 300 --gamma-l 20 --gamma-u 20"))
 @click.argument("method")
 @click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
 @train_options
@@ -298,10 +300,7 @@ def train(
     is_json: bool,
     **flags: Any,
 ) -> None:
-    """Stage two: train a method from a cache, every seed jointly.
-
-    Example:  fastltssl train ulfine --cache cifar100_ViT-B-16 --n1 150 --m1 300 --gamma-l 20 --gamma-u 20 --seeds 0-4
-    """
+    """Stage two: train a method from a cache, every seed jointly."""
     import yaml
 
     from fastltssl import runs
@@ -390,14 +389,11 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-@cli.command()
+@cli.command(epilog=example("compare runs/*"))
 @click.argument("run_folders", nargs=-1, required=True, type=PATH, metavar="RUN...")
 @as_json
 def compare(run_folders: tuple[Path, ...], is_json: bool) -> None:
-    """Put finished runs into one table, best balanced accuracy first.
-
-    Example:  fastltssl compare runs/*
-    """
+    """Put finished runs into one table, best balanced accuracy first."""
     from fastltssl import runs
     from fastltssl.report import mark_below_la, protocol_line, results_table, show
 
@@ -413,13 +409,10 @@ def compare(run_folders: tuple[Path, ...], is_json: bool) -> None:
         click.echo(json.dumps({"results": records}))
 
 
-@cli.command("methods")
+@cli.command("methods", epilog=example("methods ulfine"))
 @click.argument("name", required=False)
 def methods_(name: str | None) -> None:
-    """List the methods, or show the knobs of one.
-
-    Example:  fastltssl methods ulfine
-    """
+    """List the methods, or show the knobs of one."""
     from fastltssl import methods
     from fastltssl.heads import HEADS
     from fastltssl.report import grid, show
@@ -456,16 +449,13 @@ def _accepted(field: Any) -> str:
     return text + (" (log)" if field.metadata.get("log") else "")
 
 
-@cli.command()
+@cli.command(epilog=example("demo"))
 @click.option("--steps", default=500, show_default=True, type=click.IntRange(1))
 @click.option("--fresh", is_flag=True, help="Extract again even where the demo cache is complete.")
 @on_device
 @as_json
 def demo(steps: int, fresh: bool, device: str, threads: int | None, is_json: bool) -> None:
-    """The whole path on the embedded world: images, cache, methods, table. Needs no download.
-
-    Example:  fastltssl demo
-    """
+    """The whole path on the embedded world: images, cache, methods, table. Needs no download."""
     from fastltssl import demo as whole
 
     whole.demo(
@@ -479,13 +469,10 @@ def demo(steps: int, fresh: bool, device: str, threads: int | None, is_json: boo
     )
 
 
-@cli.command()
+@cli.command(epilog=example("doctor"))
 @as_json
 def doctor(is_json: bool) -> None:
-    """Check torch, the device, faiss, the embedded model, threads and the cache folder.
-
-    Example:  fastltssl doctor
-    """
+    """Check torch, the device, faiss, the embedded model, threads and the cache folder."""
     from fastltssl.doctor import findings
     from fastltssl.report import grid, show
 

@@ -65,3 +65,18 @@ def test_what_does_not_vary_between_joint_runs_stays_shared():
     assert a.shape == (1, 4, 2, 3)
     assert a.stride(1) == 0
     assert b.tolist() == [[0.0, 15.0, 30.0, 45.0]]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["probe", "fixmatch", "adello", "finessl", "ulfine", "gla"])
+def test_a_gpu_gives_the_run_a_cpu_gives(name):
+    of, method = toy.problem(), methods.configure(name, {})
+    on_gpu = of._replace(
+        **{field: getattr(of, field).cuda() for field in ("x", "y", "u", "prior", "text", "projection")}
+    )
+    runs = [fit(method, one, toy.stream(one, method), steps=40, evals=1).run for one in (of, on_gpu)]
+    scores = [
+        method.scores(run.params, run.state, one.x[:, 0])["test"].cpu()
+        for run, one in zip(runs, (of, on_gpu), strict=True)
+    ]
+    assert torch.allclose(*scores, atol=1e-6)
