@@ -303,7 +303,7 @@ def train(
     """Stage two: train a method from a cache, every seed jointly."""
     import yaml
 
-    from fastltssl import runs
+    from fastltssl import experiment, runs
     from fastltssl.report import follow, protocol_line, results_table, show
 
     resolved = resolve(method, config, flags)
@@ -313,9 +313,9 @@ def train(
     show("config: " + json.dumps(runs.as_dict(resolved)) if is_json else yaml.safe_dump(
         runs.as_dict(resolved), sort_keys=False, default_flow_style=None, width=140
     ).rstrip())  # fmt: skip
-    opened, rows = runs.open_rows(resolved.cache, where)
+    opened, rows = experiment.open_rows(resolved.cache, where)
     folder = out or runs.new_folder(resolved)
-    record = follow(runs.training(resolved, opened, rows, folder), _train_line, method)
+    record = follow(experiment.training(resolved, opened, rows, folder), _train_line, method)
     show(results_table([record], protocol_line(record)))
     show(f"wrote {folder}\nnext: fastltssl compare {folder} OTHER_RUN...")
     if is_json:

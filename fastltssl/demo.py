@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastltssl import runs
+from fastltssl import experiment, runs
 from fastltssl.cache import cache_folder
 from fastltssl.manifest import CacheMismatch
 from fastltssl.report import follow, label, mark_below_la, protocol_line, results_table, show
@@ -55,7 +55,7 @@ def demo(
         show(f"the demo cache is of another version, making it anew ({error})")
         extract(**arguments, resume=False, overwrite=True)
     torch.set_num_threads(threads)  # to train; extraction has used all of them
-    cache, rows = runs.open_rows(str(path), device)
+    cache, rows = experiment.open_rows(str(path), device)
     results: list[dict[str, Any]] = []
     for name, settings in METHODS:
         configs = [
@@ -70,7 +70,7 @@ def demo(
             )
             for order in ORDERS
         ]
-        work = runs.training_together(configs, cache, rows, [runs.new_folder(config) for config in configs])
+        work = experiment.training_together(configs, cache, rows, [runs.new_folder(config) for config in configs])
         results += follow(work, follow_training, name)
     results = mark_below_la(results)
     show("")
