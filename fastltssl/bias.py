@@ -129,9 +129,12 @@ def _objective(
 
 
 def two_folds(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
-    """Fold of each row, 0 or 1, alternating within each class."""
+    """Fold of each row, 0 or 1, alternating within each class from the parity of its first row; class order is free."""
     order = torch.argsort(labels, stable=True)
-    return torch.empty_like(labels).scatter(0, order, torch.arange(len(labels), device=labels.device) % 2)
+    counts = torch.bincount(labels)
+    first = (counts.cumsum(dim=0) - counts)[labels[order]]  # place in `order` where the row's class begins
+    rank = torch.arange(len(labels), device=labels.device) - first
+    return torch.empty_like(labels).scatter(0, order, (rank + order[first]) % 2)
 
 
 def cross_fitted_accuracy(

@@ -12,6 +12,7 @@ from fastltssl.bias import (
     estimate_label_bias,
     kl_divergence,
     smooth_prior,
+    two_folds,
     update_prior,
 )
 
@@ -134,3 +135,13 @@ def test_nearly_separable_scores_need_few_evaluations(monkeypatch):
     scores = 3 * scores + 20 * torch.eye(10, dtype=torch.float64)[y]
     bias.estimate_label_bias(scores.float(), y)
     assert len(calls) < 60
+
+
+def test_two_folds_halve_each_class_and_do_not_depend_on_class_order():
+    y = torch.tensor([2, 0, 2, 1, 2, 0, 0, 0, 3])
+    fold = two_folds(y)
+    for k in range(4):
+        ones = int(fold[y == k].sum())
+        assert abs(2 * ones - int((y == k).sum())) <= 1
+    assert fold[3] != fold[8]  # single rows do not all land in one fold
+    assert torch.equal(two_folds(torch.tensor([3, 1, 0, 2])[y]), fold)

@@ -8,8 +8,9 @@
 
 Differs: the authors' code is not public; beyond the PAF equation all of this is our reading. alpha=confidence is the
 paper's form, which collapses on frozen features: images share a cone, so a prototype gains on every image as its
-alpha_k grows. The default keeps one alpha for all classes, anchored at the text. align=stack learns the weights of the
-branches, but sees z_t on rows the prototypes were fitted to, and so trusts the text branch too much.
+alpha_k grows. The default keeps one alpha for all classes, anchored at the text. The weights a, c of the branches are
+learned on what neither branch has seen: the fold head of the other fold, and the zero-shot scores, which no labelled
+row has touched (fitted prototypes would flatter the text branch). `pull` keeps few labels from deciding alone.
 """
 
 from dataclasses import dataclass, field
@@ -51,10 +52,9 @@ class Method:
     tau_u: Knob = knob(1.0, 0.0, 2.0, "logit adjustment of the unlabelled loss by the estimated prior")
     prototype_momentum: Knob = knob(0.9, 0.0, 0.999, "momentum of the visual prototypes")
     momentum: AutoKnob = knob("auto", 0.5, 0.9999, "momentum of the estimated prior; auto is 1 - 5/steps")
+    pull: Knob = knob(100.0, 1.0, 1000.0, "pull of the learned weights to 1/2, worth so many labelled rows", log=True)
     orth_rate: Knob = knob(1.0, 0.0, 10.0, "size of the orthogonality step")
-    align: str = choice(
-        "none", ("none", "stack", "zscore"), "how the branches are weighted: as they are, learned, z-scored"
-    )
+    align: str = choice("stack", ("stack", "none", "zscore"), "weights of the branches: learned, both 1/2, z-scored")
     alpha: str = choice("uniform", ("uniform", "confidence", "off"), "prototype fitting: anchored, the paper's, none")
     debias: str = choice("on", ("on", "off"), "subtract the label bias from the prototype scores")
     orth: str = choice("off", ("off", "step"), "orthogonality step on the prototypes")
@@ -129,14 +129,16 @@ class Method:
         return torch.where(is_seen, F.normalize(m * state.visual + (1 - m) * mean, dim=-1), state.visual)
 
     def _stack(self, params: Any, state: State, batch: Batch) -> Float[Tensor, ""]:
-        """Fold heads, each trained on its fold; CE(a sg z_l + c sg z_t + log pi_l, y) with z_l of the other fold."""
+        """Fold heads, each on its fold; CE(a sg z_l + c z_zs + log pi_l, y), z_l of the other; pull to a = c = 1/2."""
         own = one_hot(state.fold[batch.x_row], 2, batch.x.dtype)
         scores = [self.head.scores(params[f"fold{k}"], state.head, batch.x) for k in (0, 1)]
         each = torch.stack([cross_entropy(z + self.tau * state.log_prior, batch.y) for z in scores], dim=1)
         trained = ((own * each).sum(dim=0) / own.sum(dim=0).clamp_min(1)).sum()
         z_l = (own[:, :1] * scores[1] + own[:, 1:] * scores[0]).detach()
-        fused = params["a"] * z_l + params["c"] * self._text(state, batch.x)
-        return trained + cross_entropy(fused + state.log_prior, batch.y).mean()
+        fused = params["a"] * z_l + params["c"] * text_scores(state.text, batch.x) + state.log_prior
+        share = len(state.fold) / (len(state.fold) + self.pull)
+        pulled = (params["a"] - 0.5) ** 2 + (params["c"] - 0.5) ** 2
+        return trained + share * cross_entropy(fused, batch.y).mean() + (1 - share) * pulled
 
     def scores(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
         z_l, z_t = self.head.scores(params["head"], state.head, x), self._text(state, x)
