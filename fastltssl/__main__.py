@@ -6,13 +6,14 @@ import click
 
 from fastltssl.cli import cli
 
+USAGE = ("UnknownMethod", "UnknownKnob", "SwitchError", "ConfigError", "ViewError", "PromptError")
+
 
 def main() -> None:
     """Run the command line; an error the package raised itself ends in one message and exit code 1."""
     try:
-        cli(prog_name="fastltssl", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
+        code = cli(prog_name="fastltssl", standalone_mode=False)  # click returns what a command exits with
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -23,7 +24,7 @@ def main() -> None:
         if not type(error).__module__.startswith("fastltssl"):
             raise
         click.echo(f"Error: {error}", err=True)
-        sys.exit(2 if type(error).__name__ in ("UnknownMethod", "UnknownKnob") else 1)
+        sys.exit(2 if type(error).__name__ in USAGE else 1)
 
 
 if __name__ == "__main__":

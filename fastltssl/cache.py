@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from google_crc32c import value as crc32c
 from jaxtyping import Float16, Float32, Int
 
 from fastltssl.contents import Block, progress, read_checked, stored_rows
@@ -101,7 +102,7 @@ def open_cache(path: str | Path) -> Cache:
 
 
 def read_features(group: Group, views: Sequence[str] | None = None) -> Float16[np.ndarray, "N V D"]:
-    """Features of the given views (all by default), raw chunks read straight into place on a few threads.
+    """Features of the given views (all by default), every chunk checked against its checksum, on a few threads.
 
     The views lie one after the other in memory, as they do on disk, so the array is not C-contiguous for V > 1.
     """
@@ -110,18 +111,18 @@ def read_features(group: Group, views: Sequence[str] | None = None) -> Float16[n
     if missing := [name for name in names if name not in group.views]:
         raise CacheError(f"{group.path} has no view {missing[0]!r}, only {', '.join(group.views)}")
     path, rows = group.path.parent, stored_rows(group.path.parent, group.name)
+    digests = {name: digest for block in read_manifest(path).blocks for name, digest in block["files"].items()}
     features = np.empty((len(names), n, width), "<f2")
 
     def read(place: int, start: int) -> None:
         part = features[place, start : start + rows]
         name = f"{group.name}/features/c/{start // rows}/{group.views.index(names[place])}/0"
-        try:
-            with open(path / name, "rb") as file:
-                size = file.readinto(part.data)
-        except FileNotFoundError:
-            size = 0
-        if size != part.nbytes:
-            raise damaged(path, f"{name} has {size} bytes, not {part.nbytes} or more")
+        raw = (path / name).read_bytes() if (path / name).is_file() else b""
+        if len(raw) != rows * width * 2:
+            raise damaged(path, f"{name} has {len(raw)} bytes, not {rows * width * 2}")
+        if f"{crc32c(raw):08x}" != digests[name]:
+            raise damaged(path, f"{name} does not match its checksum")
+        part[:] = np.frombuffer(raw, "<f2").reshape(rows, width)[: len(part)]  # the last chunk is stored padded
 
     with ThreadPoolExecutor(min(8, max(1, (os.cpu_count() or 1) // 2))) as pool:
         tasks = [pool.submit(read, place, start) for place in range(len(names)) for start in range(0, n, rows)]

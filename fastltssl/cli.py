@@ -1,5 +1,6 @@
 """The commands: parse, call, print. Heavy modules are imported inside the commands, so that --help is instant."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -249,7 +250,7 @@ def cache_import(file: Path, out: Path | None, overwrite: bool, **keys: Any) -> 
 
 TRAIN_OPTIONS = [
     click.option("--n1", type=int, help="Labelled images of the largest class (default: every labelled row)."),
-    click.option("--m1", type=int, help="Unlabelled images of the largest class (default 0)."),
+    click.option("--m1", type=int, help="Unlabelled images of the largest class (default 0, or the group unlabeled)."),
     click.option("--gamma-l", type=float, help="Labelled head count over tail count (default 1)."),
     click.option("--gamma-u", type=float, help="The same of the unlabelled pool (default 1)."),
     click.option("--order", help="Pool order: consistent, uniform, reversed, middle, head-tail, random."),
@@ -285,7 +286,9 @@ def train_options(command: Any) -> Any:
 @click.argument("method")
 @click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
 @train_options
-@click.option("--config", type=click.Path(exists=True, path_type=Path), help="YAML of these options; flags win.")
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of these options; flags win."
+)
 @click.option("--out", type=PATH, help="Run folder (default runs/TIME-METHOD-CACHE).")
 @click.option("--overwrite", is_flag=True, help="Write into a run folder that is there.")
 @on_device
@@ -303,23 +306,43 @@ def train(
     """Stage two: train a method from a cache, every seed jointly."""
     import yaml
 
-    from fastltssl import experiment, runs
+    from fastltssl import experiment, methods, runs
     from fastltssl.report import follow, protocol_line, results_table, show
+    from fastltssl.train import is_trained
 
     resolved = resolve(method, config, flags)
-    if out is not None and out.exists() and any(out.iterdir()) and not overwrite:
-        raise click.UsageError(f"{out} is not empty; choose another --out, or pass --overwrite")
+    chosen = methods.configure(method, resolved.settings)
+    notes = methods.outside(chosen) + ([] if is_trained(chosen) else [f"{method} has no loss: nothing is trained"])
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     where = _device(device, threads or 1)
     show("config: " + json.dumps(runs.as_dict(resolved)) if is_json else yaml.safe_dump(
         runs.as_dict(resolved), sort_keys=False, default_flow_style=None, width=140
     ).rstrip())  # fmt: skip
     opened, rows = experiment.open_rows(resolved.cache, where)
-    folder = out or runs.new_folder(resolved)
-    record = follow(experiment.training(resolved, opened, rows, folder), _train_line, method)
+    folder = _folder(out or runs.new_folder(resolved), overwrite)
+    try:
+        record = follow(experiment.training(resolved, opened, rows, folder), _train_line, method)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing was written
+        raise
     show(results_table([record], protocol_line(record)))
     show(f"wrote {folder}\nnext: fastltssl compare {folder} OTHER_RUN...")
     if is_json:
         click.echo(json.dumps(record))
+
+
+def _folder(path: Path, overwrite: bool) -> Path:
+    """A run folder that is there and can be written, before anything is trained for it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_taken = any(path.iterdir())
+    except OSError as error:
+        raise click.UsageError(f"--out {path} cannot be a run folder: {error}") from None
+    if is_taken and not overwrite:
+        raise click.UsageError(f"{path} is not empty; choose another --out, or pass --overwrite")
+    return path
 
 
 def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
@@ -330,11 +353,14 @@ def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
     import yaml
 
     from fastltssl.runs import Config
-    from fastltssl.splits import Protocol
+    from fastltssl.splits import PRESETS, Protocol
 
     switches = {one.name for one in dataclasses.fields(Protocol)}
     known = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | switches | {"set"}
-    from_file = yaml.safe_load(file.read_text()) or {} if file else {}
+    try:
+        from_file = yaml.safe_load(file.read_text()) or {} if file else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{file} is not YAML: {error}") from None
     if not isinstance(from_file, dict):
         raise click.UsageError(f"{file} must hold a mapping of options, not {type(from_file).__name__}")
     from_file = {str(key).replace("-", "_"): value for key, value in from_file.items()}
@@ -342,7 +368,10 @@ def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise click.UsageError(f"{file}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
-    settings = dict(from_file.pop("set", None) or {})
+    settings = from_file.pop("set", None) or {}
+    if not isinstance(settings, dict):
+        raise click.UsageError(f"{file}: set must be a mapping of knobs to values, not {settings!r}")
+    from_file = {key: value for key, value in from_file.items() if value is not None}
     for pair in flags.pop("set_"):
         if "=" not in pair:
             raise click.UsageError(f"--set {pair!r} is not KNOB=VALUE")
@@ -358,20 +387,33 @@ def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
     types = {one.name: one.type for one in (*dataclasses.fields(Config), *dataclasses.fields(Protocol))}
     for key, value in given.items():
         given[key] = _typed(key, value, types[key])
+    for name, value in PRESETS.get(str(given.get("preset")), {}).items():
+        if given.get(name, value) != value:
+            raise click.UsageError(f"preset {given['preset']} sets {name} to {value}, and {given[name]} was asked for")
     protocol = Protocol(**{name: value for name, value in given.items() if name in switches})
     rest = {name: value for name, value in given.items() if name not in switches}
     return Config(protocol=protocol, settings=settings, **rest)
 
 
 def _typed(key: str, value: Any, kind: Any) -> Any:
-    """Numbers from text: YAML reads 1e-3 as text."""
-    number = float if kind is float else int if kind in (int, int | None) else None
-    if number is None or value is None:
+    """A value of the kind its option takes; numbers may be text, since YAML reads 1e-3 as text."""
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise click.UsageError(f"{key}: {value!r} is not true or false")
+        return value
+    if kind in (str, str | None):
+        if not isinstance(value, str):
+            raise click.UsageError(f"{key}: {value!r} is not text")
+        return value
+    if kind not in (float, int, int | None):
         return value
     try:
-        return number(value)
+        number = float(value) if not isinstance(value, bool) else float("nan")
     except (TypeError, ValueError):
-        raise click.UsageError(f"{key}: {value!r} is not a number") from None
+        number = float("nan")
+    if number != number or (kind is not float and number % 1):
+        raise click.UsageError(f"{key}: {value!r} is not a {'' if kind is float else 'whole '}number")
+    return number if kind is float else int(number)
 
 
 def parse_seeds(text: Any) -> tuple[int, ...]:
@@ -397,7 +439,15 @@ def compare(run_folders: tuple[Path, ...], is_json: bool) -> None:
     from fastltssl import runs
     from fastltssl.report import mark_below_la, protocol_line, results_table, show
 
-    records = mark_below_la([runs.read_record(folder) for folder in run_folders])
+    records = []
+    for folder in run_folders:
+        try:
+            records.append(runs.read_record(folder))
+        except runs.RunError as error:
+            click.echo(f"skipped: {error}", err=True)
+    if not records:
+        raise runs.RunError("none of these is a finished run")
+    records = mark_below_la(records)
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_protocol.setdefault(protocol_line(record), []).append(record)

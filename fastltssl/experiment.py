@@ -61,6 +61,10 @@ def training_together(
         for place, index in enumerate(members):
             fitted[index] = pick(result, place)
     seconds = (time.perf_counter() - began) / len(configs)
+    if diverged := [one.seed for one, run in zip(seeds, fitted, strict=True) if not _is_finite(run)]:
+        raise RunError(
+            f"{first.method} diverged at seed {diverged[0]}: the loss is not finite. Lower --lr ({first.lr:g})"
+        )
     records = []
     for config, out in zip(configs, outs, strict=True):
         own = [index for index, one in enumerate(seeds) if one.config is config]
@@ -71,6 +75,11 @@ def training_together(
             write(out, config, cache, splits, results, record)
         records.append(record)
     return records
+
+
+def _is_finite(fitted: Fitted) -> bool:
+    loss = fitted.history.get("loss")
+    return loss is None or bool(loss.isfinite().all())
 
 
 def _seeds(config: Config, cache: Cache, rows: Rows) -> list[_Seed]:
@@ -207,6 +216,7 @@ def _record(
         "run": None,
         "steps": config.steps if is_trained(method) else 0,
         "lr": config.lr,
+        "templates": config.templates,
         "labelled": [len(split.labelled) for split in splits],
         "unlabelled": [len(split.unlabelled) for split in splits],
         "shortage": [split.shortage for split in splits],

@@ -44,7 +44,7 @@ def text_branch(problem: Problem) -> TextBranch:
     if problem.text is None:
         raise MissingText(
             "this needs text features and the cache holds none. Import them with `cache import --text KEY`, "
-            "or choose a method and head init that do without (probe with head.init=classmean)"
+            "or choose a method and head init that do without (probe with head.weights=classmean)"
         )
     like = problem.x
     return TextBranch(

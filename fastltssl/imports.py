@@ -260,6 +260,8 @@ def _class_names(given: Sequence[str] | np.ndarray | None, prompts: np.ndarray |
         if array.ndim != 1 or array.dtype.kind not in "US":
             raise CacheError(f"class names must be a list of texts, got {array.dtype} {list(array.shape)}")
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
+    elif prompts is None and labelled > 10 * sum(map(len, labels)):
+        raise CacheError(f"labels go up to {labelled - 1} for {sum(map(len, labels))} rows; they must be 0 to C - 1")
     else:
         names = [f"class {index}" for index in range(labelled if prompts is None else len(prompts))]
     if prompts is not None:

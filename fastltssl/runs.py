@@ -31,6 +31,10 @@ class RunError(ValueError):
     """An experiment that cannot be run or recorded as asked."""
 
 
+class ConfigError(RunError):
+    """A setting that no run can have."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides the numbers of a run."""
@@ -57,16 +61,16 @@ def check(config: Config) -> Config:
     accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val"), "groups": tuple(metrics.GROUPINGS)}
     for name, options in accepted.items():
         if getattr(config, name) not in options:
-            raise RunError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
+            raise ConfigError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
     for name in ("steps", "batch", "batch_u", "evals"):
         if getattr(config, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
-    if not config.lr > 0 or not config.weight_decay >= 0:
-        raise RunError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
+    if not 0 < config.lr < float("inf") or not 0 <= config.weight_decay < float("inf"):
+        raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise RunError(f"--seeds {config.seeds} must name at least one seed, each once")
+        raise ConfigError(f"--seeds {config.seeds} must name at least one seed, each once")
     if config.report == "val" and not config.protocol.val:
-        raise RunError("--report val needs validation rows: add --val n (rows per class held out of training)")
+        raise ConfigError("--report val needs validation rows: add --val n (rows per class held out of training)")
     return dataclasses.replace(config, protocol=checked(config.protocol))
 
 
@@ -146,4 +150,10 @@ def read_record(path: Path) -> dict[str, Any]:
     """The record of a finished run folder."""
     if not (path / "metrics.json").is_file():
         raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
-    return json.loads((path / "metrics.json").read_text())
+    try:
+        record = json.loads((path / "metrics.json").read_text())
+    except ValueError as error:
+        raise RunError(f"{path}/metrics.json is damaged ({error}). Train the run again") from None
+    if missing := {"method", "protocol", "bacc", "is_ssl", "seeds", "cache_fingerprint"} - set(record):
+        raise RunError(f"{path}/metrics.json is not a run's record: it has no {', '.join(sorted(missing))}")
+    return record

@@ -26,6 +26,10 @@ class SplitError(ValueError):
     """A protocol that the data cannot serve, or that is not one."""
 
 
+class SwitchError(SplitError):
+    """A value that no switch takes."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """Every switch of a split; n1 None takes every labelled training row."""
@@ -90,7 +94,7 @@ def checked(protocol: Protocol) -> Protocol:
     """The protocol with its preset applied; raises SplitError on a value no split can have."""
     if protocol.preset is not None:
         if protocol.preset not in PRESETS:
-            raise SplitError(f"preset {protocol.preset!r} is not one of {', '.join(PRESETS)}")
+            raise SwitchError(f"preset {protocol.preset!r} is not one of {', '.join(PRESETS)}")
         protocol = dataclasses.replace(protocol, **PRESETS[protocol.preset])  # type: ignore[arg-type]
     named = {
         "order": ORDERS,
@@ -101,17 +105,17 @@ def checked(protocol: Protocol) -> Protocol:
     for name, accepted in named.items():
         if getattr(protocol, name) not in accepted:
             flag = name.replace("_", "-")
-            raise SplitError(f"--{flag} {getattr(protocol, name)!r} is not one of {', '.join(accepted)}")
+            raise SwitchError(f"--{flag} {getattr(protocol, name)!r} is not one of {', '.join(accepted)}")
     for name in ("gamma_l", "gamma_u"):
-        if not getattr(protocol, name) >= 1:
-            raise SplitError(
+        if not 1 <= getattr(protocol, name) < float("inf"):
+            raise SwitchError(
                 f"--{name.replace('_', '-')} {getattr(protocol, name)} is below 1; gamma is head count over tail "
                 "count, and --order reversed turns the unlabelled pool around"
             )
     for name in ("n1", "m1", "val", "test_per_class"):
         value = getattr(protocol, name)
         if value is not None and (value < 0 or (name == "n1" and value < 1)):
-            raise SplitError(f"--{name.replace('_', '-')} {value} is below {1 if name == 'n1' else 0}")
+            raise SwitchError(f"--{name.replace('_', '-')} {value} is below {1 if name == 'n1' else 0}")
     return protocol
 
 
@@ -139,9 +143,10 @@ def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protoco
     counts = np.bincount(labels["train"][labelled], minlength=n_classes)
     if (counts == 0).any():
         k = int(np.flatnonzero(counts == 0)[0])
+        way_out = f"raise --n1 ({protocol.n1}), lower --gamma-l ({protocol.gamma_l:g}), or " if protocol.n1 else ""
         raise SplitError(
-            f"class {k} gets no labelled image (asked for {wanted[k]}); raise --n1 ({protocol.n1}), "
-            f"lower --gamma-l ({protocol.gamma_l:g}), or cache a set that has images of it"
+            f"class {k} gets no labelled image (asked for {wanted[k]}, there are {len(pools[k])}); "
+            f"{way_out}cache a set that has images of it"
         )
     unlabelled, group = _unlabelled(labels, classes, protocol, taken, labelled, rng)
     return Split(labelled, unlabelled, group, val, test, test_group, counts, taken.shortage)

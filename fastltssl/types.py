@@ -86,7 +86,9 @@ class Method(Protocol):
     def views(self) -> tuple[int, int]: ...  # (W, S) it wants per step
     def init(self, problem: Problem, generator: Generator) -> Any: ...  # trainable tensors
     def start(self, problem: Problem) -> Any: ...  # running statistics and constants, a NamedTuple of tensors
-    def scores(self, params: Any, state: Any, x: Float[Tensor, "n D"]) -> dict[str, Scores]: ...  # "test" always
+    def scores(
+        self, params: Any, state: Any, x: Float[Tensor, "n D"]
+    ) -> dict[str, Scores]: ...  # "test"; SSL: "pseudo"
 
 
 @runtime_checkable

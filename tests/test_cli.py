@@ -161,7 +161,7 @@ def test_compare_sorts_and_marks_what_ends_below_the_logit_adjusted_probe(run, w
         (["train", "probe", "--cache", "WORLD", "--seeds", "a-b"], 2, "--seeds 'a-b' is not a range"),
         (["train", "probe", "--cache", "WORLD", "--n1", "500"], 1, "--on-shortage cap"),
         (["train", "fixmatch", "--cache", "WORLD", "--n1", "5"], 1, "Add --m1"),
-        (["train", "probe", "--cache", "WORLD", "--eval", "none"], 1, "is not one of test, all"),
+        (["train", "probe", "--cache", "WORLD", "--eval", "none"], 2, "is not one of test, all"),
         (["train", "probe", "--cache", "nowhere"], 1, "nowhere"),
         (["train", "probe", "--cache", "WORLD", "--device", "cuda:77"], 2, "try cpu"),
         (["compare", "."], 1, "not a finished run"),
@@ -222,3 +222,63 @@ def test_import_extract_and_the_cache_commands_work_together(run, tmp_path):
     assert (extracted["images"], extracted["views"]) == (120, 120)
     again = run("extract", "--model", "tiny", "--dataset", "world:mild:2:1", "--views", "center", "--resume")
     assert "is complete already" in again.output
+
+
+def test_a_damaged_chunk_is_refused_by_training_and_found_by_verify(world, tmp_path):
+    import shutil
+
+    copy = tmp_path / "d.zarr"
+    shutil.copytree(world.path, copy)
+    chunk = copy / "test/features/c/0/0/0"
+    raw = bytearray(chunk.read_bytes())
+    raw[100] ^= 1
+    chunk.write_bytes(bytes(raw))
+    result = shell("train", "zeroshot", "--cache", copy, cwd=tmp_path)
+    assert (result.returncode, "does not match its checksum" in result.stderr) == (1, True)
+    assert shell("cache", "verify", copy, cwd=tmp_path).returncode == 1
+    assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 10.9", "whole number"),
+        ("overlap: 'false'", "not true or false"),
+        ("set: [tau]", "must be a mapping"),
+        ("a: [", "is not YAML"),
+        ("{preset: acr, overlap: false}", "preset acr sets overlap"),
+        ("templates: 3", "is not text"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_a_usage_error(text, message, run, world, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    assert message in run("train", "probe", "--cache", world.path, "--config", "c.yaml", code=2).output
+
+
+def test_a_diverged_run_is_an_error_and_leaves_no_folder(world, tmp_path):
+    result = shell("train", "probe", "--cache", world.path, "--n1", "9", "--steps", "9", "--lr", "1e30", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "diverged" in result.stderr
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_compare_skips_what_is_no_run_and_heads_unlike_protocols_apart(run, world, tmp_path):
+    common = ["train", "probe", "--cache", world.path, "--n1", "9", "--steps", "9"]
+    run(*common, "--out", "runs/a")
+    run(*common, "--eval", "all", "--out", "runs/b")
+    (tmp_path / "runs/c").mkdir()
+    result = run("compare", "runs/a", "runs/b", "runs/c")
+    assert "skipped: runs/c is not a finished run" in result.output
+    assert "eval all" in result.output
+    assert "compared 2 runs" in result.output
+
+
+def test_what_is_unusual_is_noted(world, tmp_path):
+    common = ["--cache", world.path, "--n1", "9", "--m1", "9", "--steps", "5"]
+    noted = shell("train", "fixmatch", *common, "--set", "threshold=2", cwd=tmp_path)
+    assert "threshold=2 is outside 0.5 to 0.99" in noted.stderr
+    assert "nothing is trained" in shell("train", "zeroshot", *common, cwd=tmp_path).stderr
+    broken = tmp_path / "mine.py"
+    broken.write_text("def")
+    result = shell("train", broken, *common, cwd=tmp_path)
+    assert (result.returncode, "cannot be loaded: SyntaxError" in result.stderr) == (2, True)

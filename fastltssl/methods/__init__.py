@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,7 +36,11 @@ def load(name: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        sys.modules[path.stem] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise UnknownMethod(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     elif name in names():
         module = importlib.import_module(f"{__name__}.{name}")
     else:
@@ -44,6 +49,8 @@ def load(name: str) -> ModuleType:
         raise UnknownMethod(f"no method {name!r}.{hint} Known: {', '.join(names())}, or the path of a .py file")
     if not dataclasses.is_dataclass(getattr(module, "Method", None)):
         raise UnknownMethod(f"{name} defines no dataclass named Method")
+    if missing := [part for part in ("views", "init", "start", "scores") if not hasattr(module.Method, part)]:
+        raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}; see fastltssl/types.py")
     return module
 
 
@@ -110,6 +117,16 @@ def values(method: Any) -> dict[str, Any]:
 def head_name(method: Any) -> str:
     """Name of the method's head."""
     return next(name for name, head in HEADS.items() if type(method.head) is head)
+
+
+def outside(method: Any) -> list[str]:
+    """One line for each knob outside the range it is meant for."""
+    found = []
+    for key, field in fields(method).items():
+        value = _get(method, key.split("."))
+        if isinstance(value, int | float) and not field.metadata["low"] <= value <= field.metadata["high"]:
+            found.append(f"{key}={value:g} is outside {_range(field)}, the range it is meant for")
+    return found
 
 
 def _head(name: str) -> Any:

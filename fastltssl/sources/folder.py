@@ -36,11 +36,13 @@ class FileImages:
 
         try:
             with Image.open(self.paths[row]) as image:
+                if image.mode.startswith("I;16"):  # convert would clip 16 bits to white
+                    return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
                 return np.array(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
             raise SourceError(
                 f"image {self.ids[row]!r} cannot be decoded ({reason}). "
-                f"Replace or remove {self.paths[row]}, then run the same command again"
+                f"Replace or remove {self.paths[row]}, then run again with --overwrite, as the data set has changed"
             ) from reason
 
 
