@@ -173,6 +173,8 @@ def _with_templates(rows: Rows, cache: Cache, name: str | None) -> Rows:
         return rows
     wanted = template_set(name)
     kept = [index for index, template in enumerate(cache.templates) if template in wanted]
+    if not cache.templates:
+        raise RunError(f"--templates {name}: the prompts of this cache's text are not known, as it was imported")
     if not kept:
         raise RunError(
             f"--templates {name}: the cache holds none of them, only {len(cache.templates)} such as "

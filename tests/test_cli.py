@@ -11,7 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fastltssl.cli import cli, parse_seeds
+from fastltssl.cli import cli
+from fastltssl.config import parse_seeds
 
 PROTOCOL = ["--n1", "20", "--m1", "30", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20"]
 
