@@ -178,7 +178,7 @@ def _with_templates(rows: Rows, cache: Cache, name: str | None) -> Rows:
     if not kept:
         raise RunError(
             f"--templates {name}: the cache holds none of them, only {len(cache.templates)} such as "
-            f"{cache.templates[0] if cache.templates else 'unnamed ones'!r}. Extract again with --templates {name}"
+            f"{cache.templates[0]!r}. Extract again with --templates {name}"
         )
     return rows._replace(text=rows.text[:, kept])
 

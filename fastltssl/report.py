@@ -43,7 +43,7 @@ def follow(work: Generator[Any, None, Result], line: Line, what: str, stream: Te
 
 
 def label(row: dict[str, Any]) -> str:
-    """A method with the settings that differ from its defaults."""
+    """A method with the settings it was given, and steps and learning rate where they are unusual."""
     parts = [row["method"]] + [f"{name}={_short(value)}" for name, value in row.get("settings", {}).items()]
     if row["steps"]:
         parts += [f"{name}={_short(row[name])}" for name, usual in (("steps", 500), ("lr", 0.03)) if row[name] != usual]

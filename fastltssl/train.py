@@ -142,6 +142,8 @@ def fitting_many(
     decays = values.pop("weight_decay", like.new_full((count,), weight_decay))
     each = [with_knobs(method, {name: float(v[r]) for name, v in values.items()}) for r in range(count)]
     runs = [[start(one, p, s) for one in each] for p, s in zip(problems, seeds, strict=True)]
+    if len({_shapes(row[0], p) for row, p in zip(runs, problems, strict=True)}) > 1:
+        raise ValueError("splits of a joint fit must have one shape; group them by fastltssl.train.shape_key")
     run, history, began = stack(runs), _History(), time.perf_counter()
     shape, steps = (len(problems), count), steps if is_trained(method) else 0
 
@@ -195,7 +197,10 @@ def drain(fitting: Generator[Any, None, Result]) -> Result:
 
 def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:
     """Splits with equal keys can be trained jointly."""
-    run = start(method, problem, 0)
+    return _shapes(start(method, problem, 0), problem)
+
+
+def _shapes(run: Run, problem: Problem) -> tuple[Any, ...]:
     return tuple(tuple(leaf.shape) for leaf in tree_flatten((run, problem.x, problem.u))[0])
 
 
@@ -205,8 +210,6 @@ def _check_joint(method: Method, knobs: dict[str, Tensor], problems: list, strea
         raise ValueError(f"knobs of a joint fit must have one length, got {lengths}")
     if not len(problems) == len(streams) == len(seeds):
         raise ValueError(f"one stream and one seed per problem: got {len(problems)}, {len(streams)} and {len(seeds)}")
-    if len({shape_key(method, problem) for problem in problems}) > 1:
-        raise ValueError("splits of a joint fit must have one shape; group them by fastltssl.train.shape_key")
     for name in knobs.keys() - {"lr", "weight_decay"}:
         owner: Any = method
         *parts, last = name.split(".")

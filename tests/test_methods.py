@@ -314,6 +314,9 @@ def test_knobs_that_cannot_differ_between_joint_runs_are_refused():
     of, method = toy.problem(), methods.configure("finessl", {})
     with pytest.raises(ValueError, match="'epochs' cannot differ"):
         fit_many(method, {"epochs": torch.tensor([1.0, 2.0])}, of, toy.stream(of, method), steps=3)
+    ofs = [of, toy.problem(unlabelled=21)]
+    with pytest.raises(ValueError, match="must have one shape"):
+        fit_many(method, {}, ofs, [toy.stream(one, method) for one in ofs], steps=3)
     knobs = {"alpha0": torch.ones(2), "w_con": torch.ones(3)}
     with pytest.raises(ValueError, match="one length"):
         fit_many(method, knobs, of, toy.stream(of, method), steps=3)
