@@ -52,7 +52,7 @@ def training_together(
     method = configure(first.method, first.settings)
     if any(dataclasses.replace(one, protocol=first.protocol) != first for one in configs):
         raise RunError("experiments trained together may differ in their protocol only")
-    rows = _with_templates(rows, cache, first.templates)
+    rows = with_templates(rows, cache, first.templates)
     seeds = [one for config in configs for one in _seeds(config, cache, rows)]
     fitted: list[Any] = [None] * len(seeds)
     began = time.perf_counter()
@@ -167,7 +167,7 @@ def _alike(method: Method, problems: list[Problem]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _with_templates(rows: Rows, cache: Cache, name: str | None) -> Rows:
+def with_templates(rows: Rows, cache: Cache, name: str | None) -> Rows:
     """Rows whose text holds only the templates of a named set; all the cached ones without a name."""
     if name is None or rows.text is None:
         return rows

@@ -160,7 +160,11 @@ def _unlabelled(
     labelled: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, str]:
-    """Rows of the unlabelled pool and the group they are in."""
+    """Rows of the unlabelled pool and the group they are in.
+
+    With m1, classes are counted: in a group "unlabeled" whose labels are known (and hidden from training), else among
+    the training rows that are left. Without m1, all of "unlabeled" is the pool.
+    """
     if "unlabeled" in labels and protocol.m1 is None:
         return np.arange(len(labels["unlabeled"])), "unlabeled"
     if not protocol.m1:
@@ -168,6 +172,12 @@ def _unlabelled(
     wanted = np.empty(len(classes), np.int64)
     tail = long_tailed_counts(len(classes), protocol.m1, protocol.gamma_u)
     wanted[classes] = arrange(tail, protocol.order, rng)
+    if "unlabeled" in labels and (labels["unlabeled"] >= 0).all() and not protocol.overlap:
+        pools = _pools(labels["unlabeled"], len(classes), protocol.images, rng)
+        apart = _Taken(pools, protocol.on_shortage)
+        pool = apart.take(wanted, "unlabelled")
+        taken.shortage += apart.shortage
+        return pool, "unlabeled"
     pool = taken.take(wanted, "unlabelled")
     if protocol.overlap:
         pool = np.sort(np.concatenate([labelled, pool]))

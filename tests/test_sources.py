@@ -55,19 +55,28 @@ def test_world_groups_have_the_asked_sizes_and_classes_take_turns():
     train, test = source.groups["train"], source.groups["test"]
     assert train.labels.tolist() == 3 * list(range(40))
     assert (len(train.ids), len(test.ids), train.ids[119], test.ids[0]) == (120, 80, "train/000119", "test/000000")
-    assert len(open_source("world:mild:3").groups["test"].ids) == 40 * world.TEST_PER_CLASS
+    assert len(open_source("world:mild:3").groups["test"].ids) == 40 * world.PER_CLASS["test"]
     assert train.labels.dtype == np.int64
 
 
-def test_world_train_and_test_images_differ():
-    source = open_source("world")
-    train, test = source.groups["train"].read(range(40)), source.groups["test"].read(range(40))
-    assert not any(np.array_equal(a, b) for a, b in zip(train, test, strict=True))
+def test_world_has_unlabelled_images_by_default_and_where_they_are_asked_for():
+    assert {name: len(group.ids) for name, group in open_source("world:mild:3:2:5").groups.items()} == {
+        "train": 120, "test": 80, "unlabeled": 200,
+    }  # fmt: skip
+    assert set(open_source("world:mild:3:2").groups) == {"train", "test"}
+    usual = {name: len(group.ids) // 40 for name, group in open_source("world").groups.items()}
+    assert usual == world.PER_CLASS
+
+
+def test_no_world_image_is_in_two_groups():
+    groups = open_source("world").groups.values()
+    images = [image.tobytes() for group in groups for image in group.read(range(40))]
+    assert len(set(images)) == 120
 
 
 def test_world_fingerprint_tells_styles_and_sizes_apart_but_not_spellings():
-    assert fingerprint("world") == fingerprint("world:mild") == fingerprint("world:mild:450:50")
-    assert len({fingerprint(name) for name in ("world", "world:hard", "world:caption", "world:mild:449:50")}) == 4
+    assert fingerprint("world") == fingerprint("world:mild") == fingerprint("world:mild:200:50:300")
+    assert len({fingerprint(name) for name in ("world", "world:hard", "world:caption", "world:mild:200:50")}) == 4
 
 
 def test_a_caption_names_the_class_and_the_colour_that_the_image_shows():
@@ -118,8 +127,8 @@ def test_no_two_pictograms_look_alike_and_outlines_lie_within_them():
     ("name", "message"),
     [
         ("world:milt", r"no style 'milt'. Did you mean 'mild'\? Known: mild, hard, caption"),
-        ("world:hard:0", "sizes '0' are not one or two positive whole numbers"),
-        ("world:hard:5:5:5", "sizes '5:5:5' .*world:hard:450:50"),
+        ("world:hard:0", "sizes '0' are not one to three whole numbers"),
+        ("world:hard:5:5:5:5", "sizes '5:5:5:5' .*world:hard:200:50:300"),
     ],
 )
 def test_a_misspelt_world_says_what_is_accepted(name, message):

@@ -88,6 +88,21 @@ def test_without_n1_every_labelled_row_is_used_and_an_unlabeled_group_is_the_poo
     assert (split.unlabelled_group, len(split.unlabelled)) == ("unlabeled", 13)
 
 
+def test_m1_counts_classes_in_an_unlabeled_group_whose_labels_are_known():
+    labels = LABELS | {"unlabeled": np.arange(7 * 60) % 7}
+    split = long_tailed(labels, 7, Protocol(n1=5, m1=40, gamma_u=10, order="reversed"), 0)
+    assert split.unlabelled_group == "unlabeled"
+    counts = np.bincount(labels["unlabeled"][split.unlabelled], minlength=7)
+    assert counts.tolist() == long_tailed_counts(7, 40, 10)[::-1].tolist()
+    kept = long_tailed(labels, 7, Protocol(n1=5, m1=9, overlap=True), 0)
+    assert (kept.unlabelled_group, len(kept.unlabelled)) == ("train", 7 * 14)
+    hidden = long_tailed(LABELS | {"unlabeled": np.full(420, -1)}, 7, Protocol(n1=5, m1=40), 0)
+    assert hidden.unlabelled_group == "train"
+    with pytest.raises(SplitError, match="class 0 has 60 images left and 61 unlabelled ones"):
+        long_tailed(labels, 7, Protocol(n1=5, m1=61), 0)
+    assert long_tailed(labels, 7, Protocol(n1=5, m1=61, on_shortage="cap"), 0).shortage == 7
+
+
 def test_a_shortage_is_refused_by_class_or_capped_and_recorded():
     with pytest.raises(SplitError, match=r"class 0 has 100 images left and 101 labelled ones.*--on-shortage cap"):
         long_tailed(LABELS, 7, Protocol(n1=101), 0)

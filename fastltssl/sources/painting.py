@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastltssl.sources.pictograms import PICTOGRAMS, SIDE, atlas
+from fastltssl.sources.pictograms import SIDE, atlas
 from fastltssl.sources.scenery import BACKGROUNDS, COLORS, GRAIN_SIDE, TEXTURE_SIDE, grain, textures, uniforms
 
 IMAGE_SIDE = 48
@@ -53,14 +53,26 @@ class Style:
     tone: float  # grey levels either way from the named colour
 
 
+class Drawings(NamedTuple):
+    """What may stand in an image: n drawings filled, then the same n as outlines."""
+
+    pixels: np.ndarray  # float32, flat: [2 * n, SIDE + 2, SIDE + 2] with an empty border
+    each: int  # n
+
+
 class Assets(NamedTuple):
     """What every image is put together from."""
 
-    pictograms: np.ndarray  # float32, flat: [2 * 40, SIDE + 2, SIDE + 2] with an empty border
+    pictograms: Drawings  # the named ones
     textures: np.ndarray  # uint8 [12, TEXTURE_SIDE, TEXTURE_SIDE, 3]
     grain: np.ndarray  # float32 [GRAIN_SIDE, GRAIN_SIDE, 3]
     palette: np.ndarray  # float32 [10, 3]
     distinct: tuple[np.ndarray, ...]  # for each background, the colours that stand out from it
+
+
+def drawings(pair: np.ndarray) -> Drawings:
+    """Drawings of pixels [2 * n, SIDE, SIDE], filled and outlined."""
+    return Drawings(np.pad(pair, ((0, 0), (1, 1), (1, 1))).reshape(-1), len(pair) // 2)
 
 
 @functools.cache
@@ -70,8 +82,7 @@ def assets() -> Assets:
     mean_color = drawn.reshape(len(BACKGROUNDS), -1, 3).mean(axis=1)
     # The eye weighs green most and blue least.
     distance = np.sqrt(((mean_color[:, None] - palette[None]) ** 2 * np.array([0.9, 1.5, 0.6])).sum(axis=-1))
-    pictograms = np.pad(atlas(), ((0, 0), (1, 1), (1, 1))).reshape(-1)
-    return Assets(pictograms, drawn, grain(), palette, tuple(np.flatnonzero(row > 105) for row in distance))
+    return Assets(drawings(atlas()), drawn, grain(), palette, tuple(np.flatnonzero(row > 105) for row in distance))
 
 
 def draws(seed: int, index: np.ndarray) -> Draws:
@@ -120,13 +131,13 @@ def warped(u: Draws, style: Style) -> tuple[np.ndarray, np.ndarray]:
     return bent_x, turned_y + bend_y * turned_x * turned_x
 
 
-def coverage(u: Draws, label: np.ndarray, is_outlined: np.ndarray, style: Style) -> np.ndarray:
-    """Share of each pixel that the pictogram covers, float64 [N, H, H]: bilinear between the stored pixels."""
-    stored, width, half = assets().pictograms, SIDE + 2, np.float32(SIDE / 2)
+def coverage(u: Draws, label: np.ndarray, is_outlined: np.ndarray, style: Style, drawn: Drawings) -> np.ndarray:
+    """Share of each pixel that drawing `label` covers, float64 [N, H, H]: bilinear between the stored pixels."""
+    stored, width, half = drawn.pixels, SIDE + 2, np.float32(SIDE / 2)
     x, y = (np.clip(place * half + np.float32(half + 0.5), 0, np.float32(SIDE + 0.99)) for place in warped(u, style))
     column, line = x.astype(np.int32), y.astype(np.int32)
     x, y = x - column, y - line
-    drawing = (label + len(PICTOGRAMS) * is_outlined).astype(np.int32)
+    drawing = (label + drawn.each * is_outlined).astype(np.int32)
     corner = per_plane(drawing * (width * width)) + line * width + column
     above, below = stored[corner], stored[corner + width]
     above = above + (stored[corner + 1] - above) * x

@@ -179,7 +179,11 @@ def coverage(drawing: Mask) -> np.ndarray:
     return drawing.reshape(SIDE, SUPERSAMPLING, SIDE, SUPERSAMPLING).mean(axis=(1, 3)).astype(np.float32)
 
 
-def atlas() -> np.ndarray:
-    """Every pictogram filled, then every pictogram as an outline: float32 [2 * 40, SIDE, SIDE]."""
-    drawings = [draw() for draw in PICTOGRAMS.values()]
+def pair(drawings: list[Mask]) -> np.ndarray:
+    """Every drawing filled, then every drawing as an outline: float32 [2 * n, SIDE, SIDE]."""
     return np.stack([coverage(each) for each in drawings] + [coverage(outline(each)) for each in drawings])
+
+
+def atlas() -> np.ndarray:
+    """The named pictograms as a pair: float32 [2 * 40, SIDE, SIDE]."""
+    return pair([draw() for draw in PICTOGRAMS.values()])

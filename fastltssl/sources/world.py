@@ -14,6 +14,7 @@ import numpy as np
 from fastltssl.sources import Images, Source, SourceError, fingerprint, nearest
 from fastltssl.sources.painting import (
     IMAGE_SIDE,
+    Drawings,
     Draws,
     Style,
     assets,
@@ -32,8 +33,8 @@ from fastltssl.sources.scenery import BACKGROUNDS, COLORS, uniforms
 
 CLASSES: tuple[str, ...] = tuple(PICTOGRAMS)
 BATCH = 32  # images painted at once: their float32 pixels stay in the processor's cache
-TRAIN_SEED, TEST_SEED = 61, 63
-TRAIN_PER_CLASS, TEST_PER_CLASS = 450, 50
+SEEDS = {"train": 61, "test": 63, "unlabeled": 62}
+PER_CLASS = {"train": 200, "test": 50, "unlabeled": 300}
 # SHA-256 of the render in tests/test_sources.py. Part of the fingerprint: a cache of other pixels is another cache.
 PIXELS = "f8125abcff74f58fba272df2ea033994f84c9cbd354ac66966186c9243e62b60"
 CAPTION_SEED, CAPTION_RATIO, CAPTION_PRIOR_SEED = 0xCAFE, 50.0, 7
@@ -73,19 +74,23 @@ def traits(u: Draws, style: Style) -> Traits:
     return Traits(color, background, u["outlined"] < style.outlined, spread(u["scale"], style.scale) > 0.75)
 
 
-def render(seed: int, index: np.ndarray, label: np.ndarray, style: Style) -> np.ndarray:
-    """Images, uint8 [N, 48, 48, 3]: image `index` of the seed showing class `label`, both [N]."""
+def render(seed: int, index: np.ndarray, label: np.ndarray, style: Style, drawn: Drawings | None = None) -> np.ndarray:
+    """Images, uint8 [N, 48, 48, 3]: image `index` of the seed showing class `label`, both [N].
+
+    `drawn` holds other drawings than the named pictograms; `label` then counts in those.
+    """
+    drawn = drawn or assets().pictograms
     pixels = np.empty((len(index), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
     for start in range(0, len(index), BATCH):
         rows = slice(start, start + BATCH)
-        pixels[rows] = _render(draws(seed, index[rows]), label[rows], style)
+        pixels[rows] = _render(draws(seed, index[rows]), label[rows], style, drawn)
     return pixels
 
 
-def _render(u: Draws, label: np.ndarray, style: Style) -> np.ndarray:
+def _render(u: Draws, label: np.ndarray, style: Style, drawn: Drawings) -> np.ndarray:
     seen = traits(u, style)
     image = backdrop(u, seen.background)
-    image = painted(image, u, coverage(u, label, seen.is_outlined, style), seen.color, style)
+    image = painted(image, u, coverage(u, label, seen.is_outlined, style, drawn), seen.color, style)
     image = occluded(image, u, style)
     image = blurred(image, u, style)
     image = developed(image, u, style)
@@ -139,21 +144,24 @@ class WorldImages:
 
 
 def open_world(dataset: str) -> Source:
-    """The world in one style: "world", "world:STYLE", "world:STYLE:TRAIN" or "world:STYLE:TRAIN:TEST" (per class)."""
+    """The world in one style: "world", "world:STYLE" or "world:STYLE:TRAIN:TEST:UNLABELED" (images per class).
+
+    Every group has its own seed. The labels of "unlabeled" are there to count and to judge by, as in any benchmark.
+    Sizes left out: no unlabelled images after a given TRAIN, the usual number of test images.
+    """
     style, *sizes = dataset.split(":")[1:] or ["mild"]
     if style not in STYLES:
         known = ", ".join(STYLES)
         raise SourceError(f"--dataset {dataset!r}: no style {style!r}.{nearest(style, STYLES)} Known: {known}")
-    if len(sizes) > 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+    if len(sizes) > 3 or not all(size.isdecimal() for size in sizes) or any(int(size) == 0 for size in sizes[:2]):
+        usual = ":".join(map(str, PER_CLASS.values()))
         raise SourceError(
-            f"--dataset {dataset!r}: the sizes {':'.join(sizes)!r} are not one or two positive whole numbers, "
-            f"images per class. For example: --dataset world:{style}:{TRAIN_PER_CLASS}:{TEST_PER_CLASS}"
+            f"--dataset {dataset!r}: the sizes {':'.join(sizes)!r} are not one to three whole numbers, images per "
+            f"class for training, for test (both above 0) and unlabelled. For example: --dataset world:{style}:{usual}"
         )
-    defaults = (TRAIN_PER_CLASS, TEST_PER_CLASS)
-    train, test = [*map(int, sizes), *defaults[len(sizes) :]]
+    counts = PER_CLASS | ({"unlabeled": 0} if sizes else {}) | dict(zip(PER_CLASS, map(int, sizes), strict=False))
     groups: dict[str, Images] = {
-        "train": _group("train", TRAIN_SEED, train, STYLES[style]),
-        "test": _group("test", TEST_SEED, test, STYLES[style]),
+        name: _group(name, SEEDS[name], count, STYLES[style]) for name, count in counts.items() if count
     }
     # Ids and labels are the same in every style; the pixels are not.
     return Source(dataset, CLASSES, groups, fingerprint(CLASSES, groups, repr(STYLES[style]), PIXELS))

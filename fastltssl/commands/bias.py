@@ -1,0 +1,153 @@
+"""`fastltssl bias`: what a zero-shot model predicts too often and too rarely."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from fastltssl.commands.common import (
+    PATH,
+    as_json,
+    example,
+    on_device,
+    output_folder,
+    protocol_options,
+    usable_device,
+)
+
+
+@click.command(epilog=example("bias --cache cifar100_ViT-B-16 --n1 50 --gamma-l 20 --seeds 0-4"))
+@click.option("--cache", "cache_name", required=True, help="Cache with text features (a path, or a name).")
+@protocol_options
+@click.option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0).")
+@click.option("--templates", help="Use only these of the cached prompts.")
+@click.option("--scale", type=click.Choice(["fixed", "joint"]), default="fixed", show_default=True,
+              help="joint also fits one factor on the scores.")  # fmt: skip
+@click.option("--known-prior", help="What to judge by: world, a CSV of class,prior, or none (default: by cache).")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="Classes shown from either end.")
+@click.option("--out", type=PATH, help="Folder to write (default runs/TIME-bias-CACHE).")
+@click.option("--overwrite", is_flag=True, help="Write into a folder that is there.")
+@on_device
+@as_json
+def bias(
+    scale: str,
+    known_prior: str | None,
+    top: int,
+    out: Path | None,
+    overwrite: bool,
+    device: str,
+    threads: int | None,
+    is_json: bool,
+    **flags: Any,
+) -> None:
+    """Estimate a zero-shot model's label bias from the labelled rows of a protocol.
+
+    The bias is GLA's (arXiv 2310.08106), corrected for the class prior of the labelled rows. It mixes the class prior
+    of the pre-training captions with prompt wording and confusions.
+    """
+    from fastltssl import bias_study, experiment, runs
+    from fastltssl.config import resolve
+    from fastltssl.report import grid, show
+    from fastltssl.splits import long_tailed
+
+    config = resolve("zeroshot", None, flags | {"set_": ()})
+    cache, rows = experiment.open_rows(config.cache, usable_device(device, threads or 1))
+    rows = experiment.with_templates(rows, cache, config.templates)
+    prior = bias_study.known_prior(known_prior, cache)
+    labels = {name: group.labels for name, group in cache.groups.items()}
+    splits = [long_tailed(labels, len(cache.classes), config.protocol, seed) for seed in config.seeds]
+    studies = [bias_study.study(rows, split, prior=prior, scale=scale) for split in splits]
+    folder = output_folder(out or runs.new_folder(dataclasses.replace(config, method="bias")), overwrite)
+
+    found = bias_study.table(studies, cache.classes, prior)
+    labelled = sorted({len(split.labelled) for split in splits})
+    show(f"{config.cache}: label bias from {' to '.join(map(str, labelled))} labelled rows, {_many(studies, 'split')}")
+    columns = ["class", "labelled", "log bias ± 1.96 SE", "times"] + (["known log prior"] if prior is not None else [])
+    few = 2 * top < len(found)
+    shown = [*found[:top], *found[-top:]] if few else found
+    lines = [_line(row, len(columns) == 5) for row in shown]
+    if few:
+        lines.insert(top, ["..."] + [""] * (len(columns) - 1))
+    show(grid(columns, lines, "most over-predicted first (relative to the mean class)"))
+    show("")
+    summary = _summary(studies)
+    show(grid(["", "before", "after"], [
+        [text, *(f"{100 * value:.1f}" for value in summary[name])]
+        for name, text in (("top1", "zero-shot top-1 %, test"), ("bacc", "zero-shot balanced %, test"),
+                           ("cross_fitted", "balanced %, labelled rows, cross-fitted")) if summary[name]
+    ]))  # fmt: skip
+    if summary["agreement"]:
+        show("against the known log prior: {correlation}, {slope}".format(**{
+            name: f"{name} {one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+            for name, one in summary["agreement"].items()
+        }))  # fmt: skip
+    if any(map(bias_study.is_near_chance, studies)):
+        show("warning: this model is near chance. All it knows is a prior, so the agreement says nothing here.")
+    if not len(splits[0].test):
+        show("note: no test rows in this cache, so no test accuracy. Add --test-per-class n")
+    if absent := [name for name, count in zip(cache.classes, splits[0].counts, strict=True) if not count]:
+        show(f"note: {len(absent)} classes without labelled rows get the mean bias: {', '.join(absent[:5])}")
+    record = {"cache": config.cache, "protocol": dataclasses.asdict(config.protocol), "seeds": list(config.seeds),
+              "scale": scale, "classes": found} | summary  # fmt: skip
+    written = _write(folder, record, studies, config.seeds, cache.classes, prior)
+    show(
+        f"wrote {', '.join(map(str, written))}\n"
+        f"next: fastltssl train zeroshot --set debias=labels --cache {config.cache} ... (and gla, ulfine)"
+    )
+    if is_json:
+        click.echo(json.dumps(record | {"out": str(folder)}))
+
+
+def _many(things: list[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
+
+
+def _line(row: dict[str, Any], has_prior: bool) -> list[str]:
+    """A class of the table; the factor is how many times too often the model predicts it."""
+    known = [f"{row['known_log_prior']:+.2f}"] if has_prior else []
+    spread = f"{row['log_bias']:+.2f} ± {1.96 * row['error']:.2f}"
+    return [row["class"], f"{row['labelled']:g}", spread, f"{np.exp(row['log_bias']):.2f}", *known]
+
+
+def _summary(studies: list[Any]) -> dict[str, Any]:
+    """Means over the splits of every accuracy, and mean and range of the agreement."""
+    mean: dict[str, Any] = {}
+    for name in ("top1", "bacc", "cross_fitted"):
+        each = [getattr(one, name) for one in studies]
+        mean[name] = None if each[0] is None else [float(np.mean([one[k] for one in each])) for k in (0, 1)]
+    mean["agreement"] = None
+    if studies[0].agreement:
+        mean["agreement"] = {}
+        for name in ("correlation", "slope"):
+            values = [getattr(one.agreement, name) for one in studies]
+            mean["agreement"][name] = {
+                "mean": float(np.mean(values)), "low": min(values), "high": max(values), "values": values
+            }  # fmt: skip
+    return mean
+
+
+def _write(
+    folder: Path, record: dict[str, Any], studies: list[Any], seeds: Any, classes: tuple[str, ...], prior: Any
+) -> list[Path]:
+    """bias.csv with a row for every class and seed, bias.json, and bias.png where matplotlib is there."""
+    from fastltssl.figures import FigureError, bias_figure
+
+    paths = [folder / "bias.csv", folder / "bias.json"]
+    with paths[0].open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seed", "class", "labelled", "log_bias", "standard_error", "known_log_prior"])
+        for seed, one in zip(seeds, studies, strict=True):
+            for k, name in enumerate(classes):
+                known = "" if prior is None else f"{np.log(prior[k]):.6f}"
+                value, error = float(one.estimate.log_bias[k]), float(one.estimate.standard_error[k])
+                writer.writerow([seed, name, int(one.counts[k]), f"{value:.6f}", f"{error:.6f}", known])
+    paths[1].write_text(json.dumps(record, indent=1))
+    try:
+        paths.append(bias_figure(record["classes"], folder / "bias.png"))
+    except FigureError as error:
+        click.echo(f"note: {error}", err=True)
+    return paths

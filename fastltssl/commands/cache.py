@@ -1,0 +1,118 @@
+"""`fastltssl cache`: the feature caches on this machine."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastltssl.commands.common import PATH, as_json, example
+
+
+@click.group()
+def cache() -> None:
+    """List, inspect, check, import and remove feature caches."""
+
+
+@cache.command("ls")
+@as_json
+def cache_ls(is_json: bool) -> None:
+    """List the caches in the cache folder (./cache, or FASTLTSSL_CACHE)."""
+    from fastltssl.cache import cache_folder, list_caches
+    from fastltssl.report import grid, show
+
+    folder = cache_folder()
+    found = list_caches(folder)
+    if found:
+        columns = list(found[0])
+        show(grid(columns, [[row[name] for name in columns] for row in found]))
+    show(f"{len(found)} caches in {folder}" + ("" if found else "; make one with: fastltssl extract --help"))
+    if is_json:
+        click.echo(json.dumps(found, default=str))
+
+
+@cache.command("info")
+@click.argument("name")
+@as_json
+def cache_info(name: str, is_json: bool) -> None:
+    """Show everything that is in a cache's fingerprint, shapes, sizes and completeness."""
+    from fastltssl.cache import info
+    from fastltssl.report import pairs_table, show
+
+    found = info(name)
+    show(pairs_table(_flat(found), name))
+    if is_json:
+        click.echo(json.dumps(found, default=str))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+@cache.command("verify")
+@click.argument("name")
+@as_json
+def cache_verify(name: str, is_json: bool) -> None:
+    """Check every file of a cache against its manifest. Exit code 1 where anything is damaged."""
+    from fastltssl.cache import verify
+    from fastltssl.report import grid, show
+
+    began = time.perf_counter()
+    damages = verify(name)
+    if damages:
+        show(grid(list(damages[0]._fields), [["" if cell is None else cell for cell in one] for one in damages]))
+    state = f"{len(damages)} damaged" if damages else "every file is as the manifest says"
+    show(f"{name}: {state} ({time.perf_counter() - began:.1f} s)")
+    if is_json:
+        click.echo(json.dumps({"damages": [one._asdict() for one in damages]}))
+    if damages:
+        raise click.exceptions.Exit(1)
+
+
+@cache.command("rm")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cache_rm(name: str, yes: bool) -> None:
+    """Remove a cache; nothing else is ever removed."""
+    from fastltssl.cache import find_cache, remove
+
+    path = find_cache(name)
+    if yes or click.confirm(f"remove {path}?", default=False):
+        remove(path)
+        click.echo(f"removed {path}")
+
+
+@cache.command(
+    "import",
+    epilog=example("cache import feats.npz --features image --labels label --text text"),
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--features", required=True, help="Key of the image features [N, D] in FILE.")
+@click.option("--labels", required=True, help="Key of the labels [N].")
+@click.option("--text", help="Key of the text features, [C, E] or [C, T, E].")
+@click.option("--text-layout", type=click.Choice(["ctd", "tcd"]), default="ctd", show_default=True)
+@click.option("--classes", help="Key of the class names.")
+@click.option("--test-features", help="Key of the test features.")
+@click.option("--test-labels", help="Key of the test labels.")
+@click.option("--projection", help="Key of the projection [D, E], with --space pre.")
+@click.option("--space", type=click.Choice(["embedding", "pre"]), default="embedding", show_default=True)
+@click.option("--logit-scale", default=100.0, show_default=True, help="The multiplier itself.")
+@click.option("--emulate", help="Noise views, such as weak:8:0.2,strong:8:0.5:0.1.")
+@click.option("--out", type=PATH, help="Cache to write (default: cache folder / FILE.zarr).")
+@click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
+def cache_import(file: Path, out: Path | None, overwrite: bool, **keys: Any) -> None:
+    """Make a cache from features computed elsewhere (.npz, .npy, .safetensors; pickles are never loaded)."""
+    from fastltssl.cache import cache_folder
+    from fastltssl.imports import import_file
+    from fastltssl.report import show
+
+    path = out or cache_folder() / f"{file.stem}.zarr"
+    summary = import_file(file, path, overwrite=overwrite, **keys)
+    show(f"{summary}\nwrote {path}\nnext: fastltssl train zeroshot --cache {path} --eval all")

@@ -1,0 +1,112 @@
+"""What several commands share: options, the device, lines of progress. Heavy modules are imported when called."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+def example(command: str) -> str:
+    """The last lines of a help text."""
+    return f"\b\nExample:\n  fastltssl {command}"
+
+
+def as_json(command: Any) -> Any:
+    return click.option("--json", "is_json", is_flag=True, help="Last line of stdout is one JSON object.")(command)
+
+
+def on_device(command: Any) -> Any:
+    text = "CPU threads (default: all cores to extract, one to train: its products are small)."
+    command = click.option("--threads", type=click.IntRange(1), help=text)(command)
+    return click.option("--device", default="auto", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")(
+        command
+    )
+
+
+def usable_device(name: str, threads: int | None) -> str:
+    """The device to use, once tried; sets the number of CPU threads if one is given."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise click.UsageError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    return name
+
+
+def extract_line(record: Any) -> tuple[int, int, str]:
+    if record.note:
+        return 0, 0, record.note
+    rate = record.done / record.elapsed_s if record.elapsed_s else 0.0
+    waited = 100 * record.waited_s / record.elapsed_s if record.elapsed_s else 0.0
+    return record.done, record.total, f"{record.group}, {rate:,.0f} images/s, {waited:.0f} % waiting for data"
+
+
+def train_line(record: Any) -> tuple[int, int, str]:
+    rate = record.step * record.runs / record.elapsed_s
+    return record.step, record.steps, f"loss {record.loss:.3f}, {rate:,.0f} steps/s over {record.runs} runs"
+
+
+PROTOCOL_OPTIONS = [
+    click.option("--n1", type=int, help="Labelled images of the largest class (default: every labelled row)."),
+    click.option("--m1", type=int, help="Unlabelled images of the largest class (default 0, or the group unlabeled)."),
+    click.option("--gamma-l", type=float, help="Labelled head count over tail count (default 1)."),
+    click.option("--gamma-u", type=float, help="The same of the unlabelled pool (default 1)."),
+    click.option("--order", help="Pool order: consistent, uniform, reversed, middle, head-tail, random."),
+    click.option("--images", help="seeded (default) or file-order."),
+    click.option("--overlap/--no-overlap", default=None, help="Labelled rows also in the pool (default no)."),
+    click.option("--val", type=int, help="Validation rows per class held out of training."),
+    click.option("--test-per-class", type=int, help="Test rows per class, drawn from train first."),
+    click.option("--class-order", help="given (class 0 is the head; default) or seeded."),
+    click.option("--on-shortage", help="refuse (default) or cap, when a class holds too few images."),
+    click.option("--preset", help="A published protocol: usb, acr, adello, simpro, finessl."),
+]
+TRAIN_OPTIONS = [
+    *PROTOCOL_OPTIONS,
+    click.option("--report", help="last (default), mean20 or val."),
+    click.option("--groups", help="head/medium/tail by thirds (default) or counts."),
+    click.option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0)."),
+    click.option("--steps", type=int, help="Training steps (default 500)."),
+    click.option("--lr", type=float, help="SGD learning rate (default 0.03)."),
+    click.option("--weight-decay", type=float, help="(default 5e-4)"),
+    click.option("--batch", type=int, help="Labelled rows a step (default 32)."),
+    click.option("--batch-u", type=int, help="Unlabelled rows a step (default 32)."),
+    click.option("--evals", type=int, help="Evaluations over training (default 10)."),
+    click.option("--templates", help="Use only these of the cached prompts."),
+    click.option("--eval", help="test (default), or all: every labelled row of every group."),
+    click.option("--set", "set_", multiple=True, metavar="KNOB=VALUE", help="A knob; see `methods NAME`."),
+]  # fmt: skip
+
+
+def train_options(command: Any) -> Any:
+    """Every switch of an experiment."""
+    return _with(TRAIN_OPTIONS, command)
+
+
+def protocol_options(command: Any) -> Any:
+    """The switches of a split."""
+    return _with(PROTOCOL_OPTIONS, command)
+
+
+def _with(options: list[Any], command: Any) -> Any:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def output_folder(path: Path, overwrite: bool) -> Path:
+    """A run folder that is there and can be written, before anything is trained for it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_taken = any(path.iterdir())
+    except OSError as error:
+        raise click.UsageError(f"--out {path} cannot be a run folder: {error}") from None
+    if is_taken and not overwrite:
+        raise click.UsageError(f"{path} is not empty; choose another --out, or pass --overwrite")
+    return path

@@ -1,0 +1,84 @@
+"""`fastltssl extract`: stage one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, usable_device
+
+
+@click.command(epilog=example("extract --model ViT-B-16 --pretrained openai --dataset cifar100"))
+@click.option("--model", required=True, help="open_clip model name, or tiny (embedded).")
+@click.option("--pretrained", help="Tag, path of a local checkpoint, or none (random weights). tiny needs none.")
+@click.option("--dataset", required=True, help="world, folder:PATH, or a torchvision set such as cifar100.")
+@click.option("--root", type=PATH, help="Where torchvision sets are kept or downloaded to (default ./datasets).")
+@click.option("--views", default="center,weak:4,strong:4", show_default=True, help="Views cached of each image.")
+@click.option("--templates", default=None, help="Prompt set: simple, openai80, openai7, world (default: by data set).")
+@click.option("--out", type=PATH, help="Cache to write (default: cache folder / dataset_model.zarr).")
+@click.option("--seed", default=0, show_default=True, help="Seed of the views.")
+@click.option("--limit", type=click.IntRange(1), help="At most n images per group, evenly spaced.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
+@click.option("--resume", is_flag=True, help="Go on where an earlier extraction stopped.")
+@click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
+@on_device
+@as_json
+def extract(device: str, threads: int | None, is_json: bool, **options: Any) -> None:
+    """Stage one: run the frozen encoder once over all views of a data set."""
+    summary = run_extract(device=usable_device(device, threads), **options)
+    if is_json:
+        click.echo(json.dumps(summary))
+
+
+def run_extract(
+    model: str,
+    pretrained: str | None,
+    dataset: str,
+    root: Path | None,
+    views: str,
+    templates: str | None,
+    out: Path | None,
+    seed: int,
+    limit: int | None,
+    precision: str,
+    workers: int,
+    resume: bool,
+    overwrite: bool,
+    device: str,
+) -> dict[str, Any]:
+    from fastltssl import extract as stage_one
+    from fastltssl.cache import cache_folder
+    from fastltssl.encoder import load_encoder
+    from fastltssl.report import follow, show
+    from fastltssl.sources import open_source
+    from fastltssl.views import parse_views
+
+    parsed = parse_views(views)
+    source = open_source(dataset, root, limit)
+    encoder = load_encoder(model, pretrained, device, precision)
+    for note in encoder.notes:
+        click.echo(note, err=True)
+    path = out or cache_folder() / f"{_stem(dataset)}_{_stem(model)}.zarr"
+    templates = templates or ("world" if model == "tiny" else "simple")
+    work = stage_one.extract(
+        source, encoder, parsed, path,
+        templates=templates, seed=seed, workers=workers, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    summary = follow(work, extract_line, "extract")._asdict()
+    summary["path"] = str(summary["path"])
+    if summary["images"]:
+        show(
+            f"{summary['images']:,} images, {summary['views']:,} views in {summary['seconds']:.1f} s "
+            f"({summary['views_per_s']:,.0f} views/s, {100 * summary['waiting']:.0f} % waiting for data), "
+            f"{summary['bytes'] / 2**20:.1f} MiB\nwrote {path}"
+        )
+    else:
+        show(f"{path} is complete already")
+    return summary
+
+
+def _stem(name: str) -> str:
+    kept = "".join(c if c.isalnum() or c in "-." else "_" for c in name.rstrip("/").split("/")[-1])
+    return kept.removeprefix("folder_")

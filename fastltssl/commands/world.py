@@ -1,0 +1,81 @@
+"""`fastltssl world`: the embedded world and the training of its tiny CLIP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastltssl.commands.common import PATH, as_json, example
+
+
+@click.group()
+def world() -> None:
+    """The embedded world: look at it, or train its tiny CLIP again."""
+
+
+@world.command("sheet", epilog=example("world sheet --out world.png"))
+@click.option("--style", "styles", multiple=True, help="Style to show, may be repeated (default: caption and mild).")
+@click.option("--each", default=3, show_default=True, type=click.IntRange(1, 12), help="Images of a class and style.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the images.")
+@click.option("--nameless", is_flag=True, help="Show shapes of the image tower's warm-up instead of the classes.")
+@click.option("--out", default="world.png", show_default=True, type=PATH, help="Picture to write, .png or .jpg.")
+def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Path) -> None:
+    """Draw a contact sheet: every class by name, in the style of the captions and shifted."""
+    from fastltssl.report import show
+    from fastltssl.sources import nearest
+    from fastltssl.sources import sheet as drawing
+    from fastltssl.sources.painting import drawings
+    from fastltssl.sources.shapes import nameless as shapes
+    from fastltssl.sources.world import CLASSES, STYLES
+
+    for style in styles:
+        if style not in STYLES:
+            raise click.UsageError(f"--style {style!r} is unknown.{nearest(style, STYLES)} Known: {', '.join(STYLES)}")
+    if out.suffix.lower() not in (".png", ".jpg"):
+        raise click.UsageError(f"--out {out} is no picture; it must end in .png or .jpg")
+    if not out.parent.is_dir():
+        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
+    shown = {style: STYLES[style] for style in styles or ("caption", "mild")}
+    count = len(CLASSES)
+    names = [f"shape {number}" for number in range(count)] if nameless else CLASSES
+    pixels = drawing.sheet(
+        names, shown, each=each, seed=seed, drawn=drawings(shapes(seed, count)) if nameless else None
+    )
+    drawing.save(pixels, out)
+    show(f"wrote {out} ({pixels.shape[1]} x {pixels.shape[0]} pixels)\nnext: fastltssl demo")
+
+
+@world.command("train", epilog=example("world train --out tiny2"))
+@click.option("--out", required=True, type=PATH, help="Folder to write the model to.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--negatives", default="bank", show_default=True,
+    help="Candidates of the image loss: bank (a caption of every class) or batch (the ordinary loss: a control).",
+)  # fmt: skip
+@click.option("--warmed", type=PATH, help="Take the warm-up of the image tower from this folder of an earlier run.")
+@click.option("--warmup-steps", type=click.IntRange(1), help="Steps on nameless shapes (default 2500).")
+@click.option("--caption-steps", type=click.IntRange(1), help="Steps on captions (default 100).")
+@click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
+@click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
+@as_json
+def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json: bool, **given: Any) -> None:
+    """Make the weights of the tiny CLIP anew from a seed, on one CPU thread, in a fixed number of steps."""
+    from fastltssl import pretrain
+    from fastltssl.report import follow, show
+
+    if (out / "training.json").exists() and not overwrite:
+        raise click.UsageError(f"{out} holds a trained model; choose another --out, or pass --overwrite")
+    recipe = pretrain.Recipe(**{name: value for name, value in given.items() if value is not None})
+    record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), _line, "world train")
+    show(
+        f"{record['warm_up_images']:,} images of {recipe.shapes} nameless shapes, then {record['caption_pairs']:,} "
+        f"images with captions, {record['seconds']:.0f} s\n{record['parameters']:,} parameters, "
+        f"{record['bytes'] / 1e6:.1f} MB\nwrote {out}\nnext: fastltssl extract --model local-dir:{out} --dataset world"
+    )
+    if is_json:
+        click.echo(json.dumps(record))
+
+
+def _line(record: Any) -> tuple[int, int, str]:
+    return record.step, record.steps, f"{record.stage}, loss {record.loss:.3f}, accuracy {100 * record.accuracy:.0f} %"
