@@ -15,7 +15,7 @@ from fastltssl.splits import Protocol
 
 SEEDS = (0, 1, 2)
 ORDERS = ("consistent", "reversed")
-PER_CLASS = "450:50"  # training and test images of each of the 40 classes
+PER_CLASS = "40:50:150"  # training, test and unlabelled images of each of the 40 classes
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("zeroshot", {}),
     ("zeroshot", {"debias": "labels"}),
@@ -62,7 +62,7 @@ def demo(
             runs.Config(
                 method=name,
                 cache=str(path),
-                protocol=Protocol(n1=150, m1=300, gamma_l=10, gamma_u=10, order=order),
+                protocol=Protocol(n1=25, m1=150, gamma_l=10, gamma_u=10, order=order),
                 seeds=SEEDS,
                 steps=steps,
                 settings=settings,
@@ -82,8 +82,8 @@ def demo(
         "pl acc, kept: pseudo-labels above the threshold.\n"
         "This default checks the pipeline; it does not rank methods.\n"
         f"cache: {path}\nruns:  {runs.ROOT}/ ({len(results)} folders)\n"
-        "next:  fastltssl methods ulfine\n"
-        f"       fastltssl train ulfine --cache {path} --n1 50 --m1 300 --gamma-l 20 --gamma-u 20 --seeds 0-4"
+        f"next:  fastltssl bias --cache {path} --n1 25 --gamma-l 10 --seeds 0-4\n"
+        f"       fastltssl train ulfine --cache {path} --n1 40 --m1 150 --gamma-l 20 --gamma-u 20 --seeds 0-4"
     )
     if is_json:
         rows_out = [row | {"method": label(row)} for row in results]

@@ -45,6 +45,29 @@ def bias_figure(rows: list[dict[str, Any]], path: Path) -> Path:
     return _saved(figure, path)
 
 
+def views_figure(results: dict[str, Any], line: str, path: Path) -> Path:
+    """Balanced accuracy against the number of cached views, one curve a method, live augmentation as a band."""
+    figure, axes = _canvas(7.6, 4.4)
+    for (title, by_count), color in zip(results.items(), (BLUE, ORANGE), strict=False):
+        counts = [int(name) for name in by_count if name != "live"]
+        cached, live = [by_count[str(count)] for count in counts], by_count["live"]
+        axes.errorbar(
+            counts, [one["bacc"] for one in cached], yerr=[one["interval"] for one in cached],
+            fmt="o-", color=color, markersize=5, elinewidth=1.2, capsize=3, label=f"{title}: cached views",
+        )  # fmt: skip
+        axes.axhline(live["bacc"], color=color, linestyle="--", linewidth=1.2, label="the same, live augmentation")
+        axes.axhspan(live["bacc"] - live["interval"], live["bacc"] + live["interval"], color=color, alpha=0.1, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlabel("cached views of each image and strength")
+    axes.set_ylabel("balanced test accuracy (%)")
+    axes.set_title(f"How many cached views replace live augmentation?\n{line}", loc="left", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.text(0.01, -0.03, "Bars and bands: 95 % intervals of the mean over seeds, splits included; "
+                "a curve inside its band has lost nothing.", fontsize=8, color=GREY)  # fmt: skip
+    return _saved(figure, path)
+
+
 def _saved(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return path

@@ -61,12 +61,13 @@ def test_the_features_of_the_tiny_model_are_open_clips_embeddings(tiny, plain_ti
     x = pixels(5, 48)
     with torch.inference_mode():
         wanted = plain_tiny[0].encode_image(normalised(x, tiny), normalize=True)
-    assert tiny.projection is None
     assert (tiny.size, tiny.width, tiny.embed_width) == (48, 128, 128)
+    assert tiny.projection.shape == (128, 128)
     found = tiny.encode(x)
     assert found.shape == (5, 128)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(F.normalize(found, dim=-1), wanted, atol=1e-5, rtol=0)
+    embedded = F.normalize(found @ torch.from_numpy(tiny.projection), dim=-1)
+    torch.testing.assert_close(embedded, wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(tiny.encode(x.float() / 255), found, atol=1e-4, rtol=1e-5)
 
 
@@ -87,6 +88,23 @@ def test_the_features_of_a_vit_times_its_projection_are_open_clips_embeddings(sm
     np.testing.assert_array_equal(encoder.ln_post[1], plain.visual.ln_post.bias.detach())
     assert encoder.logit_scale == pytest.approx(plain.logit_scale.exp().item())
     assert encoder.logit_bias == 0
+
+
+def test_a_resnet_gives_the_same_features_with_its_batch_norms_folded():
+    vision = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "head_width": 32}
+    tower = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=SMALL["text_cfg"]).visual.eval()
+    generator = torch.Generator().manual_seed(0)
+    norms = [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+        x = torch.randn(3, 3, 64, 64, generator=generator)
+        wanted = tower(x)
+        stage.fold_batch_norms(tower)
+        assert len(norms) == 22
+        assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+        torch.testing.assert_close(tower(x), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_text_features_are_open_clips_and_have_unit_norm(tiny, plain_tiny):

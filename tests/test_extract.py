@@ -103,7 +103,7 @@ def test_the_cache_holds_the_text_the_scale_and_all_that_the_features_depend_on(
     np.testing.assert_allclose(cache.text, encoder.encode_text(prompts(source.classes, "world")), atol=1e-6)
     assert cache.templates == ("a photo of a {}", "a picture of a {}", "a sketch of a {}", "{}")
     assert cache.logit_scale == pytest.approx(encoder.logit_scale)
-    assert cache.projection is None
+    np.testing.assert_array_equal(cache.projection, encoder.projection)
     stored = cache.attributes["provenance"]
     assert stored == json.loads(json.dumps(provenance(source, encoder, parse_views(VIEWS), "world", 0)))
     assert stored["views"]["weak0"] == "weak(flip=0.5,shift=0.0625)"
