@@ -69,8 +69,9 @@ def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json
     recipe = pretrain.Recipe(**{name: value for name, value in given.items() if value is not None})
     record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), _line, "world train")
     show(
-        f"{record['warm_up_images']:,} images of {recipe.shapes} nameless shapes, then {record['caption_pairs']:,} "
-        f"images with captions, {record['seconds']:.0f} s\n{record['parameters']:,} parameters, "
+        f"{record['warm_up_images']:,} images of {recipe.shapes} nameless shapes"
+        f"{f' (taken from {warmed})' if warmed else ''}, then {record['caption_pairs']:,} images with captions, "
+        f"{record['seconds']:.0f} s\n{record['parameters']:,} parameters, "
         f"{record['bytes'] / 1e6:.1f} MB\nwrote {out}\nnext: fastltssl extract --model local-dir:{out} --dataset world"
     )
     if is_json:
