@@ -6,7 +6,6 @@ projection, so that heads may start from either space; other towers give their p
 
 import contextlib
 import difflib
-import hashlib
 import logging
 import pickle
 import ssl
@@ -23,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor, nn
+
+from fastltssl.towers import fold_batch_norms, last_norm, take_projection, trim_last_block, weights_sha256
 
 TINY = Path(__file__).parent / "tiny"
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,6 +45,7 @@ class Encoder(NamedTuple):
 
     canvas: Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "3 S S"]]  # the model's own resize and crop
     encode: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]  # float32; of uint8, or float in [0, 1]
+    encode_exact: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]  # the same in fp32, to compare with
     encode_text: Callable[[Sequence[Sequence[str]]], Float32[np.ndarray, "C T E"]]  # unit norm, of prompts [C][T]
     size: int  # S
     mean: tuple[float, ...]
@@ -59,8 +61,13 @@ class Encoder(NamedTuple):
     notes: tuple[str, ...]  # lines a user should see
 
 
-def load_encoder(model: str, pretrained: str | None, device: str = "cpu", precision: str = "auto") -> Encoder:
-    """The model with the weights of a tag, of a file, or random ones ("none"). Raises EncoderError."""
+def load_encoder(
+    model: str, pretrained: str | None, device: str = "cpu", precision: str = "auto", *, trim: bool = True
+) -> Encoder:
+    """The model with the weights of a tag, of a file, or random ones ("none"). Raises EncoderError.
+
+    With `trim` the last block of a CLIP ViT computes the class token alone, which changes no feature beyond rounding.
+    """
     from open_clip.transformer import QuickGELU
 
     where = torch.device(device)
@@ -73,14 +80,15 @@ def load_encoder(model: str, pretrained: str | None, device: str = "cpu", precis
     clip.eval().requires_grad_(False)
     weights = weights_sha256(clip)
     tower = clip.visual
-    projection, ln_post = _take_projection(tower), _ln_post(tower)
+    projection, ln_post = take_projection(tower), last_norm(tower)
     fold_batch_norms(tower)
     clip.to(where)
     tower.to(memory_format=torch.channels_last)
     settings = tower.preprocess_cfg
     side, mean, std = _side(model, settings), tuple(settings["mean"]), tuple(settings["std"])
+    is_trimmed = trim and trim_last_block(tower, side)
     canvas = _canvas(transform, side)
-    encode = _encode(tower, where, DTYPES[precision], mean, std)
+    encode, exact = (_encode(tower, where, dtype, mean, std) for dtype in (DTYPES[precision], None))
     encode_text = _encode_text(clip, tokenize, where)
     width = encode(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
     provenance = {
@@ -93,10 +101,11 @@ def load_encoder(model: str, pretrained: str | None, device: str = "cpu", precis
             "resize": settings["resize_mode"], "interpolation": settings["interpolation"],
         },
         "quick_gelu": any(isinstance(part, QuickGELU) for part in tower.modules()),
-        "precision": precision,
+        "precision": precision, "is_trimmed": is_trimmed,
     }  # fmt: skip
+    embed_width = width if projection is None else projection.shape[1]
     return Encoder(
-        canvas, encode, encode_text, side, mean, std, width, width if projection is None else projection.shape[1],
+        canvas, encode, exact, encode_text, side, mean, std, width, embed_width,
         projection, ln_post, _scalar(clip.logit_scale.exp()), _scalar(getattr(clip, "logit_bias", None)),
         where, provenance, tuple(notes),
     )  # fmt: skip
@@ -238,53 +247,6 @@ def _tried(pretrained: str | None) -> str:
 def _in_short(error: BaseException) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200].rstrip()}..."
-
-
-# ---------------------------------------------------------------------------------------------- towers
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 in hex over name, dtype, shape and bytes of every tensor of the state dict, in order of name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _take_projection(tower: Any) -> Float32[np.ndarray, "D E"] | None:
-    """The last matrix of a CLIP ViT, taken off the tower; None where the tower has none that can be split off."""
-    projection = getattr(tower, "proj", None)
-    if not isinstance(projection, nn.Parameter):
-        return None
-    tower.proj = None
-    return projection.detach().float().cpu().numpy()
-
-
-def _ln_post(tower: nn.Module) -> Float32[np.ndarray, "2 D"] | None:
-    """Weight and bias of the last norm of a CLIP ViT."""
-    norm = getattr(tower, "ln_post", None)
-    if not isinstance(norm, nn.LayerNorm):
-        return None
-    return torch.stack((norm.weight, norm.bias)).detach().float().cpu().numpy()
-
-
-def fold_batch_norms(tower: Any) -> None:
-    """Merge each frozen batch norm of open_clip's ResNet into the convolution before it, in place: fewer passes."""
-    from open_clip.modified_resnet import Bottleneck, ModifiedResNet
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    for block in tower.modules():
-        if not isinstance(block, Bottleneck | ModifiedResNet):
-            continue
-        for i in (1, 2, 3):
-            setattr(block, f"conv{i}", fuse_conv_bn_eval(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")))
-            setattr(block, f"bn{i}", nn.Identity())
-        shortcut = getattr(block, "downsample", None)
-        if shortcut is not None:
-            pool, convolution, norm = shortcut
-            block.downsample = nn.Sequential(pool, fuse_conv_bn_eval(convolution, norm))
 
 
 def _side(model: str, settings: dict[str, Any]) -> int:

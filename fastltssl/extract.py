@@ -17,18 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float32, UInt8, UInt64
 from torch import Tensor
 
 from fastltssl.contents import SLAB, Block, GroupSpec
-from fastltssl.encoder import Encoder
+from fastltssl.encoder import Encoder, EncoderError
 from fastltssl.prompts import prompts
 from fastltssl.prompts import templates as patterns
-from fastltssl.sources import Images, Source
+from fastltssl.sources import Images, Source, evenly_spaced
 from fastltssl.views import View, image_key, make_view
 from fastltssl.writer import Writer, create
 
 GPU_LANES = 2  # one slab is prepared while another is computed
+GATE, GATE_ROWS = 0.999, 64  # least mean cosine between features in low precision and in fp32, on so many images
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")  # what may change a feature
 
 
@@ -94,10 +96,13 @@ def extract(
 ) -> Generator[Progress, None, Summary]:
     """Write the cache `out`, yielding progress after every slab. `workers` threads decode ahead, with 0 none does.
 
-    Raises CacheError where `out` cannot be written or continued, and what reading the source raises.
+    Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
+    fp32, and what reading the source raises.
     """
     began, count = time.perf_counter(), _lane_count(encoder.device)
     with _pools(workers, count) as (decoders, lanes):
+        if encoder.provenance["precision"] != "fp32":
+            yield Progress("", 0, 0, 0.0, 0.0, lanes.submit(check_precision, source, encoder).result())
         # In a lane, too: one thread, so that the text does not depend on their number either.
         text = lanes.submit(encoder.encode_text, prompts(source.classes, templates)).result()
         tables = {"text": text, "projection": encoder.projection, "ln_post": encoder.ln_post}
@@ -121,6 +126,18 @@ def extract(
             writer.close()
     seconds = time.perf_counter() - began
     return done._replace(seconds=seconds, path=Path(out), notes=tuple(writer.notes))
+
+
+def check_precision(source: Source, encoder: Encoder) -> str:
+    """How near the encoder's precision comes to fp32 on some training images; raises EncoderError where too far."""
+    images = source.groups["train"]
+    rows = evenly_spaced(images.labels, GATE_ROWS).tolist()
+    canvases = torch.from_numpy(np.stack([encoder.canvas(image) for image in images.read(rows)]))
+    cosine = float(F.cosine_similarity(encoder.encode(canvases), encoder.encode_exact(canvases)).mean())
+    found = f"{encoder.provenance['precision']} against fp32 on {len(rows)} images: mean cosine {cosine:.5f}"
+    if not cosine >= GATE:
+        raise EncoderError(f"{found}, below {GATE}. Use --precision fp32")
+    return found
 
 
 def _commit_all(

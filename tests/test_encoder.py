@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fastltssl import encoder as stage
+from fastltssl import towers
 from fastltssl.encoder import TINY, EncoderError, load_encoder
 
 PROMPTS = [["a photo of a cat", "a cat", "a red cat"], ["a photo of a tree", "a tree", "a red tree"]]
@@ -101,10 +102,43 @@ def test_a_resnet_gives_the_same_features_with_its_batch_norms_folded():
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
         x = torch.randn(3, 3, 64, 64, generator=generator)
         wanted = tower(x)
-        stage.fold_batch_norms(tower)
+        towers.fold_batch_norms(tower)
         assert len(norms) == 22
         assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
         torch.testing.assert_close(tower(x), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{}, {"layers": 1}, {"ls_init_value": 0.3}, {"final_ln_after_pool": True}])
+def test_a_trimmed_last_block_changes_no_feature(change):
+    tower = open_clip.CLIP(
+        embed_dim=24, vision_cfg=SMALL["vision_cfg"] | change, text_cfg=SMALL["text_cfg"]
+    ).visual.eval()
+    x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = tower(x)
+        assert towers.trim_last_block(tower, 32)
+        torch.testing.assert_close(tower(x), wanted, atol=1e-5, rtol=1e-5)
+    assert isinstance(tower.transformer.resblocks[-1], towers.ClassTokenBlock)
+
+
+def test_a_tower_that_pools_its_patches_or_would_change_is_left_as_it_is(monkeypatch):
+    for change in ({"pool_type": "avg"}, {"attentional_pool": True}):
+        vision = SMALL["vision_cfg"] | change
+        tower = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=SMALL["text_cfg"]).visual.eval()
+        assert not towers.trim_last_block(tower, 32)
+    tower = open_clip.CLIP(embed_dim=24, vision_cfg=SMALL["vision_cfg"], text_cfg=SMALL["text_cfg"]).visual.eval()
+    last = tower.transformer.resblocks[-1]
+    whole = towers.ClassTokenBlock.forward
+    monkeypatch.setattr(towers.ClassTokenBlock, "forward", lambda *given, **named: whole(*given).flip(-1))
+    assert not towers.trim_last_block(tower, 32)
+    assert tower.transformer.resblocks[-1] is last
+
+
+def test_trimming_can_be_turned_off_and_is_part_of_what_features_depend_on(tiny):
+    whole = load_encoder("tiny", None, trim=False)
+    x = pixels(5, 48)
+    torch.testing.assert_close(tiny.encode(x), whole.encode(x), atol=1e-4, rtol=1e-4)
+    assert (tiny.provenance["is_trimmed"], whole.provenance["is_trimmed"]) == (True, False)
 
 
 def test_text_features_are_open_clips_and_have_unit_norm(tiny, plain_tiny):
@@ -158,6 +192,7 @@ def test_the_provenance_of_the_tiny_model_says_what_its_features_depend_on(tiny)
         },
         "quick_gelu": False,
         "precision": "fp32",
+        "is_trimmed": True,
     }  # fmt: skip
     assert tiny.notes == ()
 
@@ -180,7 +215,7 @@ def test_a_checkpoint_file_is_loaded_and_its_place_is_not_remembered(small, tmp_
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     encoder = load_encoder(small, str(tmp_path / "weights.pt"))
     assert encoder.provenance["pretrained"] == "file"
-    assert encoder.provenance["weights_sha256"] == stage.weights_sha256(model)
+    assert encoder.provenance["weights_sha256"] == towers.weights_sha256(model)
     assert encoder.provenance["weights_sha256"] != load_encoder(small, "none").provenance["weights_sha256"]
     assert str(tmp_path) not in json.dumps(encoder.provenance)
     np.testing.assert_array_equal(encoder.projection, model.visual.proj.detach())
@@ -189,15 +224,15 @@ def test_a_checkpoint_file_is_loaded_and_its_place_is_not_remembered(small, tmp_
 def test_the_hash_of_weights_sees_a_name_a_shape_and_a_value():
     with torch.random.fork_rng():
         plain = torch.nn.Linear(3, 2)
-    known = stage.weights_sha256(plain)
+    known = towers.weights_sha256(plain)
     wrapped = torch.nn.Sequential(plain)
-    assert stage.weights_sha256(wrapped) != known
+    assert towers.weights_sha256(wrapped) != known
     plain.weight.data = plain.weight.data.view(3, 2)
-    assert stage.weights_sha256(plain) != known
+    assert towers.weights_sha256(plain) != known
     plain.weight.data = plain.weight.data.view(2, 3)
-    assert stage.weights_sha256(plain) == known
+    assert towers.weights_sha256(plain) == known
     plain.bias.data[0] += 1
-    assert stage.weights_sha256(plain) != known
+    assert towers.weights_sha256(plain) != known
 
 
 def test_an_archive_of_openai_is_known_by_its_program_and_takes_quickgelu(tmp_path):

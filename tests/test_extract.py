@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from fastltssl.cache import open_cache, read_features
-from fastltssl.encoder import load_encoder
+from fastltssl.encoder import EncoderError, load_encoder
 from fastltssl.extract import extract, provenance
 from fastltssl.manifest import LOCK, MANIFEST, CacheError, CacheMismatch
 from fastltssl.prompts import prompts
@@ -21,7 +22,7 @@ from fastltssl.views import image_key, make_view, parse_views
 DATASET, VIEWS = "world:mild:3:2", "center,weak:1,strong:2"  # 120 images x 4 views, 80 x 1: two blocks each
 CHILD = """
 import sys, torch
-from fastltssl.encoder import load_encoder
+from fastltssl.encoder import EncoderError, load_encoder
 from fastltssl.extract import extract
 from fastltssl.sources import open_source
 from fastltssl.views import parse_views
@@ -223,3 +224,13 @@ def test_killed_ten_times_it_resumes_to_the_same_bytes(encoder, tmp_path):
     run(source, encoder, path, views=views, resume=True)
     assert len(seen) > 1, "every kill came before the first line or after the last"
     assert tree(path) == tree(tmp_path / "unbroken.zarr")
+
+
+def test_a_low_precision_is_compared_with_fp32_first_and_refused_where_it_is_too_far(source, tmp_path):
+    low = load_encoder("tiny", None, precision="bf16")
+    notes = [record.note for record in extract(source, low, parse_views("center"), tmp_path / "a", templates="world")]
+    assert re.fullmatch(r"bf16 against fp32 on 64 images: mean cosine 0\.99\d+", notes[0])
+    broken = low._replace(encode=lambda canvas: low.encode(canvas) + 3)
+    with pytest.raises(EncoderError, match=r"mean cosine 0\.\d+, below 0\.999\. Use --precision fp32"):
+        next(extract(source, broken, parse_views("center"), tmp_path / "b", templates="world"))
+    assert not (tmp_path / "b").exists()

@@ -20,6 +20,7 @@ from fastltssl.commands.common import PATH, as_json, example, extract_line, on_d
 @click.option("--seed", default=0, show_default=True, help="Seed of the views.")
 @click.option("--limit", type=click.IntRange(1), help="At most n images per group, evenly spaced.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option("--trim/--no-trim", default=True, show_default=True, help="Last ViT block for the class token alone.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
 @click.option("--resume", is_flag=True, help="Go on where an earlier extraction stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
@@ -43,6 +44,7 @@ def run_extract(
     seed: int,
     limit: int | None,
     precision: str,
+    trim: bool,
     workers: int,
     resume: bool,
     overwrite: bool,
@@ -57,7 +59,7 @@ def run_extract(
 
     parsed = parse_views(views)
     source = open_source(dataset, root, limit)
-    encoder = load_encoder(model, pretrained, device, precision)
+    encoder = load_encoder(model, pretrained, device, precision, trim=trim)
     for note in encoder.notes:
         click.echo(note, err=True)
     path = out or cache_folder() / f"{_stem(dataset)}_{_stem(model)}.zarr"
