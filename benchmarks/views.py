@@ -46,7 +46,7 @@ T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 
 
 
 class Trained(NamedTuple):
-    """Balanced accuracy of each seed, and the encoder passes that the training views of all seeds took."""
+    """Balanced accuracy of each seed in percent, and the encoder passes that the training views of all seeds took."""
 
     bacc: Tensor
     passes: int
@@ -151,6 +151,13 @@ def train(
     return torch.tensor(found, dtype=torch.float64)
 
 
+def shared_rows(splits: Sequence[Split], has_pool: bool) -> int:
+    """Encoder passes of one cached view: labelled rows once, unlabelled ones weak and strong, shared by all seeds."""
+    labelled = np.unique(np.concatenate([split.labelled for split in splits]))
+    pool = np.unique(np.concatenate([split.unlabelled for split in splits]))
+    return len(labelled) + 2 * len(pool) * has_pool
+
+
 def interval(values: Tensor) -> float:
     """Half width of the 95 % interval of a mean over seeds (t distribution)."""
     n = len(values)
@@ -219,7 +226,7 @@ def main(
                 make_stream(p, method.views, batch=BATCH, batch_u=BATCH, seed=s)
                 for p, s in zip(narrow, runs, strict=True)
             ]
-            used = sum((len(p.x) + (2 * len(p.u) if method.views[0] else 0)) * count for p in narrow)
+            used = count * shared_rows(splits, has_pool=method.views[0] > 0)
             trained[str(count)] = Trained(train(method, narrow, streams, splits, rows, runs, steps), used)
         live_streams = [s if method.views[0] else _labelled_only(s) for s, _ in live_parts]
         used = sum(s.x_view.numel() + s.weak_view.numel() + s.strong_view.numel() for s in live_streams)
