@@ -68,7 +68,7 @@ def views_figure(results: dict[str, Any], line: str, path: Path) -> Path:
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.set_xlim(0.87, counts[-1] * 1.35)
     note = (
-        "Bars and bands: 95 % intervals of the mean over seeds, whose splits differ. Small figures: cached minus live,\n"
+        "Bars and bands: 95 % intervals of the mean over seeds, whose splits differ. Small: cached minus live,\n"
         "paired by seed, with its 95 % interval; no loss is seen where that holds zero."
     )
     figure.text(0.01, -0.05, note, fontsize=8, color=GREY)
