@@ -37,7 +37,8 @@ def main(model: str, pretrained: str | None, device: str, batch: int, pairs: int
                 rates[which].append(repeats * batch / (time.perf_counter() - began))
     ratio = statistics.median(b / a for a, b in zip(*rates, strict=True))
     lines = [[name, f"{statistics.median(rate):,.0f}"] for name, rate in zip(("whole", "trimmed"), rates, strict=True)]
-    show(grid(["last block", "images/s"], lines, f"{model}, batch {batch}, {device}, {threads} threads"))
+    show(f"{model}, batch {batch}, {device}, {threads} threads")
+    show(grid(["last block", "images/s"], lines))
     show(f"median ratio of {pairs} alternated pairs: {ratio:.3f}")
 
 

@@ -6,7 +6,7 @@ import click
 
 from fastltssl.cli import cli
 
-USAGE = ("UnknownMethod", "UnknownKnob", "SwitchError", "ConfigError", "ViewError", "PromptError")
+USAGE = ("UnknownMethod", "UnknownKnob", "SwitchError", "ConfigError", "ViewError", "PromptError", "PretrainError")
 
 
 def main() -> None:

@@ -66,13 +66,14 @@ def bias(
     found = bias_study.table(studies, cache.classes, prior)
     labelled = sorted({len(split.labelled) for split in splits})
     show(f"{config.cache}: label bias from {' to '.join(map(str, labelled))} labelled rows, {_many(studies, 'split')}")
-    columns = ["class", "labelled", "log bias ± 1.96 SE", "times"] + (["known log prior"] if prior is not None else [])
+    columns = ["class", "labelled", "log bias ± 1.96 SE", "factor"] + (["known log prior"] if prior is not None else [])
     few = 2 * top < len(found)
     shown = [*found[:top], *found[-top:]] if few else found
     lines = [_line(row, len(columns) == 5) for row in shown]
     if few:
         lines.insert(top, ["..."] + [""] * (len(columns) - 1))
-    show(grid(columns, lines, "most over-predicted first (relative to the mean class)"))
+    show("most over-predicted classes first; log bias relative to the mean class, factor = exp(log bias)")
+    show(grid(columns, lines))
     show("")
     summary = _summary(studies)
     show(grid(["", "before", "after"], [

@@ -1,12 +1,15 @@
 """`fastltssl world`: the embedded world and the training of its tiny CLIP."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fastltssl.commands.common import PATH, as_json, example
+
+Line = Callable[[Any], tuple[int, int, str]]  # a progress record -> done, total, text
 
 
 @click.group()
@@ -18,32 +21,48 @@ def world() -> None:
 @click.option("--style", "styles", multiple=True, help="Style to show, may be repeated (default: caption and mild).")
 @click.option("--each", default=3, show_default=True, type=click.IntRange(1, 12), help="Images of a class and style.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the images.")
-@click.option("--nameless", is_flag=True, help="Show shapes of the image tower's warm-up instead of the classes.")
-@click.option("--out", default="world.png", show_default=True, type=PATH, help="Picture to write, .png or .jpg.")
+@click.option("--nameless", is_flag=True, help="Show shapes of the image tower's warm-up (style warm-up) instead.")
+@click.option("--out", default="world.jpg", show_default=True, type=PATH,
+              help="Picture to write: .jpg, or .png for the exact pixels at four times the size.")  # fmt: skip
 def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Path) -> None:
     """Draw a contact sheet: every class by name, in the style of the captions and shifted."""
     from fastltssl.report import show
-    from fastltssl.sources import nearest
     from fastltssl.sources import sheet as drawing
     from fastltssl.sources.painting import drawings
     from fastltssl.sources.shapes import nameless as shapes
-    from fastltssl.sources.world import CLASSES, STYLES
+    from fastltssl.sources.world import CLASSES
 
-    for style in styles:
-        if style not in STYLES:
-            raise click.UsageError(f"--style {style!r} is unknown.{nearest(style, STYLES)} Known: {', '.join(STYLES)}")
     if out.suffix.lower() not in (".png", ".jpg"):
         raise click.UsageError(f"--out {out} is no picture; it must end in .png or .jpg")
     if not out.parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no folder {out.parent}")
-    shown = {style: STYLES[style] for style in styles or ("caption", "mild")}
-    count = len(CLASSES)
+        raise click.UsageError(f"--out {out}: there is no folder {out.parent}. Make it, or choose another --out")
+    shown, count = _styles(styles, nameless), len(CLASSES)
     names = [f"shape {number}" for number in range(count)] if nameless else CLASSES
     pixels = drawing.sheet(
         names, shown, each=each, seed=seed, drawn=drawings(shapes(seed, count)) if nameless else None
     )
-    drawing.save(pixels, out)
-    show(f"wrote {out} ({pixels.shape[1]} x {pixels.shape[0]} pixels)\nnext: fastltssl demo")
+    try:
+        drawing.save(pixels, out)
+    except OSError as error:
+        raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
+    other = "fastltssl demo" if nameless else "fastltssl world sheet --nameless --out nameless.jpg"
+    show(f"wrote {out} ({pixels.shape[1]} x {pixels.shape[0]} pixels)\nnext: {other}")
+
+
+def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
+    """The styles to show; nameless shapes are usually seen in the one of the warm-up."""
+    from fastltssl.sources import nearest
+    from fastltssl.sources.world import STYLES
+
+    known: dict[str, Any] = dict(STYLES)
+    if nameless:
+        from fastltssl.pretrain import BROAD
+
+        known["warm-up"] = BROAD
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"--style {name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}")
+    return {name: known[name] for name in names or (("warm-up",) if nameless else ("caption", "mild"))}
 
 
 @world.command("train", epilog=example("world train --out tiny2"))
@@ -64,19 +83,36 @@ def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json
     from fastltssl import pretrain
     from fastltssl.report import follow, show
 
-    if (out / "training.json").exists() and not overwrite:
+    is_finished = (out / "training.json").exists() and not (out / pretrain.CHECKPOINT).exists()
+    if is_finished and not overwrite:
         raise click.UsageError(f"{out} holds a trained model; choose another --out, or pass --overwrite")
     recipe = pretrain.Recipe(**{name: value for name, value in given.items() if value is not None})
-    record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), _line, "world train")
+    try:
+        record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), _line(), "world train")
+    except OSError as error:
+        raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
+    cache = f"{out.resolve().name}.zarr"
     show(
         f"{record['warm_up_images']:,} images of {recipe.shapes} nameless shapes"
         f"{f' (taken from {warmed})' if warmed else ''}, then {record['caption_pairs']:,} images with captions, "
         f"{record['seconds']:.0f} s\n{record['parameters']:,} parameters, "
-        f"{record['bytes'] / 1e6:.1f} MB\nwrote {out}\nnext: fastltssl extract --model local-dir:{out} --dataset world"
+        f"{record['bytes'] / 1e6:.1f} MB\nwrote {out}\n"
+        f"next: fastltssl extract --model local-dir:{out} --dataset world --templates world --out {cache}\n"
+        f"      fastltssl bias --cache {cache} --n1 25 --gamma-l 10 --seeds 0-4"
     )
     if is_json:
         click.echo(json.dumps(record))
 
 
-def _line(record: Any) -> tuple[int, int, str]:
-    return record.step, record.steps, f"{record.stage}, loss {record.loss:.3f}, accuracy {100 * record.accuracy:.0f} %"
+def _line() -> Line:
+    """Progress counted from the first step of this run, so that rate and time left hold with --resume and --warmed."""
+    before: int | None = None
+
+    def line(record: Any) -> tuple[int, int, str]:
+        nonlocal before
+        before = record.step - 1 if before is None else before
+        done = record.step - before
+        text = f"{record.stage}, loss {record.loss:.3f}, accuracy {100 * record.accuracy:.0f} %"
+        return done, record.steps - before, f"{text}, {done / record.elapsed_s:.1f} steps/s"
+
+    return line
