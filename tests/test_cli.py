@@ -6,12 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
-from fastltssl.cli import cli
+from fastltssl.cli import COMMANDS, cli
 from fastltssl.config import parse_seeds
 
 PROTOCOL = ["--n1", "20", "--m1", "30", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20"]
@@ -50,6 +51,35 @@ def test_help_is_instant_and_fits_a_screen(tmp_path):
     assert len(result.stdout.splitlines()) < 40
     for command in ("extract", "train", "compare", "methods", "demo", "doctor", "cache"):
         assert command in result.stdout
+
+
+def test_a_command_is_imported_when_it_is_called_and_help_imports_none(tmp_path):
+    code = (
+        "import sys; from fastltssl.cli import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "print('loaded', *sorted(name for name in sys.modules if name.startswith(('fastltssl.', 'torch', 'zarr'))))"
+    )
+
+    def loaded(*arguments):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return result.stdout.splitlines()[-1].split()[1:]
+
+    assert loaded("--help") == ["fastltssl.cli"]
+    shared = ["fastltssl.cli", "fastltssl.commands", "fastltssl.commands.common"]
+    assert loaded("train", "--help") == [*shared, "fastltssl.commands.train"]
+    assert loaded("world", "sheet", "--help") == [*shared, "fastltssl.commands.world"]
+
+
+def test_every_command_of_the_table_says_of_itself_what_the_table_says():
+    for name, line in COMMANDS.items():
+        command = cli.get_command(click.Context(cli), name)
+        assert (command.name, command.get_short_help_str(limit=200)) == (name, line)
+
+
+def test_a_mistyped_command_hints_at_the_nearest(tmp_path):
+    result = shell("tarin", cwd=tmp_path)
+    assert (result.returncode, "'tarin' is no command. Did you mean 'train'?" in result.stderr) == (2, True)
 
 
 def test_train_writes_a_run_folder_and_one_json_object(run, world):

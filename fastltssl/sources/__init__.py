@@ -1,7 +1,8 @@
-"""Where images come from: the embedded world, folders of images, torchvision's data sets, behind one small protocol."""
+"""Where images come from: the embedded world, folders, lists, tars, hubs, behind one small protocol."""
 
 import difflib
 import hashlib
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ DEFAULT_ROOT = Path("datasets")
 
 class SourceError(ValueError):
     """A data set that is unknown, absent or damaged."""
+
+
+class BrokenImage(SourceError):
+    """An image that cannot be decoded."""
 
 
 class Images(Protocol):
@@ -61,18 +66,6 @@ def open_source(dataset: str, root: Path | None = None, limit: int | None = None
     return source if limit is None else limited(source, limit)
 
 
-def _open_world(dataset: str, root: Path) -> Source:
-    from fastltssl.sources.world import open_world
-
-    return open_world(dataset)
-
-
-def _open_folder(dataset: str, root: Path) -> Source:
-    from fastltssl.sources.folder import open_folder
-
-    return open_folder(dataset)
-
-
 def _open_torchvision(dataset: str, root: Path) -> Source:
     from fastltssl.sources.torchvision_sets import SETS, open_torchvision
 
@@ -82,11 +75,33 @@ def _open_torchvision(dataset: str, root: Path) -> Source:
         hint = f" For a folder of images: --dataset folder:{dataset}."
     else:
         hint = nearest(dataset, [*OPENERS, *SETS])
-    known = ", ".join(["world", "world:STYLE:TRAIN:TEST", "folder:PATH", *SETS])
+    known = ", ".join([*FORMS, *SETS])
     raise SourceError(f"--dataset {dataset!r} is unknown.{hint} Accepted: {known}")
 
 
-OPENERS: dict[str, Callable[[str, Path], Source]] = {"world": _open_world, "folder": _open_folder}
+def _opener(module: str, function: str, takes_root: bool = False) -> Callable[[str, Path], Source]:
+    """A function of a module below this one, imported when a data set of its kind is opened."""
+
+    def opened(dataset: str, root: Path) -> Source:
+        call = getattr(importlib.import_module(f"fastltssl.sources.{module}"), function)
+        return call(dataset, root) if takes_root else call(dataset)
+
+    return opened
+
+
+OPENERS: dict[str, Callable[[str, Path], Source]] = {  # by what stands before the first colon
+    "world": _opener("world", "open_world"),
+    "folder": _opener("folder", "open_folder"),
+    "list": _opener("listing", "open_list"),
+    "wds": _opener("tars", "open_tars"),
+    "hf": _opener("hub", "open_hub"),
+    "imagenet": _opener("imagenet", "open_imagenet", takes_root=True),
+    "imagenet127": _opener("imagenet", "open_imagenet127", takes_root=True),
+}
+FORMS = (
+    "world", "world:STYLE:TRAIN:TEST:UNLABELED", "folder:PATH", "list:FILE.csv", "wds:PATTERN", "hf:NAME", "imagenet",
+    "imagenet127",
+)  # fmt: skip
 
 
 def limited(source: Source, limit: int) -> Source:

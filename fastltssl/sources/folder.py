@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from fastltssl.sources import Images, Source, SourceError, fingerprint
+from fastltssl.sources import BrokenImage, Images, Source, SourceError, fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 DECODERS = 4  # Pillow decodes outside Python's global lock
@@ -32,18 +32,23 @@ class FileImages:
             return list(pool.map(self._decoded, rows))
 
     def _decoded(self, row: int) -> np.ndarray:
-        from PIL import Image
+        return decoded(self.paths[row], self.ids[row], f"{self.paths[row]}")
 
-        try:
-            with Image.open(self.paths[row]) as image:
-                if image.mode.startswith("I;16"):  # convert would clip 16 bits to white
-                    return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
-                return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
-            raise SourceError(
-                f"image {self.ids[row]!r} cannot be decoded ({reason}). "
-                f"Replace or remove {self.paths[row]}, then run again with --overwrite, as the data set has changed"
-            ) from reason
+
+def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
+    """An image file as uint8 RGB [h, w, 3]; raises BrokenImage, which tells the id and `where` it is kept."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith("I;16"):  # convert would clip 16 bits to white
+                return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
+        raise BrokenImage(
+            f"image {image_id!r} cannot be decoded ({reason}). Leave such images out with --skip-broken, or replace or "
+            f"remove {where} and run again with --overwrite, as the data set has changed"
+        ) from reason
 
 
 class Listing(NamedTuple):
