@@ -17,6 +17,7 @@ from fastltssl.manifest import (
     GROUPS,
     MANIFEST,
     CacheError,
+    Manifest,
     acquire_lock,
     clear,
     damaged,
@@ -41,6 +42,7 @@ class Group(NamedTuple):
     labels: Int[np.ndarray, "N"]
     views: tuple[str, ...]
     shape: tuple[int, int, int]  # N, V, D
+    broken: tuple[int, ...] = ()  # stored rows whose image could not be read; ids, labels and shape are without them
 
 
 class Cache(NamedTuple):
@@ -86,7 +88,10 @@ def open_cache(path: str | Path) -> Cache:
     for name, shape in stored.shapes.items():
         ids = tuple(arrays[f"{name}/ids"].tobytes().decode().split("\n"))
         views = tuple(attributes["views"][name])
-        groups[name] = Group(path / name, name, ids, arrays[f"{name}/labels"], views, shape)
+        broken = broken_rows(manifest, name)
+        kept = np.setdiff1d(np.arange(shape[0]), broken)
+        ids, labels = tuple(ids[row] for row in kept) if broken else ids, arrays[f"{name}/labels"][kept]
+        groups[name] = Group(path / name, name, ids, labels, views, (len(kept), *shape[1:]), broken)
     return Cache(
         path=path,
         attributes=attributes | {"fingerprint": _fingerprint(attributes, manifest.closing)},
@@ -106,7 +111,7 @@ def read_features(group: Group, views: Sequence[str] | None = None) -> Float16[n
 
     The views lie one after the other in memory, as they do on disk, so the array is not C-contiguous for V > 1.
     """
-    n, _, width = group.shape
+    n, width = group.shape[0] + len(group.broken), group.shape[2]
     names = group.views if views is None else tuple(views)
     if missing := [name for name in names if name not in group.views]:
         raise CacheError(f"{group.path} has no view {missing[0]!r}, only {', '.join(group.views)}")
@@ -128,7 +133,14 @@ def read_features(group: Group, views: Sequence[str] | None = None) -> Float16[n
         tasks = [pool.submit(read, place, start) for place in range(len(names)) for start in range(0, n, rows)]
         for task in tasks:
             task.result()
+    if group.broken:
+        features = np.delete(features, group.broken, axis=1)
     return features.transpose(1, 0, 2)
+
+
+def broken_rows(manifest: Manifest, group: str) -> tuple[int, ...]:
+    """Stored rows of a group whose image could not be read, ascending."""
+    return tuple(row for line in manifest.blocks if line["group"] == group for row in line.get("broken", ()))
 
 
 def fingerprint(cache: Cache) -> str:
@@ -183,7 +195,8 @@ def info(path: str | Path) -> dict[str, Any]:
     summary["groups"] = {}
     for name, (n, views, width) in stored.shapes.items():
         done = sum(line["stop"] - line["start"] for line in manifest.blocks if line["group"] == name)
-        rows = {"rows": n, "rows_done": done, "chunk_rows": stored_rows(path, name)}
+        rows: dict[str, int] = {"rows": n, "rows_done": done, "chunk_rows": stored_rows(path, name)}
+        rows |= {"broken": len(broken_rows(manifest, name))} if broken_rows(manifest, name) else {}
         summary["groups"][name] = rows | {"views": views, "width": width}
     summary["arrays"] = {name: list(array.shape) for name, array in stored.arrays.items() if "/" not in name}
     summary["fingerprint"] = _fingerprint(stored.attributes, manifest.closing) if manifest.closing else None

@@ -25,7 +25,7 @@ from fastltssl.contents import SLAB, Block, GroupSpec
 from fastltssl.encoder import Encoder, EncoderError
 from fastltssl.prompts import prompts
 from fastltssl.prompts import templates as patterns
-from fastltssl.sources import Images, Source, evenly_spaced
+from fastltssl.sources import BrokenImage, Images, Source, evenly_spaced
 from fastltssl.views import View, image_key, make_view
 from fastltssl.writer import Writer, create
 
@@ -57,6 +57,7 @@ class Summary(NamedTuple):
     bytes: int
     path: Path
     notes: tuple[str, ...]
+    broken: tuple[str, ...]  # ids of images that were left out
 
 
 class _Slab(NamedTuple):
@@ -72,6 +73,7 @@ class _Canvases(NamedTuple):
 
     pixels: UInt8[Tensor, "slab 3 S S"]
     keys: UInt64[np.ndarray, "slab"]
+    broken: tuple[int, ...]  # rows of the group whose image could not be decoded; their pixels are zero
 
 
 class _Encoded(NamedTuple):
@@ -80,6 +82,7 @@ class _Encoded(NamedTuple):
     slab: _Slab
     features: Float32[np.ndarray, "rows V D"]
     waited_s: float
+    broken: tuple[int, ...]
 
 
 def extract(
@@ -91,10 +94,13 @@ def extract(
     templates: str,
     seed: int = 0,
     workers: int = 2,
+    skip_broken: bool = False,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Generator[Progress, None, Summary]:
     """Write the cache `out`, yielding progress after every slab. `workers` threads decode ahead, with 0 none does.
+
+    An image that cannot be decoded ends it by name; with `skip_broken` such images are counted and left out.
 
     Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
     fp32, and what reading the source raises.
@@ -121,8 +127,8 @@ def extract(
         ) as writer:
             for note in writer.notes:
                 yield Progress("", 0, 0, 0.0, 0.0, note)
-            submit = partial(_submit, decoders, lanes, source, encoder, views, seed)
-            done = yield from _commit_all(writer, submit, 2 * count + workers, count)
+            submit = partial(_submit, decoders, lanes, source, encoder, views, seed, skip_broken)
+            done = yield from _commit_all(writer, source, submit, 2 * count + workers, count)
             writer.close()
     seconds = time.perf_counter() - began
     return done._replace(seconds=seconds, path=Path(out), notes=tuple(writer.notes))
@@ -141,22 +147,28 @@ def check_precision(source: Source, encoder: Encoder) -> str:
 
 
 def _commit_all(
-    writer: Writer, submit: Callable[[_Slab], Future[_Encoded]], ahead: int, lanes: int
+    writer: Writer, source: Source, submit: Callable[[_Slab], Future[_Encoded]], ahead: int, lanes: int
 ) -> Generator[Progress, None, Summary]:
     """Encode every pending block, slabs in order and `ahead` of them in flight, and commit each once whole."""
     blocks = writer.pending()
     total = sum(block.stop - block.start for block in blocks)
     began, waited, images, rows, written = time.perf_counter(), 0.0, 0, 0, 0
     parts: list[Float32[np.ndarray, "rows V D"]] = []
-    for slab, features, waited_s in _in_order(_slabs(blocks), submit, ahead):
+    broken: list[int] = []
+    lost: list[str] = []
+    for slab, features, waited_s, bad in _in_order(_slabs(blocks), submit, ahead):
         parts.append(features)
+        broken += bad
+        lost += [source.groups[slab.block.group].ids[row] for row in bad]
         waited, images, rows = waited + waited_s / lanes, images + len(features), rows + features[..., 0].size
         if slab.stop == slab.block.stop:
-            written += writer.commit(slab.block, np.concatenate(parts))
-            parts = []
+            written += writer.commit(slab.block, np.concatenate(parts), broken)
+            parts, broken = [], []
         yield Progress(slab.block.group, images, total, time.perf_counter() - began, waited)
     elapsed = max(time.perf_counter() - began, 1e-9)
-    return Summary(images, rows, elapsed, images / elapsed, rows / elapsed, waited / elapsed, written, writer.path, ())
+    return Summary(
+        images, rows, elapsed, images / elapsed, rows / elapsed, waited / elapsed, written, writer.path, (), tuple(lost)
+    )
 
 
 def _slabs(blocks: Iterable[Block]) -> Iterator[_Slab]:
@@ -205,34 +217,55 @@ def _submit(
     encoder: Encoder,
     views: Sequence[View],
     seed: int,
+    skip_broken: bool,
     slab: _Slab,
 ) -> Future[_Encoded]:
     """Set a slab going. Without decoders its lane decodes, which then counts as waiting."""
-    load = partial(_canvases, source.groups[slab.block.group], slab, encoder)
+    load = partial(_canvases, source.groups[slab.block.group], slab, encoder, skip_broken)
     ready = decoders.submit(load).result if decoders else load
     return lanes.submit(_encoded, slab, ready, encoder, views_of(slab.block.group, views), seed)
 
 
-def _canvases(images: Images, slab: _Slab, encoder: Encoder) -> _Canvases:
+def _canvases(images: Images, slab: _Slab, encoder: Encoder, skip_broken: bool) -> _Canvases:
     rows = range(slab.start, slab.stop)
     pixels = np.zeros((SLAB, 3, encoder.size, encoder.size), np.uint8)
     keys = np.zeros(SLAB, np.uint64)
-    for place, (row, image) in enumerate(zip(rows, images.read(rows), strict=True)):
-        pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
-    return _Canvases(torch.from_numpy(pixels), keys)
+    read = _readable(images, rows) if skip_broken else images.read(rows)
+    for place, (row, image) in enumerate(zip(rows, read, strict=True)):
+        if image is not None:
+            pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
+    broken = tuple(row for row, image in zip(rows, read, strict=True) if image is None)
+    return _Canvases(torch.from_numpy(pixels), keys, broken)
+
+
+def _readable(images: Images, rows: Sequence[int]) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:
+    """The images of the rows, None where one cannot be decoded; one by one only where some cannot."""
+    try:
+        return images.read(rows)
+    except BrokenImage:
+        return [_read_one(images, row) for row in rows]
+
+
+def _read_one(images: Images, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
+    try:
+        return images.read([row])[0]
+    except BrokenImage:
+        return None
 
 
 def _encoded(
     slab: _Slab, ready: Callable[[], _Canvases], encoder: Encoder, views: Sequence[View], seed: int
 ) -> _Encoded:
     began = time.perf_counter()
-    pixels, keys = ready()
+    pixels, keys, broken = ready()
     waited_s = time.perf_counter() - began
     with torch.inference_mode():
         canvas = pixels.to(encoder.device).float().div_(255)
         features = [encoder.encode(make_view(canvas, view, keys, seed)) for view in views]
         table = torch.stack(features, dim=1)[: slab.stop - slab.start]
-    return _Encoded(slab, table.cpu().numpy(), waited_s)
+    features_of = table.cpu().numpy()
+    features_of[[row - slab.start for row in broken]] = 0
+    return _Encoded(slab, features_of, waited_s, broken)
 
 
 # ---------------------------------------------------------------------------------------------- what is written

@@ -123,8 +123,11 @@ class Writer:
         """Blocks that are not committed yet, in the order to commit them."""
         return all_blocks(self.shapes, self.rows)[len(self.committed) :]
 
-    def commit(self, block: Block, features: np.ndarray) -> int:
-        """Bytes written for features [rows V D]. Durable when it returns; refuses values that float16 cannot hold."""
+    def commit(self, block: Block, features: np.ndarray, broken: Sequence[int] = ()) -> int:
+        """Bytes written for features [rows V D]. Durable when it returns; refuses values that float16 cannot hold.
+
+        `broken` are rows of the group, within the block, whose image could not be read: readers leave them out.
+        """
         if self.pending()[:1] != [block]:
             due = _name(self.pending()[0]) if self.pending() else "none, all are committed"
             raise CacheError(f"{self.path}: {_name(block)} is not the next block to commit. Next: {due}")
@@ -140,7 +143,9 @@ class Writer:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(raw)
         make_durable(self.path, chunks)
-        line = block._asdict() | {"files": {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}}
+        line: dict[str, Any] = block._asdict()
+        line |= {"broken": list(broken)} if broken else {}
+        line |= {"files": {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}}
         append_line(self.path, line)
         self.committed.append(line)
         return sum(map(len, chunks.values()))

@@ -10,13 +10,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fastltssl.cache import open_cache, read_features
+from fastltssl.cache import info, open_cache, read_features, verify
 from fastltssl.encoder import EncoderError, load_encoder
 from fastltssl.extract import extract, provenance
 from fastltssl.manifest import LOCK, MANIFEST, CacheError, CacheMismatch
 from fastltssl.prompts import prompts
-from fastltssl.sources import open_source
+from fastltssl.sources import BrokenImage, open_source
+from fastltssl.train import drain
 from fastltssl.views import image_key, make_view, parse_views
 
 DATASET, VIEWS = "world:mild:3:2", "center,weak:1,strong:2"  # 120 images x 4 views, 80 x 1: two blocks each
@@ -234,3 +236,30 @@ def test_a_low_precision_is_compared_with_fp32_first_and_refused_where_it_is_too
     with pytest.raises(EncoderError, match=r"mean cosine 0\.\d+, below 0\.999\. Use --precision fp32"):
         next(extract(source, broken, parse_views("center"), tmp_path / "b", templates="world"))
     assert not (tmp_path / "b").exists()
+
+
+def test_broken_images_end_it_by_name_or_are_left_out_and_counted(encoder, tmp_path):
+    for place in range(70):
+        folder = tmp_path / "set" / ("cat", "dog")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (3 * place, 40, 9)).save(folder / f"{place:02d}.png")
+    whole = run_to_end(open_source(f"folder:{tmp_path / 'set'}"), encoder, tmp_path / "whole.zarr")
+    for name in ("cat/04.png", "dog/69.png"):
+        (tmp_path / "set" / name).write_bytes(b"no picture")
+    source = open_source(f"folder:{tmp_path / 'set'}")
+    with pytest.raises(BrokenImage, match=r"image 'cat/04\.png' cannot be decoded .* --skip-broken"):
+        run_to_end(source, encoder, tmp_path / "none.zarr")
+    summary = run_to_end(source, encoder, tmp_path / "kept.zarr", skip_broken=True)
+    assert (whole.broken, summary.broken) == ((), ("cat/04.png", "dog/69.png"))
+    all_rows, kept = (open_cache(tmp_path / name).groups["train"] for name in ("whole.zarr", "kept.zarr"))
+    there = [row for row, name in enumerate(all_rows.ids) if name not in summary.broken]
+    assert kept.ids == tuple(all_rows.ids[row] for row in there)
+    assert kept.labels.tolist() == all_rows.labels[there].tolist()
+    assert (kept.shape, kept.broken) == ((68, 2, 128), (2, 69))
+    np.testing.assert_array_equal(read_features(kept), read_features(all_rows)[there])
+    assert info(tmp_path / "kept.zarr")["groups"]["train"]["broken"] == 2
+    assert not verify(tmp_path / "kept.zarr")
+
+
+def run_to_end(source, encoder, path, **options):
+    return drain(extract(source, encoder, parse_views("center,weak:1"), path, templates="simple", **options))

@@ -22,6 +22,7 @@ from fastltssl.commands.common import PATH, as_json, example, extract_line, on_d
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
 @click.option("--trim/--no-trim", default=True, show_default=True, help="Last ViT block for the class token alone.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded (default: stop at one).")
 @click.option("--resume", is_flag=True, help="Go on where an earlier extraction stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @on_device
@@ -46,6 +47,7 @@ def run_extract(
     precision: str,
     trim: bool,
     workers: int,
+    skip_broken: bool,
     resume: bool,
     overwrite: bool,
     device: str,
@@ -66,10 +68,13 @@ def run_extract(
     templates = templates or ("world" if model == "tiny" else "simple")
     work = stage_one.extract(
         source, encoder, parsed, path,
-        templates=templates, seed=seed, workers=workers, resume=resume, overwrite=overwrite,
+        templates=templates, seed=seed, workers=workers, skip_broken=skip_broken, resume=resume, overwrite=overwrite,
     )  # fmt: skip
     summary = follow(work, extract_line, "extract")._asdict()
     summary["path"] = str(summary["path"])
+    if lost := summary["broken"]:
+        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        show(f"{len(lost)} images could not be decoded and are left out: {shown}")
     if summary["images"]:
         show(
             f"{summary['images']:,} images, {summary['views']:,} views in {summary['seconds']:.1f} s "
