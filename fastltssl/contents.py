@@ -133,8 +133,11 @@ def read_contents(path: Path) -> Contents:
     return Contents(attributes, arrays, shapes)
 
 
-def read_checked(path: Path, manifest: Manifest) -> Contents:
-    """What is on disk, after the metadata's hashes, the manifest's blocks and the sizes of their files were checked."""
+def read_checked(path: Path, manifest: Manifest, *, with_chunks: bool = True) -> Contents:
+    """What is on disk, after the metadata's hashes, the manifest's blocks and the sizes of their files were checked.
+
+    Without `with_chunks` the files of the blocks are not looked at: a resumed extraction makes damaged ones again.
+    """
     if manifest.header and manifest.header[FORMAT] != VERSION:
         raise CacheError(f"{path} has {manifest.faults[0]}")
     if manifest.header is None or (manifest.faults and not manifest.is_torn):
@@ -148,7 +151,7 @@ def read_checked(path: Path, manifest: Manifest) -> Contents:
     grid = all_blocks(stored.shapes, rows)
     if listed != (grid if manifest.closing else grid[: len(listed)]):
         raise damaged(path, f"{MANIFEST}: its blocks do not cover the rows in order")
-    for line in manifest.blocks:
+    for line in manifest.blocks if with_chunks else ():
         size = 2 * rows[line["group"]] * stored.shapes[line["group"]][2]
         for name in line["files"]:
             found = (path / name).stat().st_size if (path / name).is_file() else "no"

@@ -45,7 +45,8 @@ class CacheDamaged(CacheError):
 def damaged(path: Path, what: str) -> CacheDamaged:
     """The error to raise: what is damaged, how to see all of it, how to replace it."""
     return CacheDamaged(
-        f"{path} is damaged. {what}. See all of it: fastltssl cache verify {path}; replace it: extract with --overwrite"
+        f"{path} is damaged. {what}. See all of it: fastltssl cache verify {path}; make damaged chunks again: the same "
+        "fastltssl extract with --resume; replace it: with --overwrite"
     )
 
 

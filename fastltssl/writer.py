@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from fastltssl.manifest import (
     append_line,
     clear,
     damaged,
+    fault,
     files_of,
     fsync,
     is_cache,
@@ -86,6 +88,7 @@ def create(
         manifest = read_manifest(path)
         if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
             clear(path)  # what a kill before the first manifest line left
+            _check_space(path, asked)
             _write_metadata(path, asked)
         else:
             _check_resumable(path, manifest, asked, notes)
@@ -109,6 +112,7 @@ class Writer:
     committed: list[dict[str, Any]]
     shapes: dict[str, tuple[int, int, int]]
     rows: dict[str, int]  # of a chunk, per group
+    damaged: list[Block]  # committed once, to be made again
     is_locked: bool = True
 
     def __enter__(self) -> "Writer":
@@ -120,8 +124,8 @@ class Writer:
         self.is_locked = False
 
     def pending(self) -> list[Block]:
-        """Blocks that are not committed yet, in the order to commit them."""
-        return all_blocks(self.shapes, self.rows)[len(self.committed) :]
+        """Blocks whose files are damaged, then those not committed yet, in the order to commit them."""
+        return self.damaged + all_blocks(self.shapes, self.rows)[len(self.committed) :]
 
     def commit(self, block: Block, features: np.ndarray, broken: Sequence[int] = ()) -> int:
         """Bytes written for features [rows V D]. Durable when it returns; refuses values that float16 cannot hold.
@@ -139,16 +143,30 @@ class Writer:
             chunk = np.zeros((rows, width), "<f2")  # the last chunk is stored whole, padded with zeros
             chunk[: len(half)] = half[:, view]
             chunks[f"{block.group}/features/c/{block.start // rows}/{view}/0"] = chunk.tobytes()
+        digests = {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}
+        is_repair = block in self.damaged
+        if is_repair and digests != self._line(block)["files"]:
+            raise CacheError(
+                f"{self.path}: {_name(block)} is damaged and cannot be made again to the same bytes: another device, "
+                "thread count or library than it was made with. Replace the cache with --overwrite"
+            )
         for name, raw in chunks.items():
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (self.path / name).write_bytes(raw)
         make_durable(self.path, chunks)
+        if is_repair:
+            self.damaged.remove(block)
+            return sum(map(len, chunks.values()))
         line: dict[str, Any] = block._asdict()
         line |= {"broken": list(broken)} if broken else {}
-        line |= {"files": {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}}
+        line |= {"files": digests}
         append_line(self.path, line)
         self.committed.append(line)
         return sum(map(len, chunks.values()))
+
+    def _line(self, block: Block) -> dict[str, Any]:
+        """The manifest line of a committed block."""
+        return next(line for line in self.committed if (line["group"], line["start"]) == (block.group, block.start))
 
     def close(self) -> None:
         """Complete the cache: read every chunk back, compare, and write the closing line. Releases the lock."""
@@ -171,7 +189,16 @@ def _writer(path: Path, notes: list[str]) -> Writer:
     assert manifest.header is not None  # checked or written just before
     rows = {name: stored_rows(path, name) for name in stored.shapes}
     is_complete = manifest.closing is not None
-    return Writer(path, is_complete, notes, manifest.header, list(manifest.blocks), stored.shapes, rows)
+    torn = [
+        Block(line["group"], line["start"], line["stop"])
+        for line in manifest.blocks
+        if any(fault(path / name, digest) for name, digest in line["files"].items())
+    ]
+    if torn:
+        notes.append(f"{len(torn)} damaged blocks are made again, first {_name(torn[0])}")
+    elif is_complete:
+        notes.append(f"{path} is complete already")
+    return Writer(path, is_complete, notes, manifest.header, list(manifest.blocks), stored.shapes, rows, torn)
 
 
 def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
@@ -183,6 +210,25 @@ def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
         raise CacheError(f"{path} is there and is not a fastltssl cache; it is left alone. Choose another --out")
     if not resume and not overwrite:
         raise CacheError(f"{path} holds a cache already. Continue it with --resume, or replace it with --overwrite")
+
+
+def size_on_disk(shapes: dict[str, tuple[int, int, int]]) -> int:
+    """Bytes that the features of groups [N V D] will take; the last chunks are stored whole."""
+    sizes = []
+    for n, views, width in shapes.values():
+        rows = chunk_rows(n, width)
+        sizes.append(-(-n // rows) * rows * views * width * 2)
+    return sum(sizes)
+
+
+def _check_space(path: Path, asked: Contents) -> None:
+    """Raise where the disk has no room for the features, before hours are spent on them."""
+    needed, free = size_on_disk(asked.shapes), shutil.disk_usage(path).free
+    if needed > free:
+        raise CacheError(
+            f"{path} needs {needed / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB free. "
+            "Choose another --out, fewer --views or --limit n"
+        )
 
 
 def _write_metadata(path: Path, asked: Contents) -> None:
@@ -208,7 +254,7 @@ def _write_metadata(path: Path, asked: Contents) -> None:
 
 def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: list[str]) -> None:
     """Raise where the cache on disk cannot be continued as asked; drop a torn last line."""
-    stored = read_checked(path, manifest)
+    stored = read_checked(path, manifest, with_chunks=False)
     if unequal := differences(stored, asked):
         model = stored.attributes["provenance"].get("model", "MODEL")
         raise CacheMismatch(
@@ -220,8 +266,8 @@ def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: lis
             file.truncate(len(manifest.whole))
             os.fsync(file.fileno())
         notes.append("dropped the last manifest line, which a kill had torn")
-    done, rows = progress(stored, manifest)
-    notes.append(f"{path} is complete already" if manifest.closing else f"resumed at {done} of {rows} rows")
+    if not manifest.closing:
+        notes.append("resumed at {} of {} rows".format(*progress(stored, manifest)))
 
 
 def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V D"]:

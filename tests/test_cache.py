@@ -461,8 +461,8 @@ def test_a_flipped_byte_in_a_chunk_is_found_with_its_rows_complete_or_not(copy, 
     flip(tmp_path / "half.zarr" / name, 17)
     damages = c.verify(tmp_path / "half.zarr")
     assert (name, "train", 64, 128) in [one[:4] for one in damages]
-    with pytest.raises(manifest.CacheDamaged, match=f"{name} has changed since it was committed"):
-        make(tmp_path / "half.zarr", resume=True)
+    make(tmp_path / "half.zarr", resume=True)
+    assert not c.verify(tmp_path / "half.zarr")  # made again
 
 
 def test_a_flipped_byte_anywhere_in_the_manifest_is_found(whole, copy):
@@ -803,3 +803,19 @@ def test_emulated_views_have_unit_norm_and_the_stated_noise_and_dropped_share():
     assert (soft * unit).sum(1).mean() == pytest.approx(1 / np.sqrt(1.04), abs=0.003)
     assert (hard == 0).mean() == pytest.approx(0.1, abs=0.005)
     assert (hard * unit).sum(1).mean() == pytest.approx(np.sqrt(0.9 / 1.25), abs=0.005)
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("fastltssl.writer.shutil.disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(manifest.CacheError, match=r"needs 0\.00 GiB and its disk has 0\.00 GiB free"):
+        make(tmp_path / "full.zarr")
+    assert not list((tmp_path / "full.zarr").rglob("*"))
+
+
+def test_the_size_foretold_is_the_size_on_disk(whole):
+    from fastltssl.writer import size_on_disk
+
+    found = c.open_cache(whole)
+    stored = sum(file.stat().st_size for file in whole.glob("*/features/c/*/*/0"))
+    assert size_on_disk({name: group.shape for name, group in found.groups.items()}) == stored

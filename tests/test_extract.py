@@ -2,6 +2,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,3 +264,30 @@ def test_broken_images_end_it_by_name_or_are_left_out_and_counted(encoder, tmp_p
 
 def run_to_end(source, encoder, path, **options):
     return drain(extract(source, encoder, parse_views("center,weak:1"), path, templates="simple", **options))
+
+
+def test_a_resumed_extraction_makes_damaged_chunks_again_and_only_those(source, encoder, unbroken, tmp_path):
+    path = tmp_path / "hurt.zarr"
+    shutil.copytree(unbroken[0], path)
+    chunks = sorted(path.glob("train/features/c/*/*/0"))
+    flipped = bytearray(chunks[1].read_bytes())
+    flipped[77] ^= 4
+    chunks[1].write_bytes(flipped)
+    chunks[-1].unlink()
+    assert len(verify(path)) == 2
+    work, records = extract(source, encoder, parse_views(VIEWS), path, templates="world", resume=True), []
+    records += work
+    assert "2 damaged blocks are made again, first train rows 0 to 64" in records[0].note
+    assert records[-1].total == records[-1].done == 120
+    assert not verify(path)
+    for file in unbroken[0].rglob("*"):
+        assert file.is_dir() or file.read_bytes() == (path / file.relative_to(unbroken[0])).read_bytes()
+
+
+def test_a_damaged_chunk_that_comes_out_otherwise_is_not_replaced(source, encoder, unbroken, tmp_path):
+    path = tmp_path / "hurt.zarr"
+    shutil.copytree(unbroken[0], path)
+    next(path.glob("train/features/c/0/0/0")).unlink()
+    other = encoder._replace(encode=lambda canvas: encoder.encode(canvas) * 1.01)
+    with pytest.raises(CacheError, match="cannot be made again to the same bytes: another device"):
+        drain(extract(source, other, parse_views(VIEWS), path, templates="world", resume=True))

@@ -13,7 +13,7 @@ ORDER = [  # (layer, file or folder), in the order of the package
     (1, "bias"), (1, "losses"), (1, "heads"), (1, "metrics"),
     (2, "splits"), (2, "prompts"), (2, "sources"), (2, "views"), (2, "towers"), (2, "encoder"),
     (2, "manifest"), (2, "contents"), (2, "writer"), (2, "cache"), (2, "imports"), (2, "extract"),
-    (2, "pretrain"), (2, "batches"),
+    (2, "duplicates"), (2, "pretrain"), (2, "batches"),
     (3, "methods"),
     (4, "joint"), (4, "train"), (4, "runs"), (4, "experiment"), (4, "bias_study"),
     (5, "report"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"), (5, "commands"), (5, "cli"),

@@ -23,15 +23,46 @@ from fastltssl.commands.common import PATH, as_json, example, extract_line, on_d
 @click.option("--trim/--no-trim", default=True, show_default=True, help="Last ViT block for the class token alone.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded (default: stop at one).")
+@click.option(
+    "--duplicates",
+    "threshold",
+    default=0.999,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Cosine from which a test image counts as a near-duplicate of a training image; 1 looks for none.",
+)
 @click.option("--resume", is_flag=True, help="Go on where an earlier extraction stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 @on_device
 @as_json
-def extract(device: str, threads: int | None, is_json: bool, **options: Any) -> None:
+def extract(device: str, threads: int | None, threshold: float, is_json: bool, **options: Any) -> None:
     """Stage one: run the frozen encoder once over all views of a data set."""
     summary = run_extract(device=usable_device(device, threads), **options)
+    summary["near_duplicates"] = _near_duplicates(Path(summary["path"]), threshold)
     if is_json:
         click.echo(json.dumps(summary))
+
+
+def _near_duplicates(path: Path, threshold: float) -> int | None:
+    """Look for test images among the training images; lists them beside the cache and returns their number."""
+    from fastltssl.cache import open_cache
+    from fastltssl.duplicates import near_duplicates, write_pairs
+    from fastltssl.report import show
+
+    if threshold >= 1:
+        return None
+    pairs = near_duplicates(open_cache(path), threshold)
+    if pairs is None:
+        show("near-duplicates: too many rows to look for them here")
+    elif pairs:
+        listed = path.with_name(f"{path.stem}.duplicates.csv")
+        write_pairs(pairs, listed)
+        first = pairs[0]
+        show(
+            f"near-duplicates: {len(pairs)} test images have a training image with cosine >= {threshold:g}, such as "
+            f"{first.test} and {first.row} ({first.cosine:.4f})\nwrote {listed}"
+        )
+    return None if pairs is None else len(pairs)
 
 
 def run_extract(
