@@ -98,6 +98,8 @@ def pretrain(
         raise PretrainError(f"negatives {recipe.negatives!r} is not one of bank, batch")
     if not hasattr(torch.optim, "Muon"):
         raise PretrainError(f"this is torch {torch.__version__}; the warm-up needs Muon, which came with torch 2.9")
+    if warmed:
+        _warm_tower(recipe, warmed)  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -93,6 +93,9 @@ def create(
         else:
             _check_resumable(path, manifest, asked, notes)
         return _writer(path, notes)
+    except OSError as error:
+        release_lock(path)
+        raise _unwritable(path, "metadata", error) from error
     except BaseException:
         release_lock(path)
         raise
@@ -150,17 +153,20 @@ class Writer:
                 f"{self.path}: {_name(block)} is damaged and cannot be made again to the same bytes: another device, "
                 "thread count or library than it was made with. Replace the cache with --overwrite"
             )
-        for name, raw in chunks.items():
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.path / name).write_bytes(raw)
-        make_durable(self.path, chunks)
-        if is_repair:
-            self.damaged.remove(block)
-            return sum(map(len, chunks.values()))
-        line: dict[str, Any] = block._asdict()
-        line |= {"broken": list(broken)} if broken else {}
-        line |= {"files": digests}
-        append_line(self.path, line)
+        try:
+            for name, raw in chunks.items():
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).write_bytes(raw)
+            make_durable(self.path, chunks)
+            if is_repair:
+                self.damaged.remove(block)
+                return sum(map(len, chunks.values()))
+            line: dict[str, Any] = block._asdict()
+            line |= {"broken": list(broken)} if broken else {}
+            line |= {"files": digests}
+            append_line(self.path, line)
+        except OSError as error:
+            raise _unwritable(self.path, _name(block), error) from error
         self.committed.append(line)
         return sum(map(len, chunks.values()))
 
@@ -268,6 +274,13 @@ def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: lis
         notes.append("dropped the last manifest line, which a kill had torn")
     if not manifest.closing:
         notes.append("resumed at {} of {} rows".format(*progress(stored, manifest)))
+
+
+def _unwritable(path: Path, what: str, error: OSError) -> CacheError:
+    return CacheError(
+        f"{path}: {what} could not be written ({error.strerror}). What was committed before is safe: make room, then "
+        "go on with --resume"
+    )
 
 
 def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V D"]:
