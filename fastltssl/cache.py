@@ -121,15 +121,24 @@ def read_features(group: Group, views: Sequence[str] | None = None) -> Float16[n
 
     def read(place: int, start: int) -> None:
         part = features[place, start : start + rows]
+        chunk = part if len(part) == rows else np.empty((rows, width), "<f2")  # the last one is stored padded
         name = f"{group.name}/features/c/{start // rows}/{group.views.index(names[place])}/0"
-        raw = (path / name).read_bytes() if (path / name).is_file() else b""
-        if len(raw) != rows * width * 2:
-            raise damaged(path, f"{name} has {len(raw)} bytes, not {rows * width * 2}")
+        try:
+            with open(path / name, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                count = file.readinto(chunk.data) if size == chunk.nbytes else 0
+        except FileNotFoundError:
+            size = count = 0
+        if count != chunk.nbytes:
+            raise damaged(path, f"{name} has {size} bytes, not {chunk.nbytes}")
+        raw = chunk.view()
+        raw.flags.writeable = False  # what the checksum takes
         if f"{crc32c(raw):08x}" != digests[name]:
             raise damaged(path, f"{name} does not match its checksum")
-        part[:] = np.frombuffer(raw, "<f2").reshape(rows, width)[: len(part)]  # the last chunk is stored padded
+        if chunk is not part:
+            part[:] = chunk[: len(part)]
 
-    with ThreadPoolExecutor(min(8, max(1, (os.cpu_count() or 1) // 2))) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         tasks = [pool.submit(read, place, start) for place in range(len(names)) for start in range(0, n, rows)]
         for task in tasks:
             task.result()
