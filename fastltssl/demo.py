@@ -46,7 +46,7 @@ def demo(
     arguments: dict[str, Any] = {
         "model": "tiny", "pretrained": None, "dataset": f"world:mild:{PER_CLASS}", "root": None,
         "views": "center,weak:2,strong:2", "templates": None, "out": path, "seed": 0, "limit": None,
-        "precision": "auto", "trim": True, "workers": 2, "skip_broken": False, "device": device,
+        "precision": "auto", "normalise": "model", "trim": True, "workers": 2, "skip_broken": False, "device": device,
     }  # fmt: skip
     show("The embedded world: 40 classes of drawn pictograms, 48 px, and a tiny CLIP trained on long-tailed captions.")
     try:

@@ -62,11 +62,18 @@ class Encoder(NamedTuple):
 
 
 def load_encoder(
-    model: str, pretrained: str | None, device: str = "cpu", precision: str = "auto", *, trim: bool = True
+    model: str,
+    pretrained: str | None,
+    device: str = "cpu",
+    precision: str = "auto",
+    *,
+    trim: bool = True,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> Encoder:
     """The model with the weights of a tag, of a file, or random ones ("none"). Raises EncoderError.
 
     With `trim` the last block of a CLIP ViT computes the class token alone, which changes no feature beyond rounding.
+    `statistics` are mean and standard deviation per channel to normalise by, in place of the model's own.
     """
     from open_clip.transformer import QuickGELU
 
@@ -85,7 +92,8 @@ def load_encoder(
     clip.to(where)
     tower.to(memory_format=torch.channels_last)
     settings = tower.preprocess_cfg
-    side, mean, std = _side(model, settings), tuple(settings["mean"]), tuple(settings["std"])
+    side = _side(model, settings)
+    mean, std = statistics or (tuple(settings["mean"]), tuple(settings["std"]))
     is_trimmed = trim and trim_last_block(tower, side)
     canvas = _canvas(transform, side)
     encode, exact = (_encode(tower, where, dtype, mean, std) for dtype in (DTYPES[precision], None))

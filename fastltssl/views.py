@@ -16,7 +16,11 @@ from torch import Tensor
 
 MOST_VIEWS = 256  # of one recipe
 GREY = 0.5  # pivot of the contrast, colour of the cutout
-DRAWS = ("flip", "right", "down", "turn", "scale", "shear", "brightness", "contrast", "saturation", "cut_x", "cut_y")
+OPS = 3  # most RandAugment operations of a recipe
+DRAWS = (  # what each number of an image decides; new ones are added at the end, so that old views stay as they are
+    "flip", "right", "down", "turn", "scale", "shear", "brightness", "contrast", "saturation", "cut_x", "cut_y",
+    "area", "aspect", *(f"{part}{op}" for op in range(OPS) for part in ("op", "level", "sign", "chance")),
+)  # fmt: skip
 
 
 class ViewError(ValueError):
@@ -37,6 +41,9 @@ class Recipe:
     contrast: float = 0.0
     saturation: float = 0.0
     cutout: float = 0.0  # side of one grey square
+    zoom: float = 0.0  # times 1 + zoom before everything else, as Resize(256) and a crop of 224 do (0.143)
+    crop: float = 0.0  # least share of the area of a random crop stretched to the whole, sides 3:4 to 4:3
+    randaugment: float = 0.0  # operations of FixMatch's RandAugment, at random levels, each with probability 1/2
 
     def __str__(self) -> str:
         changes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
@@ -60,23 +67,44 @@ STRONG = Recipe(
     "strong", flip=0.5, shift=0.0625, turn=15, scale=0.1, shear=0.1,
     brightness=0.2, contrast=0.25, saturation=0.3, cutout=0.15,
 )  # fmt: skip
+# The augmentations of published code: shift, flip and RandAugment of FixMatch (2001.07685: padding 4 of 32 pixels, 2
+# operations, cutout of half the side), the same at 224 pixels as FineSSL runs it, and LIFT's random resized crop.
+_fixmatch = Recipe("fixmatch.weak", flip=0.5, shift=0.125)
+_finessl = Recipe("finessl.weak", flip=0.5, shift=0.196, zoom=0.143)
+FAMILIES: dict[str, dict[str, Recipe]] = {
+    "fixmatch": {
+        "weak": _fixmatch,
+        "strong": dataclasses.replace(_fixmatch, name="fixmatch.strong", randaugment=2, cutout=0.5),
+    },
+    "finessl": {
+        "weak": _finessl,
+        "strong": dataclasses.replace(_finessl, name="finessl.strong", randaugment=2, cutout=0.071),
+    },
+    "lift": {"weak": Recipe("lift.weak", flip=0.5, crop=0.08)},
+}
 RECIPES = {recipe.name: recipe for recipe in (CENTER, WEAK, STRONG)}
 
 
 def parse_views(text: str) -> tuple[View, ...]:
-    """Views in the order given: "center,weak:2" is center, weak0, weak1. Center comes first and once."""
+    """Views in the order given: "center,weak:2" is center, weak0, weak1. Center comes first and once.
+
+    A family stands for its views of each strength: "center,finessl:4" is center, weak0 to weak3, strong0 to strong3.
+    """
     views: list[View] = []
     for part in text.split(","):
         name, colon, number = part.strip().partition(":")
         count = int(number) if number.isdecimal() else 0
-        is_known = name in RECIPES and name not in (view.recipe.name for view in views)
+        roles = FAMILIES.get(name) or ({name: RECIPES[name]} if name in RECIPES else {})
+        is_new = bool(roles) and not {view.name for view in views} & {
+            "center" if name == "center" else f"{r}0" for r in roles
+        }
         is_counted = not colon if name == "center" else not colon or 1 <= count <= MOST_VIEWS
-        if not is_known or not is_counted:
+        if not is_new or not is_counted:
             raise ViewError(_refusal(text, f"{part.strip()!r} is repeated, unknown or badly counted"))
         if name == "center":
             views.append(View("center", CENTER, 0))
         else:
-            views += [View(f"{name}{index}", RECIPES[name], index) for index in range(count or 1)]
+            views += [View(f"{role}{index}", own, index) for role, own in roles.items() for index in range(count or 1)]
     if views[0].name != "center":
         raise ViewError(_refusal(text, "it does not begin with center, the view that is tested on"))
     return tuple(views)
@@ -85,7 +113,8 @@ def parse_views(text: str) -> tuple[View, ...]:
 def _refusal(text: str, why: str) -> str:
     return (
         f"--views {text!r}: {why}. Accepted: center first, then weak:N and strong:N, "
-        f"each once, N from 1 to {MOST_VIEWS}. For example: --views center,weak:4,strong:4"
+        f"each once, N from 1 to {MOST_VIEWS}. For example: --views center,weak:4,strong:4. "
+        f"In place of the two: {', '.join(f'{family}:N' for family in FAMILIES)}"
     )
 
 
@@ -104,6 +133,8 @@ def make_view(
     uniform = uniforms(seed, view.name, keys, len(DRAWS))
     draw = dict(zip(DRAWS, torch.from_numpy(uniform).to(canvas.device)[..., None, None].unbind(dim=1), strict=True))
     image = _moved(canvas, recipe, draw)  # new memory: what follows writes into it
+    if recipe.randaugment:
+        image = randaugmented(image, int(recipe.randaugment), draw)
     if recipe.brightness or recipe.contrast or recipe.saturation:
         image = _coloured(image, recipe, draw)
     if recipe.cutout:
@@ -136,19 +167,80 @@ def _moved(
     """Flip, shift, turn, scale and shear in one resampling: where each pixel comes from, centre 0, edges -1 and 1."""
     height, width = canvas.shape[-2:]
     turn = _around(draw["turn"], recipe.turn * torch.pi / 180)
-    zoom = 1 / (1 + _around(draw["scale"], recipe.scale))
+    zoom = 1 / ((1 + recipe.zoom) * (1 + _around(draw["scale"], recipe.scale)))
     cos, sin = turn.cos() * zoom, turn.sin() * zoom
     shear = _around(draw["shear"], recipe.shear)
     mirror = torch.where(draw["flip"] < recipe.flip, -1.0, 1.0)
     right = (_around(draw["right"], recipe.shift) * width).round() * (2 / width)
     down = (_around(draw["down"], recipe.shift) * height).round() * (2 / height)
     x, y = _places(width, canvas) - right, _places(height, canvas)[:, None] - down
+    if recipe.crop:
+        x, y = _cropped(x, y, recipe, draw)
     # Products and sums apart, no matrix product: its rounding may depend on the size of the batch.
     grid = canvas.new_empty((len(canvas), height, width, 2))
     torch.add(mirror * cos * x, mirror * (cos * shear - sin) * y, out=grid[..., 0])
     torch.add(sin * x, (sin * shear + cos) * y, out=grid[..., 1])
     moved = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     return moved.clamp_(0, 1)  # the weights of a pixel may add up to a hair more than one
+
+
+def _cropped(
+    x: Float[Tensor, "B ..."], y: Float[Tensor, "B ..."], recipe: Recipe, draw: dict[str, Float[Tensor, "B 1 1"]]
+) -> tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."]]:
+    """Places within a random crop: area uniform, logarithm of the aspect uniform, position uniform. Sides end at 1."""
+    area = recipe.crop + (1 - recipe.crop) * draw["area"]
+    aspect = torch.exp(_around(draw["aspect"], float(np.log(4 / 3))))
+    wide, high = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    return x * wide + (1 - wide) * _around(draw["right"], 1), y * high + (1 - high) * _around(draw["down"], 1)
+
+
+def randaugmented(
+    image: Float[Tensor, "B 3 H W"], count: int, draw: dict[str, Float[Tensor, "B 1 1"]]
+) -> Float[Tensor, "B 3 H W"]:
+    """FixMatch's RandAugment (arXiv 2001.07685): `count` operations of 14, image by image, each with probability 1/2.
+
+    Levels are 1 to 10. Enhancements take factors .14 to .95, rotations end at 30 degrees, shears at .3, shifts at .3.
+    """
+    rows = []
+    for row, one in enumerate(image):
+        for op in range(count):
+            number = {part: float(draw[f"{part}{op}"][row]) for part in ("op", "level", "sign", "chance")}
+            if number["chance"] < 0.5:
+                level = (1 + int(number["level"] * 10)) / 10
+                one = _operation(one, int(number["op"] * 14), level, 1 if number["sign"] < 0.5 else -1)
+        rows.append(one)
+    return torch.stack(rows)
+
+
+def _operation(image: Float[Tensor, "3 H W"], op: int, level: float, sign: int) -> Float[Tensor, "3 H W"]:
+    """One of the 14 operations at a level in (0, 1]."""
+    from torchvision.transforms.v2 import functional as T
+
+    def affine(
+        angle: float = 0.0, right: float = 0.0, down: float = 0.0, shear: tuple[float, float] = (0.0, 0.0)
+    ) -> Tensor:
+        shift = [round(right * image.shape[-1]), round(down * image.shape[-2])]
+        return T.affine(image, angle=angle, translate=shift, scale=1.0, shear=list(shear), fill=[GREY] * 3)
+
+    slant = float(np.degrees(np.arctan(0.3 * level))) * sign
+    factor = 0.05 + 0.9 * level
+    operations = (
+        lambda: image,
+        lambda: T.autocontrast(image),
+        lambda: T.equalize(image),
+        lambda: T.adjust_brightness(image, factor),
+        lambda: T.adjust_saturation(image, factor),
+        lambda: T.adjust_contrast(image, factor),
+        lambda: T.adjust_sharpness(image, factor),
+        lambda: T.posterize(image, 4 + int(4 * level)) if level < 1 else image,
+        lambda: T.solarize(image, 1 - level),
+        lambda: affine(angle=30 * level * sign),
+        lambda: affine(shear=(slant, 0.0)),
+        lambda: affine(shear=(0.0, slant)),
+        lambda: affine(right=0.3 * level * sign),
+        lambda: affine(down=0.3 * level * sign),
+    )
+    return operations[op]().clamp(0, 1)
 
 
 def _places(side: int, like: Tensor) -> Float[Tensor, "side"]:

@@ -12,6 +12,7 @@ from PIL import Image
 from fastltssl import encoder as stage
 from fastltssl import towers
 from fastltssl.encoder import TINY, EncoderError, load_encoder
+from fastltssl.sources import SourceError, statistics
 
 PROMPTS = [["a photo of a cat", "a cat", "a red cat"], ["a photo of a tree", "a tree", "a red tree"]]
 SMALL = {
@@ -139,6 +140,19 @@ def test_trimming_can_be_turned_off_and_is_part_of_what_features_depend_on(tiny)
     x = pixels(5, 48)
     torch.testing.assert_close(tiny.encode(x), whole.encode(x), atol=1e-4, rtol=1e-4)
     assert (tiny.provenance["is_trimmed"], whole.provenance["is_trimmed"]) == (True, False)
+
+
+def test_pixels_may_be_normalised_by_the_statistics_of_the_data_set(tiny):
+    mean, std = statistics("cifar10")
+    other = load_encoder("tiny", None, statistics=(mean, std))
+    x = pixels(4, 48)
+    shift = (torch.tensor(m)[:, None, None] for m in (tiny.mean, tiny.std, mean, std))
+    own_mean, own_std, set_mean, set_std = shift
+    same = ((x / 255 - set_mean) / set_std) * own_std + own_mean  # what tiny has to see to compute the same
+    torch.testing.assert_close(other.encode(x), tiny.encode(same), atol=1e-4, rtol=1e-4)
+    assert other.provenance["preprocessing"]["mean"] == list(mean)
+    with pytest.raises(SourceError, match="no statistics of 'food101' are known, only of cifar10"):
+        statistics("food101")
 
 
 def test_text_features_are_open_clips_and_have_unit_norm(tiny, plain_tiny):

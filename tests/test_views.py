@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from fastltssl.sources.world import STYLES, render
 from fastltssl.views import (
+    DRAWS,
+    FAMILIES,
     RECIPES,
     STRONG,
     WEAK,
     Recipe,
     View,
     ViewError,
+    _operation,
     image_key,
     make_view,
     parse_views,
@@ -192,7 +196,7 @@ def test_the_cutout_is_a_grey_square_of_its_side(keys):
 def test_the_strong_view_contains_every_change_of_the_weak_one():
     for field in dataclasses.fields(Recipe)[1:]:
         assert getattr(STRONG, field.name) >= getattr(WEAK, field.name)
-        assert getattr(STRONG, field.name) > 0
+        assert getattr(STRONG, field.name) > 0 or field.name in ("zoom", "crop", "randaugment")
 
 
 def test_the_pixels_of_a_strong_view_are_those_that_caches_were_made_with():
@@ -200,3 +204,99 @@ def test_the_pixels_of_a_strong_view_are_those_that_caches_were_made_with():
     key = np.array([image_key("train/000123")], np.uint64)
     made = make_view(ramp, STRONG0, key, 0)[0]
     np.testing.assert_allclose(made[:, 3, 8].numpy(), GOLDEN, atol=1e-4)
+
+
+# Families: the augmentations of published code
+
+
+def test_a_family_stands_for_its_views_of_each_strength():
+    views = parse_views("center,finessl:2")
+    assert [view.name for view in views] == ["center", "weak0", "weak1", "strong0", "strong1"]
+    assert str(views[1].recipe) == "finessl.weak(flip=0.5,shift=0.196,zoom=0.143)"
+    assert str(views[3].recipe) == "finessl.strong(flip=0.5,shift=0.196,cutout=0.071,zoom=0.143,randaugment=2)"
+    assert [view.name for view in parse_views("center,lift:2,strong:1")] == ["center", "weak0", "weak1", "strong0"]
+    for text in ("center,weak:1,lift:1", "center,fixmatch:1,strong:2", "center,fixmatch:1,finessl:1"):
+        with pytest.raises(ViewError, match="repeated"):
+            parse_views(text)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_views_of_a_family_depend_on_the_image_alone(family, canvas, keys):
+    for view in parse_views(f"center,{family}")[1:]:
+        whole = make_view(canvas, view, keys, 3)
+        assert whole.shape == canvas.shape
+        assert whole.min() >= 0
+        assert whole.max() <= 1
+        order = np.array([4, 0, 6])
+        torch.testing.assert_close(make_view(canvas[order], view, keys[order], 3), whole[order], rtol=0, atol=0)
+        assert (whole != canvas).flatten(1).any(dim=1).all()
+
+
+def test_a_zoom_shows_the_middle_larger(keys):
+    x = torch.linspace(-1, 1, 65)
+    ramp = x.expand(B, 3, 65, 65) / 2 + 0.5
+    view = View("weak0", Recipe("zoomed", zoom=0.25), 0)
+    shown = make_view(ramp, view, keys, 0)[:, 0, 32] * 2 - 1
+    torch.testing.assert_close(shown[:, 5:60], (x / 1.25).expand(B, 65)[:, 5:60], atol=2e-2, rtol=0)
+
+
+def test_a_crop_covers_the_drawn_area_at_the_drawn_place():
+    n, side = 200, 33
+    keys = np.array([image_key(f"train/{row}") for row in range(n)], np.uint64)
+    x = torch.linspace(0, 1, side)
+    canvas = torch.stack([x.expand(side, side), x[:, None].expand(side, side), torch.zeros(side, side)]).expand(
+        n, 3, side, side
+    )
+    view = View("weak0", Recipe("cropped", crop=0.25), 0)
+    shown = make_view(canvas, view, keys, 0)
+    wide = shown[:, 0, 16, -3] - shown[:, 0, 16, 2]
+    high = shown[:, 1, -3, 16] - shown[:, 1, 2, 16]
+    area = wide * high / (28 / 32) ** 2
+    drawn = 0.25 + 0.75 * torch.from_numpy(uniforms(0, "weak0", keys, len(DRAWS))[:, DRAWS.index("area")])
+    fits = drawn < 0.7  # larger ones may have a side that ends at the edge
+    torch.testing.assert_close(area[fits], drawn[fits], atol=0.03, rtol=0.03)
+    aspect = (wide / high)[fits]
+    assert 0.72 < aspect.min() < 0.8
+    assert 1.25 < aspect.max() < 1.38
+
+
+def test_each_randaugment_operation_does_what_its_name_says():
+    picture = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
+
+    def shown(op, level=0.5, sign=1):
+        return _operation(picture, op, level, sign)
+
+    assert torch.equal(shown(0), picture)
+    assert shown(1).amin(dim=(1, 2)).max() < 1e-6
+    assert shown(1).amax(dim=(1, 2)).min() > 1 - 1e-6
+    torch.testing.assert_close(shown(3, 0.5), picture * 0.5)
+    assert shown(4, 0.1).std(dim=0).mean() < 0.2 * picture.std(dim=0).mean()
+    assert shown(5, 0.1).std() < 0.2 * picture.std()
+    torch.testing.assert_close(shown(7, 0.5), (picture * 64).floor() / 64)  # six bits
+    torch.testing.assert_close(shown(8, 0.5), torch.where(picture >= 0.5, 1 - picture, picture))
+    torch.testing.assert_close(shown(12, 0.5)[:, :, 2:], picture[:, :, :-2])  # .3 x .5 x 12 is 1.8 pixels
+    torch.testing.assert_close(shown(13, 0.5, -1)[:, :-2], picture[:, 2:])
+    assert all(not torch.equal(shown(op, 1.0), shown(op, 1.0, -1)) for op in (9, 10, 11, 12, 13))
+    assert all(shown(op, level).min() >= 0 for op in range(14) for level in (0.1, 1.0))
+
+
+def test_half_of_the_randaugment_operations_are_left_out():
+    n = 400
+    keys = np.array([image_key(f"train/{row}") for row in range(n)], np.uint64)
+    canvas = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)).expand(n, 3, 8, 8) * 0.7 + 0.1
+    view = View("strong0", Recipe("augmented", randaugment=1), 0)
+    plain = make_view(canvas, View("strong0", Recipe("plain", shift=1e-9), 0), keys, 0)
+    changed = (make_view(canvas, view, keys, 0) - plain).abs().flatten(1).amax(dim=1) > 1e-4
+    assert 0.38 < changed.float().mean() < 0.52  # half, less one in fourteen that changes nothing
+
+
+def test_strong_views_of_the_families_are_harder_than_weak_ones_but_not_noise():
+    """Mean change of a real picture: weak below strong, strong below a picture of another image."""
+    images = torch.from_numpy(render(9, np.arange(64), np.arange(64) % 40, STYLES["mild"])).permute(0, 3, 1, 2) / 255
+    keys = np.array([image_key(f"train/{row}") for row in range(64)], np.uint64)
+    for family in ("fixmatch", "finessl"):
+        _, weak, strong = parse_views(f"center,{family}")
+        colour = [
+            make_view(images, view, keys, 0).mean(dim=(2, 3)) - images.mean(dim=(2, 3)) for view in (weak, strong)
+        ]
+        assert colour[0].abs().mean() < colour[1].abs().mean() < 0.2

@@ -12,14 +12,28 @@ from fastltssl.commands.common import PATH, as_json, example, extract_line, on_d
 @click.command(epilog=example("extract --model ViT-B-16 --pretrained openai --dataset cifar100"))
 @click.option("--model", required=True, help="open_clip model name, or tiny (embedded).")
 @click.option("--pretrained", help="Tag, path of a local checkpoint, or none (random weights). tiny needs none.")
-@click.option("--dataset", required=True, help="world, folder:PATH, or a torchvision set such as cifar100.")
+@click.option(
+    "--dataset", required=True, help="world, folder:PATH, list:FILE.csv, wds:PATTERN, hf:NAME, imagenet, cifar100 ..."
+)
 @click.option("--root", type=PATH, help="Where torchvision sets are kept or downloaded to (default ./datasets).")
-@click.option("--views", default="center,weak:4,strong:4", show_default=True, help="Views cached of each image.")
+@click.option(
+    "--views",
+    default="center,weak:4,strong:4",
+    show_default=True,
+    help="Views of each image; fixmatch:N, finessl:N and lift:N give those of published code.",
+)
 @click.option("--templates", default=None, help="Prompt set: simple, openai80, openai7, world (default: by data set).")
 @click.option("--out", type=PATH, help="Cache to write (default: cache folder / dataset_model.zarr).")
 @click.option("--seed", default=0, show_default=True, help="Seed of the views.")
 @click.option("--limit", type=click.IntRange(1), help="At most n images per group, evenly spaced.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option(
+    "--normalise",
+    type=click.Choice(["model", "dataset"]),
+    default="model",
+    show_default=True,
+    help="Pixels by the model's own mean and deviation, or by the data set's.",
+)
 @click.option("--trim/--no-trim", default=True, show_default=True, help="Last ViT block for the class token alone.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded (default: stop at one).")
@@ -76,6 +90,7 @@ def run_extract(
     seed: int,
     limit: int | None,
     precision: str,
+    normalise: str,
     trim: bool,
     workers: int,
     skip_broken: bool,
@@ -87,12 +102,19 @@ def run_extract(
     from fastltssl.cache import cache_folder
     from fastltssl.encoder import load_encoder
     from fastltssl.report import follow, show
-    from fastltssl.sources import open_source
+    from fastltssl.sources import open_source, statistics
     from fastltssl.views import parse_views
 
     parsed = parse_views(views)
     source = open_source(dataset, root, limit)
-    encoder = load_encoder(model, pretrained, device, precision, trim=trim)
+    encoder = load_encoder(
+        model,
+        pretrained,
+        device,
+        precision,
+        trim=trim,
+        statistics=statistics(dataset) if normalise == "dataset" else None,
+    )
     for note in encoder.notes:
         click.echo(note, err=True)
     path = out or cache_folder() / f"{_stem(dataset)}_{_stem(model)}.zarr"

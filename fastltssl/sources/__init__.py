@@ -13,6 +13,17 @@ import numpy as np
 DEFAULT_ROOT = Path("datasets")
 
 
+# Mean and standard deviation of the training images per channel, as the LTSSL code bases normalise by.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "stl10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet127": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
 class SourceError(ValueError):
     """A data set that is unknown, absent or damaged."""
 
@@ -64,6 +75,14 @@ def open_source(dataset: str, root: Path | None = None, limit: int | None = None
     kind = dataset.split(":")[0]
     source = OPENERS.get(kind, _open_torchvision)(dataset, root or DEFAULT_ROOT)
     return source if limit is None else limited(source, limit)
+
+
+def statistics(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of a named data set; raises SourceError where none are known."""
+    if dataset not in STATISTICS:
+        known = ", ".join(STATISTICS)
+        raise SourceError(f"--normalise dataset: no statistics of {dataset!r} are known, only of {known}. Use model")
+    return STATISTICS[dataset]
 
 
 def _open_torchvision(dataset: str, root: Path) -> Source:
