@@ -35,14 +35,20 @@ from fastltssl.sources import Source, open_source
 from fastltssl.splits import Protocol, Split, long_tailed
 from fastltssl.train import fit_many
 from fastltssl.types import Method, Problem
-from fastltssl.views import View, image_key, make_view, parse_views
+from fastltssl.views import CENTER, STRONG, WEAK, View, image_key, make_view, parse_views
 
 METHODS = {
     "probe (LP+LA), weak views": ("probe", {}),
     "FixMatch + LA + adjusted L_u": ("fixmatch", {"tau": 1, "tau_u": 1}),
 }
 BATCH, SLAB = 32, 64
-T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 20: 2.093}
+T_975 = dict(  # 97.5 % quantile of the t distribution, by number of seeds
+    zip(
+        range(2, 21),
+        (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+         2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), strict=True,
+    )
+)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -98,7 +104,8 @@ def live_problem(
     labelled rows, `encode_u` of unlabelled ones.
     """
     names = [f"weak{n}" for n in range(needed.weak)] + [f"strong{n}" for n in range(needed.strong)]
-    views = parse_views(f"center,weak:{needed.weak}" + (f",strong:{needed.strong}" if needed.strong else ""))
+    weak = [View(f"weak{n}", WEAK, n) for n in range(needed.weak)]
+    views = [View("center", CENTER, 0), *weak, *(View(f"strong{n}", STRONG, n) for n in range(needed.strong))]
     x, u = (_blank(each, 1 + len(names)) for each in (problem.x, problem.u))
     done = 0
     asked = [(x, stream.x_row, stream.x_view, encode_x)]
@@ -161,7 +168,7 @@ def shared_rows(splits: Sequence[Split], has_pool: bool) -> int:
 def interval(values: Tensor) -> float:
     """Half width of the 95 % interval of a mean over seeds (t distribution)."""
     n = len(values)
-    return float(values.std() / n**0.5) * T_975.get(n, 2.0) if n > 1 else float("nan")
+    return float(values.std() / n**0.5) * T_975.get(n, T_975[20]) if n > 1 else float("nan")
 
 
 @click.command()
@@ -186,6 +193,8 @@ def main(
 ) -> None:  # fmt: skip
     """Measure the curve; writes views.csv, views.json and views.png."""
     torch.set_num_threads(threads)
+    if not all(each.isdecimal() and int(each) > 0 for each in counts.split(",")):
+        raise click.UsageError(f"--counts {counts!r} is no list of numbers above 0, such as 1,2,4")
     numbers, runs = [int(each) for each in counts.split(",")], list(range(seeds))
     source, encoder = open_source(dataset), load_encoder(model, pretrained)
     began = time.perf_counter()

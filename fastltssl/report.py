@@ -133,7 +133,9 @@ def grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "")
 
 def show(item: Any) -> None:
     """Print a table or a line; as wide as the terminal, 140 columns where there is none."""
-    console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=isinstance(item, str), highlight=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else 140, soft_wrap=isinstance(item, str), highlight=False, emoji=False
+    )
     console.print(item, markup=False) if isinstance(item, str) else console.print(item)
 
 

@@ -313,3 +313,9 @@ def test_what_is_unusual_is_noted(world, tmp_path):
     broken.write_text("def")
     result = shell("train", broken, *common, cwd=tmp_path)
     assert (result.returncode, "cannot be loaded: SyntaxError" in result.stderr) == (2, True)
+
+
+def test_sizes_of_a_world_are_not_read_as_an_emoji(run, world, tmp_path):
+    (tmp_path / "world:mild:25:100:150").symlink_to(world.path)
+    result = run("train", "zeroshot", "--cache", tmp_path / "world:mild:25:100:150", "--n1", 5)
+    assert "\N{HUNDRED POINTS SYMBOL}" not in result.output
