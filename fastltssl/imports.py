@@ -22,6 +22,7 @@ from fastltssl.writer import create
 
 EMULATE_FORM = "weak:COUNT:NOISE or strong:COUNT:NOISE:DROP, joined by commas, such as weak:8:0.2,strong:8:0.5:0.1"
 SPACES = ("embedding", "pre")
+PART = 8192  # rows looked at together
 LAYOUTS = ("ctd", "tcd")
 MAX_VIEWS = 64
 
@@ -92,7 +93,10 @@ def _load_npz(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
 def _load_npy(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
     beside = sorted(other.stem for other in file.parent.glob("*.npy"))
     _require_keys(file, [key.removesuffix(".npy") for key in keys], beside)
-    return {key: np.load(file.with_name(key.removesuffix(".npy") + ".npy"), allow_pickle=False) for key in keys}
+    return {
+        key: np.load(file.with_name(key.removesuffix(".npy") + ".npy"), mmap_mode="r", allow_pickle=False)
+        for key in keys
+    }
 
 
 def _load_safetensors(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
@@ -227,7 +231,9 @@ def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> 
         raise CacheError(f"{group} features must be {width} wide as the train features are, {found}")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise CacheError(f"{group} labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
-    largest = np.abs(x).max(axis=1).astype(np.float64)
+    # In parts, so that a large array is not copied whole.
+    parts = [np.abs(x[start : start + PART]).max(axis=1) for start in range(0, len(x), PART)]
+    largest = np.concatenate(parts).astype(np.float64)
     rejected = {
         "hold values that are not finite": ~np.isfinite(largest),
         "hold values above 65504, too large for float16; scale them": largest >= 65520,
