@@ -37,6 +37,7 @@ class Agreement(NamedTuple):
     correlation: float  # Pearson
     slope: float  # of estimated on known, intercept free
     slope_error: float  # standard error of the slope
+    rank_correlation: float  # Spearman
 
 
 class Study(NamedTuple):
@@ -44,9 +45,11 @@ class Study(NamedTuple):
 
     counts: Int[np.ndarray, "C"]  # labelled rows
     estimate: LabelBias
+    uncorrected: LabelBias  # the paper's form: the class prior of the labelled rows is taken to be uniform
     top1: Change | None  # on the test rows; None where there are none
     bacc: Change | None
-    cross_fitted: Change  # balanced, on the labelled rows, estimated on one half and judged on the other
+    bacc_uncorrected: Change | None
+    cross_fitted: Change  # balanced, on the labelled rows, at scale 1, estimated on one half and judged on the other
     agreement: Agreement | None
 
 
@@ -55,30 +58,61 @@ def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, "C"] | None = No
     problem = make_problem(rows, split, 1)
     branch = text_branch(problem)
     scores = text_scores(branch, problem.x[:, 0])
-    estimate = estimate_label_bias(scores, problem.y, prior=problem.prior, fit_scale=scale == "joint")
-    fitted = Change(*cross_fitted_accuracy(scores, problem.y, prior=problem.prior))
-    top1 = bacc = None
+    uniform = torch.full_like(problem.prior, 1 / len(problem.prior))
+    estimate, uncorrected = (
+        estimate_label_bias(scores, problem.y, prior=each, fit_scale=scale == "joint")
+        for each in (problem.prior, uniform)
+    )
+    top1 = bacc = bacc_uncorrected = None
     if len(split.test):
         test = torch.from_numpy(split.test)
         x, y = rows.features[split.test_group][test][:, 0].to(problem.x), rows.labels[split.test_group][test]
         z = text_scores(branch, x)
-        found = [metrics.evaluate(each, y, None) for each in (z, estimate.scale * z - estimate.log_bias)]
-        top1, bacc = (Change(*(_fraction(one[name]) for one in found)) for name in ("top1", "bacc"))
-    agreed = None if prior is None else agreement(estimate.log_bias, torch.from_numpy(prior), split.counts > 0)
-    return Study(split.counts, estimate, top1, bacc, fitted, agreed)
+        top1, bacc = (_change(z, y, estimate, name) for name in ("top1", "bacc"))
+        bacc_uncorrected = _change(z, y, uncorrected, "bacc")
+    return Study(
+        counts=split.counts,
+        estimate=estimate,
+        uncorrected=uncorrected,
+        top1=top1,
+        bacc=bacc,
+        bacc_uncorrected=bacc_uncorrected,
+        cross_fitted=Change(*cross_fitted_accuracy(scores, problem.y, prior=problem.prior)),
+        agreement=None if prior is None else agreement(estimate.log_bias, torch.from_numpy(prior), split.counts > 0),
+    )
+
+
+def _change(z: Float[Tensor, "n C"], y: Int[Tensor, "n"], bias: LabelBias, name: str) -> Change:
+    found = (metrics.evaluate(each, y, None)[name] for each in (z, bias.scale * z - bias.log_bias))
+    return Change(*(_fraction(value) for value in found))
 
 
 def agreement(log_bias: Float[Tensor, "C"], prior: Float[Tensor, "C"], is_present: np.ndarray) -> Agreement:
-    """Correlation and least-squares slope of the estimated log bias on the known log prior."""
+    """Correlations and least-squares slope of the estimated log bias on the known log prior; nan where it is flat."""
     kept = torch.from_numpy(is_present)
-    known, found = (each.double()[kept] - each.double()[kept].mean() for each in (prior.log(), log_bias))
+    known, found = (each.double().cpu()[kept] for each in (prior.log(), log_bias))
+    known, found = _centred(known), _centred(found)
     variance = float(known @ known)
     if len(known) < 3 or variance < 1e-12:
-        return Agreement(float("nan"), float("nan"), float("nan"))
+        return Agreement(*[float("nan")] * len(Agreement._fields))
     slope = float(known @ found) / variance
-    correlation = float(known @ found) / max(1e-12, (variance * float(found @ found)) ** 0.5)
     left = float(((found - slope * known) ** 2).sum()) / (len(known) - 2)
-    return Agreement(correlation, slope, (left / variance) ** 0.5)
+    return Agreement(
+        correlation=_cosine(known, found),
+        slope=slope,
+        slope_error=(left / variance) ** 0.5,
+        rank_correlation=_cosine(_centred(_ranks(known)), _centred(_ranks(found))),
+    )
+
+
+def _cosine(a: Float[Tensor, "C"], b: Float[Tensor, "C"]) -> float:
+    return float(a @ b) / max(1e-12, float(a @ a) * float(b @ b)) ** 0.5
+
+
+def _ranks(values: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
+    """Place of each value from the smallest, from 0; equal values share the mean of their places."""
+    below = (values[:, None] > values).sum(dim=1)
+    return below + ((values[:, None] == values).sum(dim=1).double() - 1) / 2
 
 
 def known_prior(choice: str | None, cache: Cache) -> Float[np.ndarray, "C"] | None:
@@ -105,17 +139,22 @@ def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, "C"]:
             f"--known-prior {path}: there is no such file. Accepted: world, none, or a CSV of class,prior"
         )
     found: dict[str, float] = {}
-    with path.open(newline="") as file:
-        for number, line in enumerate(csv.reader(file), 1):
-            if number == 1 and line == ["class", "prior"]:
-                continue
-            try:
-                name, value = line[0], float(line[1])
-            except (IndexError, ValueError):
-                raise SourceError(f"{path}, line {number}: {','.join(line)!r} is not class,prior") from None
-            if name not in classes:
-                raise SourceError(f"{path}, line {number}: {name!r} is no class of the cache.{nearest(name, classes)}")
-            found[name] = value
+    try:
+        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"--known-prior {path} is not text of lines class,prior: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line == ["class", "prior"]:
+            continue
+        try:
+            name, value = line[0], float(line[1])
+        except (IndexError, ValueError):
+            raise SourceError(f"{path}, line {number}: {','.join(line)!r} is not class,prior") from None
+        if name not in classes:
+            raise SourceError(f"{path}, line {number}: {name!r} is no class of the cache.{nearest(name, classes)}")
+        if name in found:
+            raise SourceError(f"{path}, line {number}: {name!r} was given before. One line for each class")
+        found[name] = value
     if missing := [name for name in classes if not 0 < found.get(name, 0) < float("inf")]:
         raise SourceError(f"{path} has no prior above 0 for {len(missing)} classes, such as {missing[0]!r}")
     prior = np.array([found[name] for name in classes])

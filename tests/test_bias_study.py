@@ -14,7 +14,9 @@ from fastltssl.batches import Rows, resident
 from fastltssl.bias import estimate_label_bias
 from fastltssl.bias_study import agreement, known_prior, study, table
 from fastltssl.cli import cli
+from fastltssl.heads import MissingText
 from fastltssl.metrics import evaluate
+from fastltssl.runs import ConfigError
 from fastltssl.sources import SourceError
 from fastltssl.sources.world import caption_prior
 from fastltssl.splits import Protocol, long_tailed
@@ -86,7 +88,47 @@ def test_agreement_is_the_least_squares_fit_over_the_classes_with_labels():
     assert found.slope == pytest.approx(slope)
     assert found.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
     assert found.slope_error == pytest.approx(covariance[0, 0] ** 0.5)
-    assert np.isnan(agreement(log_bias, torch.full((5,), 0.2), np.ones(5, bool)).slope)
+    below = [(values[:, None] > values).sum(axis=1) for values in (x, y)]
+    assert found.rank_correlation == pytest.approx(np.corrcoef(*below)[0, 1])
+    assert np.isnan(agreement(log_bias, torch.full((5,), 0.2), np.ones(5, bool))).all()
+
+
+def test_equal_priors_share_the_mean_of_their_ranks():
+    prior = torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1], dtype=torch.float64)
+    log_bias = torch.tensor([1.0, 0.9, -0.2, -0.1, -3.0], dtype=torch.float64)
+    by_hand = np.corrcoef([5, 3.5, 3.5, 1.5, 1.5], [5, 4, 2, 3, 1])[0, 1]
+    assert agreement(log_bias, prior, np.ones(5, bool)).rank_correlation == pytest.approx(by_hand)
+
+
+def test_the_uncorrected_form_holds_the_labelled_prior_against_the_model(bayes):
+    rows, prior, *_ = bayes
+    even = study(rows, split_of(rows, n1=300), prior=prior)
+    assert torch.allclose(even.uncorrected.log_bias, even.estimate.log_bias, atol=1e-4)
+    tailed = study(rows, split_of(rows, n1=300, gamma_l=20), prior=prior)
+    labelled = torch.from_numpy(tailed.counts / tailed.counts.sum()).float().log()
+    expected = tailed.estimate.log_bias - labelled
+    difference = tailed.uncorrected.log_bias - (expected - expected.logsumexp(dim=0))
+    assert float(difference.abs().max()) < 0.25  # the ridge pulls both to their own means
+    assert tailed.bacc_uncorrected.before == tailed.bacc.before
+    assert tailed.bacc_uncorrected.after < tailed.bacc.after - 0.02
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_a_cpu_finds(bayes):
+    rows, prior, *_ = bayes
+    moved = rows._replace(
+        features={name: x.cuda() for name, x in rows.features.items()},
+        labels={name: y.cuda() for name, y in rows.labels.items()},
+        text=rows.text.cuda(),
+    )
+    split = split_of(rows, n1=100, gamma_l=5)
+    here, there = study(rows, split, prior=prior), study(moved, split, prior=prior)
+    assert there.agreement == pytest.approx(here.agreement, abs=1e-3)
+    assert there.bacc == pytest.approx(here.bacc, abs=5e-3)
+    names = tuple("abcdefgh")
+    assert [row["class"] for row in table([there], names, prior)] == [
+        row["class"] for row in table([here], names, prior)
+    ]
 
 
 def test_the_table_is_sorted_and_relative_to_the_mean_class(bayes):
@@ -131,12 +173,22 @@ def test_the_command_prints_and_writes_what_the_functions_say(run, world, tmp_pa
     assert record["bacc"] == pytest.approx([np.mean([one.bacc[k] for one in studies]) for k in (0, 1)])
     assert record["agreement"]["slope"]["values"] == pytest.approx([one.agreement.slope for one in studies])
     assert f"slope {record['agreement']['slope']['mean']:.2f}" in result.output
-    assert f"{100 * record['bacc'][1]:.1f}" in result.output
+    low, high = (extreme(one.agreement.correlation for one in studies) for extreme in (min, max))
+    assert f"correlation {record['agreement']['correlation']['mean']:.2f} ({low:.2f} to {high:.2f})" in result.output
+    after = [100 * one.cross_fitted.after for one in studies]
+    assert f"{np.mean(after):.1f} ± {np.std(after, ddof=1):.1f}" in result.output
+    assert f"{100 * record['bacc'][1]:.1f} ±" in result.output
+    assert "N1 40 gamma 4" in result.output
+    for seed, (one, kept) in enumerate(zip(studies, record["per_seed"], strict=True)):
+        assert (kept["seed"], kept["scale"]) == (seed, 1)
+        assert kept["residual"] == pytest.approx(float(one.estimate.residual))
+        assert kept["bacc_uncorrected"] == pytest.approx(one.bacc_uncorrected)
+        assert kept["agreement"] == pytest.approx(one.agreement._asdict())
     stored = list(csv.DictReader((out / "bias.csv").read_text().splitlines()))
     assert len(stored) == 80
     written = [float(row["log_bias"]) for row in stored if row["seed"] == "1"]
     assert written == pytest.approx(studies[1].estimate.log_bias.tolist(), abs=1e-5)
-    assert json.loads((out / "bias.json").read_text())["classes"] == record["classes"]
+    assert json.loads((out / "bias.json").read_text()) == {k: v for k, v in record.items() if k != "out"}
     assert (out / "bias.png").stat().st_size > 5000
     assert "not empty" in run("--cache", world.path, "--out", out, code=2).output
 
@@ -185,6 +237,14 @@ def test_a_known_prior_may_come_from_a_file(world, tmp_path):
     path.write_text("duk,0.1")
     with pytest.raises(SourceError, match=r"line 1: 'duk' is no class of the cache. Did you mean 'duck'\?"):
         known_prior(str(path), world)
+    path.write_text("duck,0.1\nduck,0.2")
+    with pytest.raises(SourceError, match="line 2: 'duck' was given before"):
+        known_prior(str(path), world)
+    path.write_bytes(b"\xdf\x00")
+    with pytest.raises(SourceError, match="is not text of lines class,prior"):
+        known_prior(str(path), world)
+    path.write_text("\ufeffclass,prior\n" + "\n".join(lines))  # as spreadsheets write it
+    assert known_prior(str(path), world) == pytest.approx(prior)
     path.write_text("duck;0.1")
     with pytest.raises(SourceError, match=r"'duck;0\.1' is not class,prior"):
         known_prior(str(path), world)
@@ -203,3 +263,80 @@ def test_estimates_with_a_fitted_scale_use_it(bayes):
     assert float(found.estimate.scale) != 1
     assert found.bacc.after == pytest.approx(float(expected))
     assert estimate_label_bias(z, rows.labels["test"]).scale == 1
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """Caches of 60 rows in each of four classes, made by `cache import`: noise 0 is a perfect model."""
+
+    def make(noise, has_text=True):
+        rng = np.random.default_rng(0)
+        text, y = np.eye(4, 6, dtype=np.float32), np.repeat(np.arange(4), 60)
+        x = (text[y] * (noise < 9) + noise * rng.normal(size=(240, 6))).astype(np.float32)
+        np.savez(tmp_path / "rows.npz", x=x, y=y, text=text)
+        arguments = ["cache", "import", "rows.npz", "--features", "x", "--labels", "y", "--out", "rows.zarr"]
+        arguments += ["--logit-scale", "5"] + (["--text", "text"] if has_text else [])
+        result = CliRunner().invoke(cli, arguments)
+        assert result.exit_code == 0, result.output
+        return tmp_path / "rows.zarr"
+
+    return make
+
+
+def known(tmp_path, *priors):
+    (tmp_path / "prior.csv").write_text("\n".join(f"class {k},{prior}" for k, prior in enumerate(priors)))
+    return tmp_path / "prior.csv"
+
+
+def test_without_test_rows_the_test_accuracy_is_left_out_and_named(run, imported):
+    cache = imported(0.5)
+    without = run("--cache", cache, "--n1", 20, "--json")
+    assert "no test rows in this cache, so no test accuracy. Add --test-per-class n" in without.output
+    assert "zero-shot top-1" not in without.output
+    record = json.loads(without.stdout.splitlines()[-1])
+    assert record["top1"] is record["bacc"] is record["per_seed"][0]["bacc_uncorrected"] is None
+    given = run("--cache", cache, "--n1", 20, "--test-per-class", 5)
+    assert "no test rows" not in given.output
+    assert "zero-shot top-1" in given.output
+
+
+def test_a_model_near_chance_is_warned_of_where_a_prior_is_known(run, imported, tmp_path):
+    switches = ["--n1", 20, "--test-per-class", 10, "--known-prior", known(tmp_path, 8, 4, 2, 1)]
+    cache = imported(9)
+    warned = run("--cache", cache, *switches).output.splitlines()
+    (at,) = [index for index, line in enumerate(warned) if line.startswith("warning:")]
+    assert "below 3 times chance (75.0 %) in 1 split. A model near chance knows only the prior" in warned[at]
+    assert warned[at - 1].startswith("against the known log prior: correlation")
+    assert any(line.startswith("zero-shot balanced %") for line in warned[at - 5 : at])  # never apart from the accuracy
+    assert "warning" not in run("--cache", cache, "--n1", 20, "--test-per-class", 10).output  # nothing to distrust
+    (tmp_path / "rows.zarr").rename(tmp_path / "weak.zarr")
+    assert "warning" not in run("--cache", imported(0), *switches).output
+
+
+def test_a_flat_known_prior_has_no_correlation_and_leaves_valid_json(run, imported, tmp_path):
+    result = run("--cache", imported(0.5), "--n1", 20, "--known-prior", known(tmp_path, 1, 1, 1, 1), "--json")
+    assert "no correlation with the known prior" in result.output
+    assert "nan" not in result.output
+    record = json.loads(result.stdout.splitlines()[-1])
+    assert record["agreement"] is record["per_seed"][0]["agreement"] is None
+
+
+def test_a_cache_without_text_says_how_to_get_some(run, imported):
+    with pytest.raises(MissingText, match="Import them with `cache import --text KEY`"):
+        run("--cache", imported(0.5, has_text=False))
+
+
+def test_switches_are_checked_and_recorded_as_they_were_used(run, imported):
+    cache = imported(0.5)
+    with pytest.raises(ConfigError, match="each once"):
+        run("--cache", cache, "--seeds", "0,0")
+    record = json.loads(run("--cache", cache, "--n1", 20, "--preset", "acr", "--json").stdout.splitlines()[-1])
+    assert record["protocol"]["images"] == "file-order"
+
+
+def test_a_fitted_scale_is_shown_and_leads_to_the_method_that_uses_it(run, imported):
+    result = run("--cache", imported(0.5), "--n1", 20, "--scale", "joint", "--json")
+    record = json.loads(result.stdout.splitlines()[-1])
+    assert f"factor fitted on the scores: {record['per_seed'][0]['scale']:.3f}" in result.output
+    assert "cross-fitted at scale 1" in result.output
+    assert "train gla --set scale=joint" in result.output

@@ -19,6 +19,8 @@ from fastltssl.commands.common import (
     usable_device,
 )
 
+ACCURACIES = ("top1", "bacc", "bacc_uncorrected", "cross_fitted")
+
 
 @click.command(epilog=example("bias --cache cifar100_ViT-B-16 --n1 50 --gamma-l 20 --seeds 0-4"))
 @click.option("--cache", "cache_name", required=True, help="Cache with text features (a path, or a name).")
@@ -51,10 +53,10 @@ def bias(
     """
     from fastltssl import bias_study, experiment, runs
     from fastltssl.config import resolve
-    from fastltssl.report import grid, show
+    from fastltssl.report import protocol_line, show
     from fastltssl.splits import long_tailed
 
-    config = resolve("zeroshot", None, flags | {"set_": ()})
+    config = runs.check(resolve("zeroshot", None, flags | {"set_": ()}))
     cache, rows = experiment.open_rows(config.cache, usable_device(device, threads or 1))
     rows = experiment.with_templates(rows, cache, config.templates)
     prior = bias_study.known_prior(known_prior, cache)
@@ -64,41 +66,37 @@ def bias(
     folder = output_folder(out or runs.new_folder(dataclasses.replace(config, method="bias")), overwrite)
 
     found = bias_study.table(studies, cache.classes, prior)
-    labelled = sorted({len(split.labelled) for split in splits})
-    show(f"{config.cache}: label bias from {' to '.join(map(str, labelled))} labelled rows, {_many(studies, 'split')}")
-    columns = ["class", "labelled", "log bias ± 1.96 SE", "factor"] + (["known log prior"] if prior is not None else [])
-    few = 2 * top < len(found)
-    shown = [*found[:top], *found[-top:]] if few else found
-    lines = [_line(row, len(columns) == 5) for row in shown]
-    if few:
-        lines.insert(top, ["..."] + [""] * (len(columns) - 1))
-    show("most over-predicted classes first; log bias relative to the mean class, factor = exp(log bias)")
-    show(grid(columns, lines))
+    record = {
+        "cache": config.cache,
+        "protocol": dataclasses.asdict(config.protocol),
+        "seeds": list(config.seeds),
+        "templates": config.templates,
+        "scale": scale,
+        "labelled": [len(split.labelled) for split in splits],
+        "unlabelled": [len(split.unlabelled) for split in splits],
+        "classes": found,
+        **_summary(studies),
+        "per_seed": [_of_seed(seed, one) for seed, one in zip(config.seeds, studies, strict=True)],
+    }
+    switches = {name: getattr(config, name) for name in ("report", "eval", "groups")}
+    show(f"label bias, {protocol_line(record | {'protocol': record['protocol'] | switches})}")
+    _show_classes(found, top, prior is not None)
     show("")
-    summary = _summary(studies)
-    show(grid(["", "before", "after"], [
-        [text, *(f"{100 * value:.1f}" for value in summary[name])]
-        for name, text in (("top1", "zero-shot top-1 %, test"), ("bacc", "zero-shot balanced %, test"),
-                           ("cross_fitted", "balanced %, labelled rows, cross-fitted")) if summary[name]
-    ]))  # fmt: skip
-    if summary["agreement"]:
-        show("against the known log prior: {correlation}, {slope}".format(**{
-            name: f"{name} {one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
-            for name, one in summary["agreement"].items()
-        }))  # fmt: skip
-    if any(map(bias_study.is_near_chance, studies)):
-        show("warning: this model is near chance. All it knows is a prior, so the agreement says nothing here.")
+    _show_accuracy(record, prior is not None)
+    if prior is not None and (weak := [one for one in studies if bias_study.is_near_chance(one)]):
+        show(
+            f"warning: zero-shot balanced accuracy is below {bias_study.NEAR_CHANCE:g} times chance "
+            f"({100 * bias_study.NEAR_CHANCE / len(found):.1f} %) in {_many(weak, 'split')}. A model near chance knows "
+            "only the prior, so its correlation says nothing"
+        )
     if not len(splits[0].test):
         show("note: no test rows in this cache, so no test accuracy. Add --test-per-class n")
     if absent := [name for name, count in zip(cache.classes, splits[0].counts, strict=True) if not count]:
         show(f"note: {len(absent)} classes without labelled rows get the mean bias: {', '.join(absent[:5])}")
-    record = {"cache": config.cache, "protocol": dataclasses.asdict(config.protocol), "seeds": list(config.seeds),
-              "scale": scale, "classes": found} | summary  # fmt: skip
     written = _write(folder, record, studies, config.seeds, cache.classes, prior)
-    show(
-        f"wrote {', '.join(map(str, written))}\n"
-        f"next: fastltssl train zeroshot --set debias=labels --cache {config.cache} ... (and gla, ulfine)"
-    )
+    then = "gla --set scale=joint" if scale == "joint" else "zeroshot --set debias=labels"
+    also = "" if scale == "joint" else " (and gla, ulfine)"
+    show(f"wrote {', '.join(map(str, written))}\nnext: fastltssl train {then} --cache {config.cache} ...{also}")
     if is_json:
         click.echo(json.dumps(record | {"out": str(folder)}))
 
@@ -107,28 +105,91 @@ def _many(things: list[Any], name: str) -> str:
     return f"{len(things)} {name}{'s' if len(things) > 1 else ''}"
 
 
-def _line(row: dict[str, Any], has_prior: bool) -> list[str]:
-    """A class of the table; the factor is how many times too often the model predicts it."""
-    known = [f"{row['known_log_prior']:+.2f}"] if has_prior else []
-    spread = f"{row['log_bias']:+.2f} ± {1.96 * row['error']:.2f}"
-    return [row["class"], f"{row['labelled']:g}", spread, f"{np.exp(row['log_bias']):.2f}", *known]
+def _show_classes(found: list[dict[str, Any]], top: int, has_prior: bool) -> None:
+    """The classes at either end; the factor is how many times too often the model predicts one."""
+    from fastltssl.report import grid, show
+
+    columns = ["class", "labelled", "log bias ± 1.96 SE", "factor"] + (["known log prior"] if has_prior else [])
+    few = 2 * top < len(found)
+    lines = []
+    for row in [*found[:top], *found[-top:]] if few else found:
+        spread = f"{row['log_bias']:+.2f} ± {1.96 * row['error']:.2f}"
+        known = [f"{row['known_log_prior']:+.2f}"] if has_prior else []
+        lines.append([row["class"], f"{row['labelled']:g}", spread, f"{np.exp(row['log_bias']):.2f}", *known])
+    if few:
+        lines.insert(top, ["..."] + [""] * (len(columns) - 1))
+    show("most over-predicted classes first; log bias relative to the mean class, factor = exp(log bias)")
+    show(grid(columns, lines))
+
+
+def _show_accuracy(record: dict[str, Any], has_prior: bool) -> None:
+    """Accuracy before and after, and right below it the agreement with a known prior, which means little without."""
+    from fastltssl.report import grid, show
+
+    titles = {
+        "top1": "zero-shot top-1 %, test",
+        "bacc": "zero-shot balanced %, test",
+        "bacc_uncorrected": "the same, bias not corrected for the labelled prior",
+        "cross_fitted": "balanced %, labelled rows, cross-fitted"
+        + (" at scale 1" if record["scale"] == "joint" else ""),
+    }
+    lines = []
+    for name, title in titles.items():
+        each = [one[name] for one in record["per_seed"]]
+        if each[0] is not None:
+            lines.append([title, *(_spread([100 * one[k] for one in each]) for k in (0, 1))])
+    show(grid(["", "before", "after"], lines))
+    if record["scale"] == "joint":
+        show(f"factor fitted on the scores: {_spread([one['scale'] for one in record['per_seed']], '.3f')}")
+    if record["agreement"]:
+        texts = {"correlation": "correlation", "slope": "slope", "rank_correlation": "rank correlation"}
+        ranges = [(text, record["agreement"][name]) for name, text in texts.items()]
+        parts = [f"{text} {one['mean']:.2f}{_range(one)}" for text, one in ranges]
+        show(f"against the known log prior: {', '.join(parts)}")
+    elif has_prior:
+        show("note: no correlation with the known prior, which takes three classes or more that are not equally likely")
+
+
+def _spread(values: list[float], form: str = ".1f") -> str:
+    """Mean over the splits, and their standard deviation where there are several."""
+    mean = format(np.mean(values), form)
+    return f"{mean} ± {format(np.std(values, ddof=1), form)}" if len(values) > 1 else mean
+
+
+def _range(one: dict[str, Any]) -> str:
+    return f" ({one['low']:.2f} to {one['high']:.2f})" if len(one["values"]) > 1 else ""
 
 
 def _summary(studies: list[Any]) -> dict[str, Any]:
-    """Means over the splits of every accuracy, and mean and range of the agreement."""
+    """Means over the splits of every accuracy, and mean and range of the agreement (None where it is undefined)."""
     mean: dict[str, Any] = {}
-    for name in ("top1", "bacc", "cross_fitted"):
+    for name in ACCURACIES:
         each = [getattr(one, name) for one in studies]
         mean[name] = None if each[0] is None else [float(np.mean([one[k] for one in each])) for k in (0, 1)]
     mean["agreement"] = None
-    if studies[0].agreement:
+    if _is_defined(studies[0].agreement):
         mean["agreement"] = {}
-        for name in ("correlation", "slope"):
+        for name in ("correlation", "slope", "rank_correlation"):
             values = [getattr(one.agreement, name) for one in studies]
             mean["agreement"][name] = {
                 "mean": float(np.mean(values)), "low": min(values), "high": max(values), "values": values
             }  # fmt: skip
     return mean
+
+
+def _of_seed(seed: int, one: Any) -> dict[str, Any]:
+    """What was found on one split; its log biases are in bias.csv."""
+    return {
+        "seed": seed,
+        "scale": float(one.estimate.scale),
+        "residual": float(one.estimate.residual),
+        **{name: getattr(one, name) and list(getattr(one, name)) for name in ACCURACIES},
+        "agreement": one.agreement._asdict() if _is_defined(one.agreement) else None,
+    }
+
+
+def _is_defined(agreement: Any) -> bool:
+    return agreement is not None and bool(np.isfinite(agreement).all())
 
 
 def _write(
