@@ -319,3 +319,14 @@ def test_sizes_of_a_world_are_not_read_as_an_emoji(run, world, tmp_path):
     (tmp_path / "world:mild:25:100:150").symlink_to(world.path)
     result = run("train", "zeroshot", "--cache", tmp_path / "world:mild:25:100:150", "--n1", 5)
     assert "\N{HUNDRED POINTS SYMBOL}" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stem"),
+    [("folder:/data/pets/", "pets"), ("list:/data/aves.csv", "aves"), ("wds:/data/s-{0..9}.tar", "s-_0..9_"),
+     ("hf:user/birds", "birds"), ("world:mild:3:2", "world_mild_3_2"), ("local-dir:runs/tiny2", "tiny2")],
+)  # fmt: skip
+def test_a_cache_is_named_after_its_data_set(dataset, stem):
+    from fastltssl.commands.extract import _stem
+
+    assert _stem(dataset) == stem

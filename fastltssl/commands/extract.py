@@ -140,5 +140,8 @@ def run_extract(
 
 
 def _stem(name: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "-." else "_" for c in name.rstrip("/").split("/")[-1])
-    return kept.removeprefix("folder_")
+    """A model or data set as part of a file name: no kind, no folders, no ending."""
+    kind, colon, rest = name.partition(":")
+    name = rest if colon and kind in ("folder", "list", "wds", "hf") else name
+    last = name.rstrip("/").split("/")[-1].removesuffix(".csv").removesuffix(".tar")
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in last)

@@ -93,7 +93,7 @@ def _open_torchvision(dataset: str, root: Path) -> Source:
     if Path(dataset).is_dir():
         hint = f" For a folder of images: --dataset folder:{dataset}."
     else:
-        hint = nearest(dataset, [*OPENERS, *SETS])
+        hint = nearest(dataset.split(":")[0], [*OPENERS, *SETS])
     known = ", ".join([*FORMS, *SETS])
     raise SourceError(f"--dataset {dataset!r} is unknown.{hint} Accepted: {known}")
 
