@@ -11,7 +11,7 @@
 Differs: an epoch is a share of the run, 50 of them instead of 500 (ours). Reversed pi_l goes by the rank of a class,
 ties averaged, so that class order is free. Labelled rows in the pool count for Q, as no batch tells them apart. The
 authors' code counts a class at most once a step, since its indexed sum keeps one of equal indices: count=classes.
-On frozen features the heads share nothing, so that tau_t, all that Q decides, never reaches the head that is tested.
+On frozen features the heads share nothing: tau_t, all that Q decides, reaches the tested head through the labels of z.
 """
 
 from dataclasses import dataclass, field
