@@ -71,7 +71,7 @@ def ours(source: Any, encoder: Any, views: int, path: Path, workers: int) -> flo
     """Seconds of an extraction of as many views."""
     asked = "center" if views == 1 else f"center,weak:{views - 1}"
     began = time.perf_counter()
-    drain(extract(source, encoder, parse_views(asked), path, templates="world", workers=workers, overwrite=True))
+    drain(extract(source, encoder, parse_views(asked), path, templates="simple", workers=workers, overwrite=True))
     return time.perf_counter() - began
 
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ class Encoder(NamedTuple):
     encode_exact: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]  # the same eager in fp32, to compare with
     encode_parts: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B P D"]]
     split: Callable[[int], "Split"]  # at a block; raises EncoderError where the tower has no such block
-    encode_text: Callable[[Sequence[Sequence[str]]], Float32[np.ndarray, "C T E"]]  # unit norm, of prompts [C][T]
+    encode_text: Callable[..., Float32[np.ndarray, "C T E"]]  # unit norm, of prompts [C][T]; slabs go through `run`
     size: int  # S
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -388,17 +388,19 @@ def _split(
 
 def _encode_text(
     clip: Any, tokenize: Callable[..., Tensor], device: torch.device
-) -> Callable[[Sequence[Sequence[str]]], Float32[np.ndarray, "C T E"]]:
-    """A function from prompts to text features, always in fp32 and in lots of one size."""
+) -> Callable[..., Float32[np.ndarray, "C T E"]]:
+    """A function from prompts to text features, always in fp32 and in lots of one size, which go through `run`."""
 
-    def encode_text(prompts: Sequence[Sequence[str]]) -> Float32[np.ndarray, "C T E"]:
-        flat = [prompt for of_class in prompts for prompt in of_class]
-        rows: list[Tensor] = []
+    def slab(lot: list[str]) -> Tensor:
         with torch.inference_mode():
-            for start in range(0, len(flat), TEXT_SLAB):
-                lot = flat[start : start + TEXT_SLAB]
-                tokens = tokenize(lot + lot[:1] * (TEXT_SLAB - len(lot))).to(device)
-                rows.append(F.normalize(clip.encode_text(tokens).float(), dim=-1)[: len(lot)].cpu())
+            tokens = tokenize(lot + lot[:1] * (TEXT_SLAB - len(lot))).to(device)
+            return F.normalize(clip.encode_text(tokens).float(), dim=-1)[: len(lot)].cpu()
+
+    def encode_text(
+        prompts: Sequence[Sequence[str]], run: Callable[..., Iterable[Tensor]] = map
+    ) -> Float32[np.ndarray, "C T E"]:
+        flat = [prompt for of_class in prompts for prompt in of_class]
+        rows = list(run(slab, [flat[start : start + TEXT_SLAB] for start in range(0, len(flat), TEXT_SLAB)]))
         return torch.cat(rows).view(len(prompts), len(prompts[0]), -1).numpy()
 
     return encode_text

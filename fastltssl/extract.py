@@ -87,8 +87,8 @@ def extract(
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
             yield Progress("", 0, 0, 0.0, 0.0, threads.lanes.submit(check_precision, source, encoder).result())
-        # In a lane, too: one thread, so that the text does not depend on their number either.
-        text = threads.lanes.submit(encoder.encode_text, prompts(source.classes, templates)).result()
+        # In lanes, too: one thread a slab, so that the text does not depend on their number either.
+        text = encoder.encode_text(prompts(source.classes, templates), threads.lanes.map)
         tables = {"text": text, "projection": encoder.projection, "ln_post": encoder.ln_post}
         with create(
             out,

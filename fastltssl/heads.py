@@ -111,8 +111,9 @@ def initial_weight(init: str, problem: Problem, generator: Generator) -> Float[T
 
 
 def cosine_scores(x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], scale: Knob) -> Scores:
-    """s <f/|f|, w_k/|w_k|>."""
-    return scale * einsum(F.normalize(x, dim=-1), F.normalize(weight, dim=-1), "n d, c d -> n c")
+    """s <f/|f|, w_k/|w_k|>; the product comes first, as it is smaller than the weights of many joint runs."""
+    length = torch.linalg.vector_norm(weight, dim=-1).clamp_min(1e-12)
+    return einsum(F.normalize(x, dim=-1), weight, "n d, c d -> n c") * (scale / length)
 
 
 @dataclass(frozen=True, eq=False)
