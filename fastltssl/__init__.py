@@ -9,6 +9,7 @@ from typing import Any
 _WHERE = {
     "open_cache": "cache",
     "Protocol": "splits",
+    "Split": "splits",
     "long_tailed": "splits",
     "resident": "batches",
     "make_problem": "batches",
@@ -16,6 +17,8 @@ _WHERE = {
     "configure": "methods",
     "fit": "train",
     "fit_many": "train",
+    "sweep": "sweeps",
+    "Classifier": "estimator",
     "estimate_label_bias": "bias",
 }
 

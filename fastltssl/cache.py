@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +29,9 @@ from fastltssl.manifest import (
 )
 from fastltssl.writer import create as create  # so that this file alone serves to make and to read a cache
 
+if TYPE_CHECKING:
+    import fastltssl.splits
+
 MAKE_ONE = "Make one: fastltssl extract, or fastltssl cache import FILE"
 SUMMARY = ("name", "state", "model", "dataset", "classes", "rows", "views", "width", "size_mib")
 
@@ -45,6 +49,17 @@ class Cache(NamedTuple):
     logit_bias: float
     ln_post: Float32[np.ndarray, "2 D"] | None
     groups: dict[str, Group]
+
+    def split(self, seed: SupportsIndex = 0, **switches: Any) -> "fastltssl.splits.Split":
+        """The rows that `train` takes with these protocol flags (gamma_l for --gamma-l) and this seed.
+
+        Raises SwitchError on a switch or value there is none of, SplitError where the cache holds too little.
+        """
+        from fastltssl.splits import long_tailed  # it loads torch, which a look into a cache does without
+        from fastltssl.switches import protocol_of
+
+        labels = {name: group.labels for name, group in self.groups.items()}
+        return long_tailed(labels, len(self.classes), protocol_of(switches), operator.index(seed))
 
 
 class Damage(NamedTuple):

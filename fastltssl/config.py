@@ -1,4 +1,4 @@
-"""From flags and a YAML file to a Config: flags win over the file, the file over the defaults."""
+"""From flags and a YAML file to a Config, or the grid of a table: flags win over the file, the file over defaults."""
 
 import dataclasses
 import difflib
@@ -8,28 +8,92 @@ from typing import Any, Literal, get_args
 import yaml
 from click import UsageError
 
-from fastltssl.runs import Config
-from fastltssl.splits import PRESETS, Protocol
+from fastltssl.protocol_grid import Grid, Published
+from fastltssl.records import METRICS
+from fastltssl.runs import Config, ConfigError, check
+from fastltssl.splits import PRESETS, Protocol, SplitError
+
+SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
+KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
 
 
-def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
+def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Config:
     """The Config of a train command: flags over file over defaults; an unknown key is a usage error."""
-    switches = {one.name for one in dataclasses.fields(Protocol)}
-    known = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | switches | {"set"}
+    return _resolved(method, _known(_read(file), KEYS, str(file)) if file else {}, flags, str(file))
+
+
+def read_grid(file: Path, flags: dict[str, Any]) -> Grid:
+    """The grid of a YAML file: options of `train` for all, `protocols` as columns, maybe `published` numbers.
+
+    Flags are over the file; a whole number as seeds is a count. Unknown keys and values no run can have are usage
+    errors.
+    """
+    where = str(file)
+    common = _known(_read(file), KEYS - {"method"} | {"protocols", "published"}, where)
+    protocols, published = common.pop("protocols", None), common.pop("published", None) or []
+    for given in (common, flags):
+        if given.get("seeds") is not None:
+            given["seeds"] = counted_seeds(given["seeds"])
+    if not isinstance(protocols, list) or not protocols:
+        raise UsageError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
+    configs: dict[str, Config] = {}
+    for place, one in enumerate(protocols, 1):
+        switches = _known(one, SWITCHES | {"name"}, f"{where}, protocol {place}")
+        name = str(switches.pop("name", "")).strip()
+        if not name or name in configs:
+            raise UsageError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
+        try:
+            configs[name] = check(_resolved("", common | switches, flags | {"set_": ()}, f"{where}, protocol {name}"))
+        except (SplitError, ConfigError) as error:
+            raise UsageError(f"{where}, protocol {name}: {error}") from None
+    if not isinstance(published, list):
+        raise UsageError(f"{where}: published must be a list of rows, not {type(published).__name__}")
+    rows = [_published(one, len(configs), f"{where}, published row {n}") for n, one in enumerate(published, 1)]
+    return Grid(file.stem, configs, tuple(rows))
+
+
+def _published(row: Any, columns: int, where: str) -> Published:
+    """A row of numbers from a paper, one for each protocol, null where it has none."""
+    row = _known(row, set(Published._fields), where)
+    if missing := [name for name in ("method", "source", "differs", "values") if not row.get(name)]:
+        raise UsageError(f"{where}: it has no {', '.join(missing)}")
+    metric, values = row.get("metric", "bacc"), row["values"]
+    if metric not in METRICS:
+        raise UsageError(f"{where}: metric {metric!r} is not one of {', '.join(METRICS)}")
+    if not isinstance(values, list) or len(values) != columns:
+        raise UsageError(
+            f"{where}: values must be a list of {columns}, one for each protocol, null where there is none"
+        )
+    numbers = [None if each is None else _typed("values", each, float) for each in values]
+    return Published(str(row["method"]), str(row["source"]), str(row["differs"]), metric, tuple(numbers))
+
+
+def _read(file: Path) -> Any:
     try:
-        from_file = yaml.safe_load(file.read_text()) or {} if file else {}
+        return yaml.safe_load(file.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} is not YAML: {error}") from None
-    if not isinstance(from_file, dict):
-        raise UsageError(f"{file} must hold a mapping of options, not {type(from_file).__name__}")
-    from_file = {str(key).replace("-", "_"): value for key, value in from_file.items()}
-    for key in from_file.keys() - known:
+
+
+def _known(found: Any, known: set[str], where: str) -> dict[str, Any]:
+    """A mapping with underscores in its keys; a usage error where it is none, or has a key that is not known."""
+    if not isinstance(found, dict):
+        raise UsageError(f"{where} must hold a mapping of options, not {type(found).__name__}")
+    found = {str(key).replace("-", "_"): value for key, value in found.items()}
+    for key in sorted(found.keys() - known):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"{file}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
+        raise UsageError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
+    return found
+
+
+def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], where: str) -> Config:
+    """Flags over the options of a file; both are of known keys."""
+    from_file = dict(from_file)
     settings = from_file.pop("set", None) or {}
     if not isinstance(settings, dict):
-        raise UsageError(f"{file}: set must be a mapping of knobs to values, not {settings!r}")
+        raise UsageError(f"{where}: set must be a mapping of knobs to values, not {settings!r}")
+    settings = dict(settings)
     from_file = {key: value for key, value in from_file.items() if value is not None}
     for pair in flags.pop("set_"):
         if "=" not in pair:
@@ -49,8 +113,8 @@ def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Any:
     for name, value in PRESETS.get(str(given.get("preset")), {}).items():
         if given.get(name, value) != value:
             raise UsageError(f"preset {given['preset']} sets {name} to {value}, and {given[name]} was asked for")
-    protocol = Protocol(**{name: value for name, value in given.items() if name in switches})
-    rest = {name: value for name, value in given.items() if name not in switches}
+    protocol = Protocol(**{name: value for name, value in given.items() if name in SWITCHES})
+    rest = {name: value for name, value in given.items() if name not in SWITCHES}
     return Config(protocol=protocol, settings=settings, **rest)
 
 
@@ -92,3 +156,12 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
     if not seeds:
         raise UsageError(f"--seeds {text!r} is not a range such as 0-4 or a list such as 0,3")
     return tuple(seeds)
+
+
+def counted_seeds(given: Any) -> tuple[int, ...]:
+    """5 as the seeds 0 to 4; else as `parse_seeds`."""
+    if isinstance(given, bool) or not str(given).strip().isdecimal():
+        return parse_seeds(given)
+    if int(given) < 1:
+        raise UsageError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
+    return tuple(range(int(given)))

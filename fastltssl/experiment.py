@@ -23,7 +23,7 @@ from fastltssl.train import Progress, fitting_many, shape_key
 from fastltssl.types import Fitted, Method, Problem
 
 
-class _Seed(NamedTuple):
+class SeedSplit(NamedTuple):
     """One seed of one experiment, before it is trained."""
 
     config: Config
@@ -53,10 +53,10 @@ def training_together(
     if wants_taps(method) and rows.ln_post is None:
         rows = resident(cache, str(rows.features["train"].device), taps=True)
     rows = with_templates(rows, cache, first.templates)
-    seeds = [one for config in configs for one in _seeds(config, cache, rows)]
+    seeds = [one for config in configs for one in seeds_of(config, cache, rows)]
     fitted: list[Any] = [None] * len(seeds)
     began = time.perf_counter()
-    alike = _alike(method, [one.problem for one in seeds])
+    alike = alike_of(method, [one.problem for one in seeds])
     for place, members in enumerate(alike):
         work = _fit_alike(method, rows, [seeds[i] for i in members])
         result = yield from _one_of(work, place, len(alike), began)
@@ -106,7 +106,7 @@ def _is_finite(fitted: Fitted) -> bool:
     return loss is None or bool(loss.isfinite().all())
 
 
-def _seeds(config: Config, cache: Cache, rows: Rows) -> list[_Seed]:
+def seeds_of(config: Config, cache: Cache, rows: Rows) -> list[SeedSplit]:
     """The splits of an experiment; raises where there is nothing to test on."""
     labels = {name: group.labels for name, group in cache.groups.items()}
     found = []
@@ -115,11 +115,11 @@ def _seeds(config: Config, cache: Cache, rows: Rows) -> list[_Seed]:
         if config.eval == "test" and not len(split.test):
             raise RunError(f"{config.cache} has no group 'test'. Add --test-per-class n, or --eval all")
         groups = grouping(config.groups, cache.classes, split.counts)
-        found.append(_Seed(config, seed, split, groups, make_problem(rows, split, config.steps)))
+        found.append(SeedSplit(config, seed, split, groups, make_problem(rows, split, config.steps)))
     return found
 
 
-def _fit_alike(method: Method, rows: Rows, seeds: list[_Seed]) -> Generator[Progress, None, Fitted]:
+def _fit_alike(method: Method, rows: Rows, seeds: list[SeedSplit]) -> Generator[Progress, None, Fitted]:
     """Train the seeds whose tensors have one shape jointly."""
     config = seeds[0].config
     scored = [evaluator(one.config, one.split, one.groups, one.problem, rows) for one in seeds]
@@ -149,7 +149,7 @@ def _fit_alike(method: Method, rows: Rows, seeds: list[_Seed]) -> Generator[Prog
     )
 
 
-def _alike(method: Method, problems: list[Problem]) -> list[list[int]]:
+def alike_of(method: Method, problems: list[Problem]) -> list[list[int]]:
     """Indices of the problems in groups that can be trained jointly."""
     groups: dict[Any, list[int]] = {}
     for index, problem in enumerate(problems):

@@ -136,6 +136,49 @@ def pseudo_label_figure(rows: list[dict[str, Any]], reference: dict[str, Any], l
     return _saved(figure, path)
 
 
+def sweep_figure(found: dict[str, Any], path: Path) -> Path:
+    """Parallel coordinates: a line a configuration, an axis a knob; the best tenth is coloured, the best one black."""
+    knobs = sorted(found["space"], key=lambda name: -found["importance"].get(name, 0))
+    rows = [row for row in found["trials"] if row["state"] == "complete" and row["value"] is not None]
+    sign = -1 if found["metric"].endswith("ce") else 1
+    rows.sort(key=lambda row: sign * row["value"])
+    figure, axes = _canvas(max(6, 1.15 * len(knobs) + 1), 4.6)
+    axes.grid(False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    for place, name in enumerate(knobs):
+        axes.axvline(place, color="#bbbbbb", linewidth=1, zorder=1)
+        low, high = _ends(found["space"][name])
+        axes.text(place, -0.03, low, ha="center", va="top", fontsize=8)
+        axes.text(place, 1.03, high, ha="center", va="bottom", fontsize=8)
+    good = len(rows) - max(1, len(rows) // 10)
+    for rank, row in enumerate(rows):
+        heights = [_height(found["space"][name], row[name]) for name in knobs]
+        color, width = (GREY, 0.5) if rank < good else (BLUE, 1.4)
+        color, width = ("black", 2.0) if rank == len(rows) - 1 else (color, width)
+        axes.plot(range(len(knobs)), heights, color=color, linewidth=width, alpha=0.5 if color == GREY else 1)
+    axes.set_xticks(range(len(knobs)), knobs, fontsize=9)
+    axes.tick_params(length=0, pad=18)
+    axes.set_yticks([])
+    title = f"{found['method']}: {len(rows)} configurations trained to the end by {found['metric']}; black is the best"
+    axes.set_title(
+        f"{title},\nblue the best tenth, the most important knob to the left", loc="left", fontsize=10, pad=20
+    )
+    return _saved(figure, path)
+
+
+def _height(space: list[Any] | tuple[Any, ...], value: Any) -> float:
+    if len(space) == 3 and isinstance(space[2], bool):
+        low, high, at = (math.log(each) if space[2] else each for each in (space[0], space[1], value))
+        return (at - low) / (high - low)
+    return list(space).index(value) / max(1, len(space) - 1)
+
+
+def _ends(space: list[Any] | tuple[Any, ...]) -> tuple[str, str]:
+    if len(space) == 3 and isinstance(space[2], bool):
+        return f"{space[0]:g}", f"{space[1]:g}" + (" (log)" if space[2] else "")
+    return str(space[0]), str(space[-1])
+
+
 def _families(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, int]]]:
     """Axis name, and side of each order on it: -1 left, 1 right; pools of gamma 1 are in the middle of every axis."""
     orders = list(dict.fromkeys(row["order"] for row in rows if row["gamma_u"] > 1))

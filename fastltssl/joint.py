@@ -8,15 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
-def jointly(fn: Callable[..., Any], shape: tuple[int, int], *args: Any) -> Any:
+def jointly(
+    fn: Callable[..., Any], shape: tuple[int, int], *args: Any, calls: dict[Any, Callable[..., Any]] | None = None
+) -> Any:
     """fn over the two leading axes of every leaf of args; a result that does not vary stays an expanded view.
 
-    Leaves of args are [S or 1, R or 1, ...] or None; fn returns a tree of tensors.
+    Leaves of args are [S or 1, R or 1, ...] or None; fn returns a tree of tensors. Given `calls`, fn is compiled, once
+    for each set of shared axes and shapes, and kept there for the calls that follow with the same fn.
     """
     leaves, spec = tree_flatten(args)
     inner = tuple(None if _is_shared(leaf, 1) else 0 for leaf in leaves)
@@ -28,6 +33,11 @@ def jointly(fn: Callable[..., Any], shape: tuple[int, int], *args: Any) -> Any:
 
     call = vmap(flat, in_dims=inner) if 0 in inner else flat
     call = vmap(call, in_dims=outer) if 0 in outer else call
+    if calls is not None:
+        key = (inner, outer, tuple(None if leaf is None else leaf.shape for leaf in taken))
+        if key not in calls:
+            calls[key] = torch.compile(make_fx(call)(*taken), dynamic=False)
+        call = calls[key]
 
     def lifted(leaf: Tensor) -> Tensor:  # back to [S, R, ...]
         leaf = leaf if 0 in inner else leaf.unsqueeze(1 if 0 in outer else 0)
@@ -56,6 +66,34 @@ def join(leaves: Sequence[Any]) -> Any:
     if all(leaf is first or torch.equal(leaf, first) for leaf in leaves[1:]):
         return first.expand(len(leaves), *first.shape)
     return torch.stack(tuple(leaves))
+
+
+def glue(parts: Sequence[Sequence[Any]]) -> Any:
+    """A grid of trees, [S / s][R / r] with leaves [s, r, ...], as one tree; leaves that are equal stay expanded."""
+    rows = [tree_map(lambda *leaves: _cat(leaves, 1), *row) for row in parts]
+    return tree_map(lambda *leaves: _cat(leaves, 0), *rows)
+
+
+def take(tree: Any, chosen: Int[Tensor, "K"]) -> Any:
+    """Some configurations of a joint tree, in that order."""
+
+    def taken(leaf: Tensor) -> Tensor:
+        if _is_shared(leaf, 1):
+            return leaf[:, :1].expand(-1, len(chosen), *leaf.shape[2:])
+        return leaf.index_select(1, chosen.to(leaf.device))
+
+    return tree_map(taken, tree)
+
+
+def _cat(leaves: Sequence[Tensor], axis: int) -> Tensor:
+    if len(leaves) == 1:
+        return leaves[0]
+    firsts = [leaf.narrow(axis, 0, 1) for leaf in leaves]
+    if all(_is_shared(leaf, axis) for leaf in leaves) and all(torch.equal(firsts[0], each) for each in firsts[1:]):
+        size = list(leaves[0].shape)
+        size[axis] = sum(leaf.shape[axis] for leaf in leaves)
+        return firsts[0].expand(size)
+    return torch.cat(tuple(leaves), dim=axis)
 
 
 def _is_shared(leaf: Tensor | None, axis: int) -> bool:

@@ -131,6 +131,17 @@ def evaluate(
     return result | {"ece": calibration_error(probs, labels), "mce": calibration_error(probs, labels, norm="max")}
 
 
+def evaluate_many(scores: Float[Tensor, "R n C"], labels: Int[Tensor, "n"], name: str) -> Float[Tensor, "R"]:
+    """One metric of `evaluate`, for many runs on the same rows."""
+    if name not in ("bacc", "top1"):
+        return torch.tensor([evaluate(own, labels, None)[name] for own in scores], dtype=torch.float64)
+    hits = (scores.argmax(dim=-1) == labels).double()
+    if name == "top1":
+        return hits.mean(dim=-1)
+    member = (labels[:, None] == torch.arange(scores.shape[-1], device=labels.device)).double()
+    return (hits @ member / member.sum(dim=0)).nanmean(dim=-1)  # 0 / 0 is nan
+
+
 def audit(labels: Int[Tensor, "M"], confidence: Float[Tensor, "M"], truth: Int[Tensor, "M"], threshold: float) -> Audit:
     """Pseudo-labels of all unlabelled rows against their true labels."""
     is_right, is_accepted = labels == truth, confidence >= threshold

@@ -50,6 +50,8 @@ def record_of(
     for name in METRICS:
         each = [100 * _reported(history, name, config.report) for history in histories]
         record[name] = _summary(each)
+    held_out = [100 * _reported(history, "val_bacc", config.report) for history in histories if "val_bacc" in history]
+    record["val_bacc"] = _summary(held_out)
     audit = _audit(histories, config.report)
     record["pseudo_label"] = audit and {name: audit[name] and audit[name]["mean"] for name in PSEUDO_LABEL}
     record["audit"] = audit
@@ -104,3 +106,10 @@ def _summary(each: list[float]) -> dict[str, Any] | None:
         return None
     std = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
     return {"mean": round(float(np.mean(each)), 4), "std": round(std, 4), "values": [round(v, 4) for v in each]}
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """One metric of a record minus that of another, in points, paired by seed; no interval from a single seed."""
+    each = metrics.paired_difference(ours["values"], theirs["values"])
+    low, high = (round(each.low, 4), round(each.high, 4)) if len(each.values) > 1 else (None, None)
+    return {"mean": round(each.mean, 4), "low": low, "high": high, "values": [round(one, 4) for one in each.values]}

@@ -65,8 +65,8 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         table.add_row(
             label(row),
             *([row["protocol"]["order"]] if pools else []),
-            _spread(row["top1"]),
-            _spread(row["bacc"]),
+            spread(row["top1"]),
+            spread(row["bacc"]),
             *(_mean(row[name]) for name in ("head", "medium", "tail", "ece")),
             _number(audit.get("accuracy")),
             _number(audit.get("mask_rate")),
@@ -155,7 +155,8 @@ def _mean(summary: dict[str, Any] | None) -> str:
     return "-" if summary is None else f"{summary['mean']:.1f}"
 
 
-def _spread(summary: dict[str, Any] | None) -> str:
+def spread(summary: dict[str, Any] | None) -> str:
+    """Mean over the seeds and their standard deviation, where there are several."""
     if summary is None:
         return "-"
     return f"{summary['mean']:.1f}" + (f" ± {summary['std']:.1f}" if len(summary["values"]) > 1 else "")

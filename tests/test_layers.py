@@ -11,15 +11,16 @@ ROOT = Path(fastltssl.__file__).parent
 ORDER = [  # (layer, file or folder), in the order of the package
     (0, "types"),
     (1, "bias"), (1, "losses"), (1, "augment"), (1, "adapters"), (1, "heads"), (1, "metrics"), (1, "neighbors"),
-    (2, "splits"), (2, "prompts"), (2, "sources"), (2, "randaugment"), (2, "views"), (2, "towers"), (2, "encoder"),
-    (2, "ranks"), (2, "manifest"), (2, "contents"), (2, "features"), (2, "writer"), (2, "cache"), (2, "imports"),
-    (2, "pipeline"), (2, "extract"), (2, "extend"), (2, "tokens"),
+    (2, "splits"), (2, "switches"), (2, "arrays"), (2, "prompts"), (2, "sources"), (2, "randaugment"), (2, "views"),
+    (2, "towers"), (2, "encoder"), (2, "ranks"), (2, "manifest"), (2, "contents"), (2, "features"), (2, "writer"),
+    (2, "cache"), (2, "imports"), (2, "pipeline"), (2, "extract"), (2, "extend"), (2, "tokens"),
     (2, "duplicates"), (2, "pretrain"), (2, "batches"),
     (3, "methods"),
-    (4, "joint"), (4, "train"), (4, "runs"), (4, "evaluation"), (4, "records"), (4, "experiment"), (4, "bias_study"),
-    (4, "pseudo_study"),
-    (5, "report"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"), (5, "commands"), (5, "cli"),
-    (5, "__main__"),
+    (4, "joint"), (4, "step"), (4, "population"), (4, "train"),
+    (4, "estimator"), (4, "runs"), (4, "evaluation"), (4, "records"), (4, "experiment"), (4, "bias_study"),
+    (4, "pseudo_study"), (4, "space"), (4, "study"), (4, "sweeps"), (4, "protocol_grid"),
+    (5, "report"), (5, "tables"), (5, "sheets"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"),
+    (5, "commands"), (5, "cli"), (5, "__main__"),
 ]  # fmt: skip
 RANK = {name: index for index, (_, name) in enumerate(ORDER)}
 LAYER = {name: layer for layer, name in ORDER}

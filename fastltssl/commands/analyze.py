@@ -16,6 +16,7 @@ from fastltssl.commands.common import (
     example,
     on_device,
     output_folder,
+    parse_methods,
     train_line,
     train_options,
     usable_device,
@@ -104,20 +105,6 @@ def pseudo_labels(
 
 
 pseudo_labels.params = [one for one in pseudo_labels.params if one.name not in ("gamma_u", "order", "set_")]  # as lists
-
-
-def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """ "fixmatch,fixmatch:tau=1:tau_u=1" as names with knobs."""
-    found: list[tuple[str, dict[str, str]]] = []
-    for part in text.split(","):
-        name, *pairs = part.strip().split(":")
-        if not name or not all("=" in pair for pair in pairs):
-            raise click.UsageError(f"--methods {part!r} is not NAME or NAME:KNOB=VALUE:KNOB=VALUE")
-        one = name, dict(pair.split("=", 1) for pair in pairs)
-        if one in found:
-            raise click.UsageError(f"--methods names {part!r} twice")
-        found.append(one)
-    return found
 
 
 def _gammas(text: str) -> list[float]:

@@ -1,11 +1,12 @@
 """What several commands share: options, the device, lines of progress. Heavy modules are imported when called."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 PATH = click.Path(path_type=Path)
+Files = dict[str, TextIO | None]  # csv, markdown, latex
 
 
 def example(command: str) -> str:
@@ -102,6 +103,20 @@ def _with(options: list[Any], command: Any) -> Any:
     return command
 
 
+def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
+    """ "fixmatch,fixmatch:tau=1:tau_u=1" as names with knobs."""
+    found: list[tuple[str, dict[str, str]]] = []
+    for part in text.split(","):
+        name, *pairs = part.strip().split(":")
+        if not name or not all("=" in pair for pair in pairs):
+            raise click.UsageError(f"--methods {part!r} is not NAME or NAME:KNOB=VALUE:KNOB=VALUE")
+        one = name, dict(pair.split("=", 1) for pair in pairs)
+        if one in found:
+            raise click.UsageError(f"--methods names {part!r} twice")
+        found.append(one)
+    return found
+
+
 def output_folder(path: Path, overwrite: bool) -> Path:
     """A run folder that is there and can be written, before anything is trained for it."""
     try:
@@ -112,3 +127,17 @@ def output_folder(path: Path, overwrite: bool) -> Path:
     if is_taken and not overwrite:
         raise click.UsageError(f"{path} is not empty; choose another --out, or pass --overwrite")
     return path
+
+
+def export(files: Files, sheet: Any, lines: list[dict[str, Any]]) -> None:
+    """Write the table to the files that were asked for."""
+    from fastltssl import tables
+
+    texts = {
+        "csv": lambda: tables.as_csv(lines),
+        "markdown": lambda: tables.markdown(sheet),
+        "latex": lambda: tables.latex(sheet),
+    }
+    for name, file in files.items():
+        if file is not None:
+            file.write(texts[name]())

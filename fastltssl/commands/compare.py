@@ -1,6 +1,5 @@
-"""`fastltssl compare`: finished runs side by side."""
+"""`fastltssl compare`: finished runs side by side, or a grid of methods and protocols as the table of a paper."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -8,31 +7,81 @@ from typing import Any, TextIO
 import click
 import numpy as np
 
-from fastltssl.commands.common import PATH, as_json, example
+from fastltssl.commands.common import (
+    PATH,
+    Files,
+    as_json,
+    example,
+    export,
+    on_device,
+    usable_device,
+)
 
-SHOWN = {"top1": "top-1", "bacc": "bAcc", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE"}
+FILE = click.File("w", lazy=True)
+YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
+GRID_OPTIONS = ("methods", "seeds", "cache_name", "steps", "metric", "out")
 
 
-@click.command(epilog=example("compare runs/* --baseline runs/probe"))
-@click.argument("run_folders", nargs=-1, required=True, type=PATH, metavar="RUN...")
-@click.option("--baseline", type=PATH, help="Run that the others are compared with, seed by seed (default: the first).")
-@click.option("--csv", "csv_file", type=click.File("w", lazy=True), help="Write one line a run (- is stdout).")
-@click.option("--markdown", "markdown_file", type=click.File("w", lazy=True), help="Write the table (- is stdout).")
+@click.command(
+    epilog=example("compare runs/* --baseline runs/probe")
+    + "\n  fastltssl compare --protocol-grid configs/grids/world.yaml --methods probe,fixmatch,ulfine --seeds 5"
+)
+@click.argument("run_folders", nargs=-1, type=PATH, metavar="[RUN...]")
+@click.option("--baseline", help="Run (default: the first), or method of a grid, to pair the others with.")
+@click.option("--csv", "csv_file", type=FILE, help="Write a line for each (- is stdout).")
+@click.option("--markdown", "markdown_file", type=FILE, help="Write the table (- is stdout).")
+@click.option("--latex", "latex_file", type=FILE, help="Write it for LaTeX's booktabs.")
+@click.option("--protocol-grid", "grid_file", type=YAML, help="YAML: train's options, protocols.")
+@click.option("--methods", help="Of the grid: probe,fixmatch:tau=1:tau_u=1")
+@click.option("--seeds", help="Of the grid: 5 (means 0-4), 0-2 or 0,3.")
+@click.option("--cache", "cache_name", help="Of the grid, in place of the file's.")
+@click.option("--steps", type=int, help="Of the grid, in place of the file's.")
+@click.option("--metric", help="Of the grid: bacc (default), top1, tail, ece ...")
+@click.option("--out", type=PATH, help="Of the grid; one that is there goes on.")
+@on_device
 @as_json
 def compare(
     run_folders: tuple[Path, ...],
-    baseline: Path | None,
+    baseline: str | None,
+    grid_file: Path | None,
     csv_file: TextIO | None,
     markdown_file: TextIO | None,
+    latex_file: TextIO | None,
+    device: str,
+    threads: int | None,
     is_json: bool,
+    **options: Any,
 ) -> None:
     """Put finished runs into one table, best balanced accuracy first.
 
     Where runs share seeds and test images, their differences to the baseline are paired by seed, and a 95 % interval of
-    the mean over the seeds (Student's t) is given.
+    the mean over the seeds (Student's t) is given. With --protocol-grid methods x protocols are trained, and shown
+    beside published numbers; what was stopped goes on with --out FOLDER.
     """
+    files: Files = {"csv": csv_file, "markdown": markdown_file, "latex": latex_file}
+    if grid_file is None:
+        if given := [name for name in GRID_OPTIONS if options[name] is not None]:
+            raise click.UsageError(f"--{given[0].removesuffix('_name')} goes with --protocol-grid FILE")
+        if not run_folders:
+            raise click.UsageError("name finished runs, such as runs/*, or --protocol-grid FILE --methods A,B")
+        return _runs(run_folders, Path(baseline) if baseline else None, files, is_json)
+    if run_folders:
+        raise click.UsageError(f"--protocol-grid trains its own runs; leave out {run_folders[0]}")
+    if not options["methods"]:
+        raise click.UsageError("name the rows of the grid with --methods, such as probe,fixmatch,ulfine")
+    from fastltssl.commands.grid import run_grid
+
+    where = usable_device(device, threads or 1)
+    is_whole = run_grid(grid_file, baseline, files, where, is_json, **options)
+    if not is_whole:
+        click.get_current_context().exit(1)
+
+
+def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is_json: bool) -> None:
+    """Finished runs in one table."""
     from fastltssl import runs
     from fastltssl.report import mark_below_la, protocol_line, results_table, show
+    from fastltssl.sheets import flat, run_sheet
 
     folders, records = _read(run_folders, baseline)
     records = mark_below_la(records)
@@ -53,13 +102,12 @@ def compare(
     if len(records) > 1:
         order = [index for members in by_protocol.values() for index in members]
         _show_differences(first, baseline or folders[0], [(folders[i], records[i], differences[i]) for i in order])
-    rows = [_flat(*each) for each in zip(folders, records, differences, strict=True)]
-    if csv_file is not None:
-        writer = csv.DictWriter(csv_file, list(dict.fromkeys(name for row in rows for name in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-    if markdown_file is not None:
-        markdown_file.write(_markdown(records, differences, first))
+    sheet = run_sheet(records, differences, first)
+    lines = [
+        flat(record | {"run": str(folder)}, found["bacc"])
+        for folder, record, found in zip(folders, records, differences, strict=True)
+    ]
+    export(files, sheet, lines)
     show(f"compared {len(records)} runs")
     if is_json:
         click.echo(
@@ -90,8 +138,10 @@ def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Pa
 
 def _unpaired(base: Path, first: dict[str, Any], folder: Path, record: dict[str, Any]) -> str:
     """Why a run cannot be paired with the baseline seed by seed; empty where it can."""
+    from fastltssl.sheets import listed
+
     if record["seeds"] != first["seeds"]:
-        return f"seeds {_listed(record['seeds'])} against {_listed(first['seeds'])}"
+        return f"seeds {listed(record['seeds'])} against {listed(first['seeds'])}"
     for switch in ("eval", "report"):
         ours, theirs = (one["protocol"].get(switch) for one in (record, first))
         if ours != theirs:
@@ -110,18 +160,13 @@ def _unpaired(base: Path, first: dict[str, Any], folder: Path, record: dict[str,
 
 def _difference(first: dict[str, Any], record: dict[str, Any], why: str) -> dict[str, Any]:
     """Each metric of a run minus that of the baseline, in points, paired by seed; null where there is no pair."""
-    from fastltssl.metrics import paired_difference
+    from fastltssl.records import difference
+    from fastltssl.sheets import SHOWN
 
     found: dict[str, Any] = {"run": record["run"], "unpaired": why or None}
     for name in SHOWN:
         ours, theirs = record.get(name), first.get(name)
-        found[name] = None
-        if not why and ours is not None and theirs is not None:
-            each = paired_difference(ours["values"], theirs["values"])._asdict()
-            rounded = {key: value if key == "values" else round(value, 4) for key, value in each.items()}
-            found[name] = rounded | {"values": [round(value, 4) for value in each["values"]]}
-            if len(ours["values"]) < 2:
-                found[name] |= {"low": None, "high": None}
+        found[name] = None if why or ours is None or theirs is None else difference(ours, theirs)
     return found
 
 
@@ -129,72 +174,27 @@ def _show_differences(
     first: dict[str, Any], base: Path, rows: list[tuple[Path, dict[str, Any], dict[str, Any]]]
 ) -> None:
     from fastltssl.report import grid, label, show
+    from fastltssl.sheets import SHOWN, signed
 
     seeds = len(first["seeds"])
     spread = f"± half the 95 % interval over {seeds} paired seeds" if seeds > 1 else "one seed, so no interval"
     lines = []
     for folder, record, found in rows:
         if folder.resolve() != base.resolve():
-            cells = [_signed(found[name]) for name in SHOWN]
+            cells = [signed(found[name]) for name in SHOWN]
             why = f"not paired: {found['unpaired']}" if found["unpaired"] else ""
             lines.append([folder.name, label(record), *cells, why])
     show(f"minus the baseline {base.name} ({label(first)}), points, {spread}")
     show(grid(["run", "method", *SHOWN.values(), ""], lines))
 
 
-def _signed(one: dict[str, Any] | None) -> str:
-    if one is None:
-        return "-"
-    return f"{one['mean']:+.1f}" + ("" if one["low"] is None else f" ± {(one['high'] - one['low']) / 2:.1f}")
-
-
 def _group_line(record: dict[str, Any]) -> str:
     """How many classes each group has, where the groups are not thirds: with counts, whole groups can be empty."""
+    from fastltssl.sheets import listed
+
     sizes, name = record.get("group_sizes"), record["protocol"].get("groups")
     if not sizes or name == "thirds":
         return ""
     limits = {"head": " (> 100 labelled)", "tail": " (< 20)"} if name == "counts" else {}
-    parts = [f"{group}{limits.get(group, '')} {_listed(sorted(set(each)))}" for group, each in sizes.items()]
+    parts = [f"{group}{limits.get(group, '')} {listed(sorted(set(each)))}" for group, each in sizes.items()]
     return f"classes in each group ({name}): {', '.join(parts)}"
-
-
-def _listed(numbers: list[int]) -> str:
-    """0-4 for consecutive numbers, else 0,3."""
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))
-
-
-def _flat(folder: Path, record: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """One run as a line of a CSV: every switch, every metric with its spread, and the difference to the baseline."""
-    from fastltssl.records import METRICS
-
-    flat = {"run": str(folder), "method": record["method"], "settings": json.dumps(record.get("settings", {}))}
-    flat |= {"cache": record["cache"]} | record["protocol"] | {"seeds": _listed(record["seeds"])}
-    for name in METRICS:
-        one = record.get(name) or {}
-        flat |= {f"{name}_mean": one.get("mean"), f"{name}_std": one.get("std")}
-    flat |= {f"pseudo_{name}": value for name, value in (record["pseudo_label"] or {}).items()}
-    difference = found["bacc"] or {}
-    flat |= {
-        f"bacc_difference{end}": difference.get(key) for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))
-    }
-    return flat | {"seconds": record["seconds"], "is_below_la": record["is_below_la"]}
-
-
-def _markdown(records: list[dict[str, Any]], differences: list[dict[str, Any]], baseline: dict[str, Any]) -> str:
-    """One table of all runs, best balanced accuracy first."""
-    from fastltssl.report import label
-
-    columns = ["method", "pool", *(f"{name} %" for name in SHOWN.values()), "bAcc - baseline", ""]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    order = sorted(range(len(records)), key=lambda index: -records[index]["bacc"]["mean"])
-    for record, found in ((records[index], differences[index]) for index in order):
-        protocol = record["protocol"]
-        pool = f"{protocol['order']}, gamma {protocol['gamma_u']:g}" if protocol["m1"] else ""
-        means = [record.get(name) for name in SHOWN]
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in means]
-        mark = "below LP+LA" if record["is_below_la"] else ""
-        minus = "baseline" if found["run"] == baseline["run"] else _signed(found["bacc"])
-        lines.append("| " + " | ".join([label(record), pool, *cells, minus, mark]) + " |")
-    return "\n".join(lines) + "\n"

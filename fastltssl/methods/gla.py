@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.bias import estimate_label_bias, log_prior
-from fastltssl.heads import Cosine, TextBranch, text_branch, text_scores
+from fastltssl.bias import log_prior
+from fastltssl.heads import Cosine, TextBranch, text_branch, text_scores, zero_shot_bias
 from fastltssl.losses import cross_entropy
 from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob
 
@@ -43,9 +43,7 @@ class Method:
         return self.head.init(problem, generator)
 
     def start(self, problem: Problem) -> State:
-        branch = text_branch(problem)
-        zero_shot = text_scores(branch, problem.x[:, 0])
-        estimate = estimate_label_bias(zero_shot, problem.y, prior=problem.prior, fit_scale=self.scale == "joint")
+        branch, estimate = text_branch(problem), zero_shot_bias(problem, fit_scale=self.scale == "joint")
         prior = log_prior(problem.prior).to(problem.x)
         return State(self.head.start(problem), branch, prior, estimate.log_bias, estimate.scale)
 

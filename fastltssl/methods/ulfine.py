@@ -22,8 +22,18 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.bias import estimate_label_bias, log_prior, one_hot, two_folds, update_prior
-from fastltssl.heads import Cosine, TextBranch, class_means, embed, spread, text_branch, text_scores, together
+from fastltssl.bias import log_prior, one_hot, two_folds, update_prior
+from fastltssl.heads import (
+    Cosine,
+    TextBranch,
+    class_means,
+    embed,
+    spread,
+    text_branch,
+    text_scores,
+    together,
+    zero_shot_bias,
+)  # fmt: skip
 from fastltssl.losses import confident_labels, cross_entropy
 from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, choice, knob
 
@@ -72,7 +82,7 @@ class Method:
         text, like, n_classes = text_branch(problem), problem.x, problem.prior.numel()
         log_bias, center = like.new_zeros(n_classes), like[:, 0]
         if self.debias == "on":
-            log_bias = estimate_label_bias(text_scores(text, center), problem.y, prior=problem.prior).log_bias
+            log_bias = zero_shot_bias(problem).log_bias
         state = State(
             head=self.head.start(problem),
             text=text,

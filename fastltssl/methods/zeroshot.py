@@ -12,8 +12,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.bias import estimate_label_bias
-from fastltssl.heads import TextBranch, text_branch, text_scores
+from fastltssl.heads import TextBranch, text_branch, text_scores, zero_shot_bias
 from fastltssl.types import Problem, Scores, choice
 
 
@@ -36,8 +35,7 @@ class Method:
         branch = text_branch(problem)
         log_bias = problem.prior.to(problem.x) * 0
         if self.debias == "labels":
-            scores = text_scores(branch, problem.x[:, 0])
-            log_bias = estimate_label_bias(scores, problem.y, prior=problem.prior).log_bias
+            log_bias = zero_shot_bias(problem).log_bias
         return State(branch, log_bias)
 
     def scores(self, params: dict[str, Tensor], state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:

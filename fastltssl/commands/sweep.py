@@ -1,0 +1,125 @@
+"""`fastltssl sweep`: hundreds of configurations at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastltssl.commands.common import (
+    PATH,
+    as_json,
+    example,
+    on_device,
+    output_folder,
+    train_line,
+    train_options,
+    usable_device,
+)  # fmt: skip
+
+HALVING = "Keep the best 1/ETA at steps/ETA, steps/ETA^2...; 1 (default) trains every configuration to the end."
+STORAGE = "memory, journal:FILE or a database URL that Optuna takes (default: a journal in the folder)."
+
+
+@click.command(epilog=example("sweep ulfine --cache cache/demo.zarr --n1 25 --m1 150 --gamma-l 10 --val 5 --seeds 3"))
+@click.argument("method")
+@click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
+@click.option("--trials", default=256, show_default=True, type=click.IntRange(1), help="Configurations in all.")
+@click.option("--sampler", default="tpe", show_default=True, type=click.Choice(["tpe", "random", "grid", "qmc"]))
+@click.option("--halving", default=1, type=click.IntRange(1), metavar="ETA", help=HALVING)
+@click.option("--metric", default="val.bacc", show_default=True, help="Or val.top1, gm, hm, worst, ece, mce.")
+@click.option("--range", "ranges", multiple=True, metavar="KNOB=LOW:HIGH[:log]", help="Or options: KNOB=A|B|C.")
+@click.option("--only", help="Sweep these knobs alone, with commas between.")
+@click.option("--space", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of ranges.")
+@click.option("--storage", help=STORAGE)
+@click.option("--together", default=0, type=click.IntRange(0), help="Configurations asked for at once (0: by sampler).")
+@click.option("--sweep-seed", default=0, show_default=True, help="Seed of the sampler.")
+@click.option("--compile/--no-compile", "compiled", default=False, help="Compile the step: pays in sweeps of minutes.")
+@click.option("--parquet", type=PATH, help="Write the trials as Parquet too.")
+@train_options
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of train's options.")
+@click.option("--out", type=PATH, help="Folder (default runs/TIME-sweep-METHOD-CACHE); a sweep begun there goes on.")
+@on_device
+@as_json
+def sweep(
+    method: str, config: Path | None, out: Path | None, trials: int, sampler: str, halving: int, metric: str,
+    ranges: tuple[str, ...], only: str | None, space: Path | None, storage: str | None, together: int, sweep_seed: int,
+    compiled: bool, parquet: Path | None, device: str, threads: int | None, is_json: bool, **flags: Any,
+) -> None:  # fmt: skip
+    """Try hundreds of configurations at once, judged on validation rows; the best one is trained and tested.
+
+    All real knobs of the method and lr are swept unless --only says which; --set fixes one. --seeds 3 means three of
+    them, 0 to 2. Run the same line with the same --out to resume; give several workers one --storage.
+    """
+    import dataclasses
+
+    from fastltssl import experiment, runs, study, sweeps
+    from fastltssl.config import counted_seeds, resolve
+    from fastltssl.report import follow, show
+    from fastltssl.space import space_of
+
+    if flags.get("seeds") is not None:
+        flags["seeds"] = ",".join(map(str, counted_seeds(flags["seeds"])))
+    resolved = resolve(method, config, flags)
+    knobs = space_of(resolved, ranges, [name for name in (only or "").split(",") if name], space)
+    asked = study.checked(
+        study.Sweep(resolved, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled)
+    )
+    named = dataclasses.replace(resolved, method=f"sweep-{Path(method).stem}")
+    folder = out or runs.new_folder(named)
+    output_folder(folder, overwrite=(folder / "study.journal").is_file() or storage is not None)
+    cache, rows = experiment.open_rows(resolved.cache, usable_device(device, threads))
+    kept = study.open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
+    if before := study.count_of(kept):
+        click.echo(f"the study holds {before} trials; it goes on up to {trials}", err=True)
+    done = follow(sweeps.sweeping(asked, cache, rows, kept), train_line, f"sweep {method}")
+    found = follow(sweeps.concluding(asked, cache, rows, kept, done, folder), train_line, "best")
+    _show(found, folder)
+    if parquet is not None:
+        _write_parquet(found["trials"], parquet)
+        show(f"wrote {parquet}")
+    show(f"wrote {folder}\nnext: fastltssl train {method} --config {folder / 'best.yaml'} --seeds 5-9")
+    if is_json:
+        click.echo(json.dumps(found))
+
+
+def _show(found: dict[str, Any], folder: Path) -> None:
+    """The best configurations, what mattered, and the test of the best; the picture where it can be drawn."""
+    from fastltssl.figures import FigureError, sweep_figure
+    from fastltssl.report import grid, protocol_line, results_table, show
+    from fastltssl.study import METRICS
+
+    record, knobs = found["record"], list(found["space"])
+    sign = METRICS[found["metric"].partition(".")[2]]
+    whole = sorted((row for row in found["trials"] if row["state"] == "complete"), key=lambda row: -sign * row["value"])
+    states = [row["state"] for row in found["trials"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "running", "failed")
+                       if state in states)  # fmt: skip
+    lines = [[str(row["trial"]), f"{row['value']:.2f}", *(_cell(row[name]) for name in knobs)] for row in whole[:10]]
+    show(grid(["trial", f"{found['metric']} %", *knobs], lines, f"the best of {len(states)} trials ({counts})"))
+    if found["importance"]:
+        order = sorted(found["importance"].items(), key=lambda each: -each[1])
+        show("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in order))
+    best = record | {"method": f"{found['method']}, best of the sweep", "settings": {}, "steps": 0}
+    show(results_table([best], protocol_line(record)))
+    if found["metric"] == "val.bacc" and record["val_bacc"]:
+        show(
+            f"val.bacc of the best, alone: {record['val_bacc']['mean']:.2f}; in the sweep: {found['best']['value']:.2f}"
+        )
+    try:
+        show(f"wrote {sweep_figure(found, folder / 'parallel.png')}")
+    except FigureError as error:
+        show(str(error))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise click.UsageError('--parquet needs pyarrow: pip install "fastltssl[data]"') from None
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)

@@ -1,0 +1,135 @@
+"""A sheet of text cells as a terminal table, Markdown or LaTeX (booktabs), and lines as a CSV: rendering alone."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "<": "$<$", ">": "$>$",
+    "|": r"\textbar{}", "[": "{[}",
+}  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """A cell: text, a sign that refers to a note, and whether it is in bold."""
+
+    text: str
+    mark: str = ""
+    is_best: bool = False
+
+
+class Sheet(NamedTuple):
+    """A table: as many columns as cells in each row, `published` under a rule, notes (sign, text) under the table.
+
+    The sign of a note is the mark of the cells it is about, or a word and a colon.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    caption: str = ""
+    published: tuple[tuple[Entry, ...], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
+
+
+def terminal(sheet: Sheet) -> Table:
+    """The sheet without caption and notes, the best in bold, published rows under a rule."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, name in enumerate(sheet.columns):
+        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for row in (*sheet.rows, None, *sheet.published) if sheet.published else sheet.rows:
+        if row is None:
+            table.add_row(*[Rule(style="dim")] * len(sheet.columns))
+        else:
+            table.add_row(*(_rich(cell) for cell in row))
+    return table
+
+
+def _rich(cell: Entry) -> Text:
+    text = Text(cell.text, style="bold" if cell.is_best else "")
+    return text.append(f" {_sign(cell.mark)}", style="not bold") if cell.mark else text
+
+
+def _sign(mark: str) -> str:
+    return f"[{mark}]" if mark.isalnum() else mark
+
+
+def note_lines(sheet: Sheet) -> list[str]:
+    """The notes as lines of plain text."""
+    return [f"{_sign(sign)} {text}" for sign, text in sheet.notes]
+
+
+def markdown(sheet: Sheet) -> str:
+    """The sheet as a GitHub table, the caption above and the notes as a list below."""
+    rows = ["| " + " | ".join(map(_escaped, sheet.columns)) + " |", "|" + "---|" * len(sheet.columns)]
+    under = ["| *published* |" + " |" * (len(sheet.columns) - 1)] if sheet.published else []
+    for row in sheet.rows:
+        rows.append("| " + " | ".join(map(_starred, row)) + " |")
+    under += ["| " + " | ".join(map(_starred, row)) + " |" for row in sheet.published]
+    caption = [_escaped(sheet.caption), ""] if sheet.caption else []
+    notes = ["", *(f"- {_escaped(line)}" for line in note_lines(sheet))] if sheet.notes else []
+    return "\n".join([*caption, *rows, *under, *notes]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([|*<`\\])", r"\\\1", " ".join(text.split()))
+
+
+def _starred(cell: Entry) -> str:
+    text = f"**{_escaped(cell.text)}**" if cell.is_best else _escaped(cell.text)
+    return f"{text} {_escaped(_sign(cell.mark))}" if cell.mark else text
+
+
+def latex(sheet: Sheet) -> str:
+    """The sheet as a table environment; needs the package booktabs."""
+
+    def lines(rows: Sequence[tuple[Entry, ...]]) -> list[str]:
+        return [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+
+    head = " & ".join(map(tex_escaped, sheet.columns)) + r" \\"
+    body = [r"\toprule", head, r"\midrule", *lines(sheet.rows)]
+    if sheet.published:
+        body += [r"\midrule", *lines(sheet.published)]
+    notes = [f"{_superscript(sign)} {tex_escaped(text)}" + r"\par" for sign, text in sheet.notes]
+    return "\n".join([
+        r"\begin{table}  % \usepackage{booktabs}",
+        r"\centering",
+        *([rf"\caption{{{tex_escaped(sheet.caption)}}}"] if sheet.caption else []),
+        rf"\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+        *([r"\par\smallskip\raggedright\footnotesize", *notes] if notes else []),
+        r"\end{table}",
+    ]) + "\n"  # fmt: skip
+
+
+def tex_escaped(text: str) -> str:
+    """Text as LaTeX prints it; a hyphen before a number that begins a word is a minus sign."""
+    escaped = "".join(LATEX.get(one, one) for one in " ".join(text.split())).replace("--", "-{}-")
+    return re.sub(r"(?<![\w.}-])-(?=\d)", "$-$", escaped)
+
+
+def _tex(cell: Entry) -> str:
+    text = rf"\textbf{{{tex_escaped(cell.text)}}}" if cell.is_best else tex_escaped(cell.text)
+    text = r"\quad " * cell.text.startswith("  ") + text
+    return text + (_superscript(cell.mark) if cell.mark else "")
+
+
+def _superscript(sign: str) -> str:
+    return rf"\{'textit' if sign.endswith(':') else 'textsuperscript'}{{{tex_escaped(sign)}}}"
+
+
+def as_csv(lines: Sequence[dict[str, Any]]) -> str:
+    """Lines as a CSV with every name that one of them has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
