@@ -4,6 +4,7 @@ A leaf that is the same for all splits or all configurations is an expanded view
 such a leaf unbatched, so a batch shared by all configurations gives one wide product.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+log = logging.getLogger(__name__)
 
 
 def jointly(
@@ -36,7 +39,7 @@ def jointly(
     if calls is not None:
         key = (inner, outer, tuple(None if leaf is None else leaf.shape for leaf in taken))
         if key not in calls:
-            calls[key] = torch.compile(make_fx(call)(*taken), dynamic=False)
+            calls[key] = compiled(call, taken)
         call = calls[key]
 
     def lifted(leaf: Tensor) -> Tensor:  # back to [S, R, ...]
@@ -45,6 +48,22 @@ def jointly(
         return leaf.expand(*shape, *leaf.shape[2:])
 
     return tree_map(lifted, call(*taken))
+
+
+def compiled(call: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
+    """A function traced on args and compiled for their shapes; itself where the compiler fails, with a warning."""
+    try:
+        traced = make_fx(call)(*args)
+        for node in traced.graph.nodes:  # the compiler may lay tensors out in another way than the trace did
+            if node.target is torch.ops.aten.view.default:
+                node.target = torch.ops.aten.reshape.default
+        traced.recompile()
+        fast = torch.compile(traced, dynamic=False)
+        fast(*args)
+    except Exception as error:  # whatever a compiler raises, the answer is the same without one
+        log.warning("this step cannot be compiled here and runs as it is: %s", str(error).split("\n")[0])
+        return call
+    return fast
 
 
 def stack(runs: Sequence[Sequence[Any]]) -> Any:

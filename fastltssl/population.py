@@ -4,6 +4,8 @@ Every leaf is [S, R, ...], S splits and R configurations. Configurations of a sp
 products become one wide one. Groups advance one after another, as only the state of a few runs stays in a core's cache.
 """
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from fastltssl.step import MOMENTUM, cosine, gradient, start, with_knobs
 from fastltssl.types import Batch, Method, Problem, Run, Scores
 
 GROUP = 32  # runs that advance together on a CPU: see benchmarks/population.py
+GROUPS = (8, 16, 32, 64, 128)  # tried by `tuned`
 
 
 class Population(NamedTuple):
@@ -114,8 +117,9 @@ def _advanced(
         progress = like.new_tensor(t / steps)[None, None]
         slope, out = jointly(one, population.shape, params, state, batch, progress, knobs, calls=calls)
         rate = population.lr * cosine(t / steps)
+        update = update_ if calls is None else calls.setdefault("update", torch.compile(update_))
         for leaf, buffer, by in zip(*(tree_flatten(tree)[0] for tree in (params, buffers, slope)), strict=True):
-            update_(leaf, buffer, by, rate, population.weight_decay)
+            update(leaf, buffer, by, rate, population.weight_decay)
         state = out.state
         outs.append({"loss": out.loss, **out.stats})
     curves = {name: torch.stack([out[name] for out in outs], dim=2) for name in (outs or [{}])[0]}
@@ -131,7 +135,7 @@ def update_(
 ) -> None:
     """The update of `fastltssl.step.step`, in place: b <- m b + g + wd w, w <- w - lr b."""
     own = (1, -1, *(1 for _ in leaf.shape[2:]))
-    buffer.mul_(MOMENTUM).add_(slope).addcmul_(leaf, weight_decay.view(own))
+    torch.add(slope, buffer, alpha=MOMENTUM, out=buffer).addcmul_(leaf, weight_decay.view(own))
     leaf.addcmul_(buffer, lr.view(own), value=-1)
 
 
@@ -165,15 +169,40 @@ def each_group(population: Population, fn: Callable[[Population, slice], Tensor]
     return glue(grid)
 
 
+def tuned(population: Population, steps: int) -> int:
+    """The group size that trains fastest here, by two eager steps of each; about a second of trying."""
+    splits, count = population.shape
+    if population.problems[0].x.is_cuda or splits * count <= GROUPS[0]:
+        return 0
+    alone, seconds = population._replace(calls=None), {}
+    for group in GROUPS:
+        part = _groups(alone, group)[0][0]
+        size = math.prod(part.shape)
+        if size in seconds:
+            break
+        _advanced(part, 0, 1, steps)  # warm-up
+        began = time.perf_counter()
+        _advanced(part, 0, 2, steps)
+        seconds[size] = (time.perf_counter() - began) / size
+    return min(seconds, key=lambda size: seconds[size])
+
+
 def _groups(population: Population, group: int) -> list[list[Population]]:
     """Splits apart as long as one has enough configurations to fill a group, else several together."""
     splits, count = population.shape
-    group = group or (GROUP if population.problems[0].x.device.type == "cpu" else splits * count)
+    group = group or (GROUP if population.problems[0].x.device.type == "cpu" else _room(population))
     rows, columns = max(1, group // count), min(count, group)
     return [
         [_part(population, slice(s, s + rows), slice(r, r + columns)) for r in range(0, count, columns)]
         for s in range(0, splits, rows)
     ]
+
+
+def _room(population: Population) -> int:
+    """Runs that fit into half of a GPU's free memory, ten times their own size each: never none."""
+    runs, device = math.prod(population.shape), population.problems[0].x.device
+    own = max(1, population.nbytes // runs)
+    return max(1, min(runs, torch.cuda.mem_get_info(device)[0] // (20 * own)))
 
 
 def _part(population: Population, splits: slice, configurations: slice) -> Population:

@@ -31,7 +31,7 @@ SIZES = ("batch", "batch_u", "steps")  # options of the experiment: whole number
 
 
 def space_of(config: Config, ranges: Sequence[str] = (), only: Sequence[str] = (), file: Path | None = None) -> Space:
-    """The real knobs of a method and its head, but automatic and given ones, and lr; then what a user changes.
+    """The real knobs of a method and its head, but automatic, idle and given ones, and lr; then what a user changes.
 
     A range reads KNOB=LOW:HIGH, KNOB=LOW:HIGH:log or, for options, KNOB=A|B|C; `file` is a YAML mapping of the same.
     `only` keeps these knobs alone. Raises UnknownKnob for a knob and ConfigError for a range that cannot be.
@@ -41,7 +41,8 @@ def space_of(config: Config, ranges: Sequence[str] = (), only: Sequence[str] = (
     real = {name: each for name, each in known.items() if each.metadata["kind"] == "knob"}
     default: Space = {"lr": OF_CONFIG["lr"]}
     for name, each in real.items():
-        if set_to[name] != "auto" and name not in config.settings:
+        choice, _, option = each.metadata["under"].partition("=")
+        if set_to[name] != "auto" and name not in config.settings and set_to.get(choice, option) == option:
             default[name] = _range_of(each)
     accepted = {**OF_CONFIG, **known, **dict.fromkeys(SIZES)} | ({"head": None} if hasattr(method, "head") else {})
     texts = dict(_from_file(file)) if file else {}

@@ -28,7 +28,7 @@ from fastltssl.cache import Cache
 from fastltssl.experiment import SeedSplit, alike_of, open_rows, seeds_of, training, with_templates
 from fastltssl.features import available_memory
 from fastltssl.methods import configure
-from fastltssl.population import Population, advance, each_group, kept, populate, scores_of
+from fastltssl.population import Population, advance, each_group, kept, populate, scores_of, tuned
 from fastltssl.runs import Config, ConfigError, as_dict, check, new_folder
 from fastltssl.space import Real, configured, grid, space_of
 from fastltssl.splits import Protocol
@@ -53,6 +53,7 @@ from fastltssl.study import (
 from fastltssl.train import Progress, drain
 
 FEWEST_STEPS = 20  # before the first rung
+WORTH_TUNING = 20_000  # steps of single runs, from which trying out group sizes pays
 
 
 def rungs(steps: int, eta: int) -> list[int]:
@@ -96,13 +97,13 @@ def _judged(
     """Train configurations that share their options, rung by rung, and tell each its value."""
     began, alive = time.perf_counter(), list(trials)
     squad = _squad(sweep, config, cache, rows, trials)
-    step, ends = 0, rungs(config.steps, sweep.halving)
+    step, ends, group = 0, rungs(config.steps, sweep.halving), _group(squad, config.steps)
     for end in ends:
         while step < end:
             last = min(end, step + max(1, config.steps // 20))
             losses = []
             for place, (population, _) in enumerate(squad):
-                after, curves = advance(population, step, last, config.steps)
+                after, curves = advance(population, step, last, config.steps, group)
                 squad[place] = (after, squad[place][1])
                 losses.append(curves["loss"].nanmean())
             step = last
@@ -123,6 +124,13 @@ def _judged(
             alive = [alive[r] for r in chosen.tolist()]
             if not alive:  # after an interruption: the others of the round were better
                 return
+
+
+def _group(squad: Sequence[tuple[Population, Any]], steps: int) -> int:
+    """Runs that advance together, tried out where there is enough to do."""
+    runs = sum(math.prod(population.shape) for population, _ in squad)
+    with torch.no_grad():
+        return tuned(squad[0][0], steps) if runs * steps >= WORTH_TUNING else 0
 
 
 def _survivors(

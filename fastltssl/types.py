@@ -98,10 +98,13 @@ class Trained(Method, Protocol):
     def loss(self, params: Any, state: Any, batch: Batch, progress: Float[Tensor, ""]) -> Out: ...
 
 
-def knob(default: float | str, low: float, high: float, doc: str, log: bool = False) -> Any:
-    """A real hyperparameter: swept between low and high, and able to differ between runs trained jointly."""
+def knob(default: float | str, low: float, high: float, doc: str, log: bool = False, under: str = "") -> Any:
+    """A real hyperparameter: swept between low and high, and able to differ between runs trained jointly.
+
+    `under` is the choice, "name=option", without which nothing reads it; sweeps then leave it alone.
+    """
     return dataclasses.field(
-        default=default, metadata={"kind": "knob", "low": low, "high": high, "doc": doc, "log": log}
+        default=default, metadata={"kind": "knob", "low": low, "high": high, "doc": doc, "log": log, "under": under}
     )
 
 

@@ -8,8 +8,8 @@ from torch.utils._pytree import tree_flatten
 
 import toy
 from fastltssl import methods
-from fastltssl.joint import pick
-from fastltssl.population import advance, each_group, kept, populate, scores_of
+from fastltssl.joint import compiled, pick
+from fastltssl.population import advance, each_group, kept, populate, scores_of, tuned
 from fastltssl.step import step, with_knobs
 from fastltssl.train import fit, fit_many
 
@@ -98,13 +98,30 @@ def test_scores_of_every_run_are_those_of_its_method_alone():
     assert torch.allclose(glued, scores.mean(dim=(-2, -1)))
 
 
+def test_a_tuned_group_is_one_of_those_tried():
+    knobs = {"lr": torch.linspace(0.01, 0.1, 40)}
+    with torch.no_grad():
+        assert tuned(population("probe", splits=1, knobs=knobs), 40) in (8, 16, 32, 40)
+        assert tuned(population("probe", splits=2), 40) in (5, 10)
+        assert tuned(population("probe", splits=1), 40) == 0  # too few to be cut
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")
-def test_compiled_runs_are_those_of_eager_ones():
-    of, method = toy.problem(), methods.configure("fixmatch", {})
-    stream = toy.stream(of, method)
-    eager, compiled = (fit_many(method, KNOBS, of, stream, steps=12, evals=2, compiled=each) for each in (False, True))
-    assert distance(eager.run, compiled.run) < 1e-9
-    assert compiled.history["loss"].shape == (5, 2)
+def test_compiled_runs_are_those_of_eager_ones(caplog):
+    of, method = [toy.problem(seed=s) for s in (0, 1)], methods.configure("fixmatch", {})
+    stream = [toy.stream(each, method) for each in of]
+    eager, fast = (fit_many(method, KNOBS, of, stream, steps=12, evals=2, compiled=each) for each in (False, True))
+    assert distance(eager.run, fast.run) < 1e-9
+    assert fast.history["loss"].shape == (10, 2)
+    assert "cannot be compiled" not in caplog.text
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_it_is_and_says_so(caplog):
+    def call(x):
+        return x.sum() if float(x.sum()) > 0 else x.mean()  # no trace can follow a value
+
+    assert compiled(call, [torch.ones(3)])(torch.ones(3)) == 3
+    assert "cannot be compiled here and runs as it is" in caplog.text
 
 
 def test_a_bf16_product_is_near_the_fp32_one_alone_and_jointly():

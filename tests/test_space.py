@@ -17,6 +17,14 @@ def test_by_default_every_real_knob_is_swept_but_automatic_and_given_ones():
     assert not {"momentum", "eta", "align", "weight_decay"} & space.keys()
 
 
+def test_a_knob_that_nothing_reads_is_left_alone_until_its_option_is_chosen():
+    assert "pull" in space_of(ULFINE)
+    assert "orth_rate" not in space_of(ULFINE)
+    other = space_of(Config("ulfine", "cache.zarr", settings={"orth": "step", "align": "none"}))
+    assert "orth_rate" in other
+    assert "pull" not in other
+
+
 def test_a_range_narrows_and_only_leaves_the_rest_out():
     space = space_of(ULFINE, ["mu=0.1:0.4", "lambda_u=0.5:2:log", "align=stack|none", "batch=32|64"], ["mu", "eta"])
     assert space == {

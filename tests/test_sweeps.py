@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
+import numpy as np
 import optuna
 import pytest
 import toy_cache
@@ -158,6 +160,28 @@ def test_the_command_writes_a_folder_resumes_there_and_best_yaml_trains(cache, t
     again = CliRunner().invoke(cli, ["train", "fixmatch", "--config", "s/best.yaml", "--json", "--out", "again"])
     record, best = json.loads(again.stdout.splitlines()[-1]), json.loads(more.stdout.splitlines()[-1])["record"]
     assert record["bacc"] == best["bacc"]
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_five_times_tries_what_an_unbroken_one_tries(cache, tmp_path):
+    line = [sys.executable, "-m", "fastltssl", "sweep", "fixmatch", "--cache", cache.path, *FLAGS, "--steps", "1500"]
+    line += ["--seeds", "2", "--trials", "48", "--together", "12", "--halving", "3", "--json", "--out"]
+
+    def begun(name):
+        command = [*map(str, line), str(tmp_path / name)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    began = time.monotonic()
+    whole = json.loads(begun("whole").communicate()[0].splitlines()[-1])
+    span, random = time.monotonic() - began, np.random.default_rng(0)
+    for _ in range(5):
+        worker = begun("killed")
+        time.sleep(3 + random.random() * max(0.5, span - 4) / 3)
+        worker.kill()
+        worker.wait()
+    killed = json.loads(begun("killed").communicate()[0].splitlines()[-1])
+    for name in ("trial", "state", "lr", "value"):
+        assert [row[name] for row in killed["trials"]] == [row[name] for row in whole["trials"]], name
 
 
 def test_two_processes_share_one_journal(cache, tmp_path):

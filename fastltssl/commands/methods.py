@@ -54,9 +54,13 @@ def _text(owner: Any) -> str:
 def _knobs(package: Any, method: Any) -> list[list[str]]:
     """Name, default, range and meaning of every knob, those of the default head among them."""
     return [
-        [key, _default(one, package.values(method)[key]), _accepted(one), one.metadata["doc"]]
+        [key, _default(one, package.values(method)[key]), _accepted(one), one.metadata["doc"] + _under(one)]
         for key, one in package.fields(method).items()
     ]
+
+
+def _under(field: Any) -> str:
+    return f"; read with {field.metadata['under']}" if field.metadata.get("under") else ""
 
 
 def _defaults(package: Any, head: Any) -> str:
