@@ -95,7 +95,7 @@ def joint(of: Problem, stream: Stream, steps: int, runs: int, precision: str, co
     )
     knobs = {"lr": LR * torch.linspace(0.5, 1.5, runs) if runs > 1 else torch.tensor([LR])}
     knobs |= {"tau": torch.linspace(0.0, 0.1, runs)} if runs > 1 else {}
-    begun = populate(method, knobs, [of], [stream], [0], lr=LR, weight_decay=5e-4, compiled=compiled)
+    begun = populate(method, knobs, [of], [stream], [0], lr=LR, weight_decay=5e-4, calls={} if compiled else None)
     with torch.no_grad():
         advance(begun, 0, min(3, steps), steps, group)  # warm-up and compile
 
@@ -187,8 +187,9 @@ def ridge(rows: int, strengths: int, repeats: int) -> None:
 
     from sklearn.linear_model import LogisticRegression
 
-    of = problem(rows, 1, "cpu")
-    x, y = of.x[:, 0], of.y
+    every = problem(rows * 5 // 4, 1, "cpu")
+    x, y = every.x[:rows, 0], every.y[:rows]
+    held_out = every._replace(x=every.x[rows:], y=every.y[rows:])
     ours, theirs = [], []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -199,19 +200,29 @@ def ridge(rows: int, strengths: int, repeats: int) -> None:
             warnings.simplefilter("ignore")
             model = LogisticRegression(C=100.0, max_iter=100).fit(x.numpy(), y.numpy())
         theirs.append(time.perf_counter() - began)
-    best = max(accuracy(of, w.T.float(), b.float()) for w, b in zip(path.weight[::16], path.bias[::16], strict=True))
+    best = max(
+        accuracy(held_out, w.T.float(), b.float()) for w, b in zip(path.weight[::16], path.bias[::16], strict=True)
+    )
     one, fitted = statistics.median(ours) / strengths, statistics.median(theirs)
     show(f"{rows:,} x {D}, {C} classes, {torch.get_num_threads()} threads, median of {repeats}")
-    show(f"ridge, {strengths} strengths: {one * strengths:.2f} s, {1e3 * one:.1f} ms each; accuracy up to {best:.1f} %")
-    iterations, score = int(model.n_iter_[0]), 100 * model.score(x.numpy(), y.numpy())
-    show(f"scikit-learn LogisticRegression: {fitted:.1f} s, {iterations} iterations, accuracy {score:.1f} %")
+    show(
+        f"ridge, {strengths} strengths: {one * strengths:.2f} s, {1e3 * one:.1f} ms each; "
+        f"held-out accuracy up to {best:.1f} %"
+    )
+    iterations, score = int(model.n_iter_[0]), 100 * model.score(held_out.x[:, 0].numpy(), held_out.y.numpy())
+    show(f"scikit-learn LogisticRegression: {fitted:.1f} s, {iterations} iterations, held-out {score:.1f} %")
     show(f"M10: {fitted / one:.0f} times cheaper per strength")
 
 
 def growth(out: Path, group: int, device: str) -> None:
     """Milliseconds per run and step as runs and rows grow; a CSV and a picture."""
     lines = []
-    for rows, counts in ((50_000, (1, 4, 16, 64, 256, 1024)), (10_000, (32,)), (250_000, (32,)), (1_280_000, (32,))):
+    for rows, counts in (
+        (50_000, (1, 4, 16, 32, 64, 256, 1024)),
+        (10_000, (32,)),
+        (250_000, (32,)),
+        (1_280_000, (32,)),
+    ):
         of = problem(rows, 30, device)
         stream = make_stream(of, (0, 0), batch=B, batch_u=0, seed=0)
         for runs in counts:
@@ -239,7 +250,7 @@ def _picture(lines: list[dict[str, Any]], path: Path, device: str) -> None:
         chosen = sorted((line[axis], line["ms per run and step"]) for line in lines if line[other] == at)
         axes.plot(*zip(*chosen, strict=True), "o-", color="#0072b2")
         axes.set_xscale("log", base=2 if axis == "runs" else 10)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(height for _, height in chosen))
         axes.set_xlabel(name)
         axes.set_ylabel("ms per run and step")
         axes.set_title(f"{other} {at:,}: lower is better", loc="left", fontsize=10)

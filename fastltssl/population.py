@@ -59,11 +59,12 @@ def populate(
     *,
     lr: float,
     weight_decay: float,
-    compiled: bool = False,
+    calls: dict[Any, Any] | None = None,
 ) -> Population:
     """A population before its first step; "lr" and "weight_decay" may be among the knobs.
 
-    `compiled` takes a C++ compiler and seconds at the first step of each shape, and pays in long runs.
+    Given a dict as `calls`, steps are compiled and kept there: it takes a C++ compiler and seconds at the first step of
+    each shape, and pays in long runs. Populations of one method that differ in real knobs only may share it.
 
     Raises ValueError where the tensors of the splits differ in shape.
     """
@@ -71,7 +72,6 @@ def populate(
     own = {name: values.to(like) for name, values in knobs.items()}
     rates = own.pop("lr", like.new_full((count,), lr))
     decays = own.pop("weight_decay", like.new_full((count,), weight_decay))
-    calls: dict[Any, Any] | None = {} if compiled else None
     empty = Population(method, own, rates, decays, tuple(problems), tuple(streams), Run((), (), ()), calls)
     each = [empty.configured(r) for r in range(count)]
     runs = [[start(one, p, s) for one in each] for p, s in zip(problems, seeds, strict=True)]
@@ -117,9 +117,8 @@ def _advanced(
         progress = like.new_tensor(t / steps)[None, None]
         slope, out = jointly(one, population.shape, params, state, batch, progress, knobs, calls=calls)
         rate = population.lr * cosine(t / steps)
-        update = update_ if calls is None else calls.setdefault("update", torch.compile(update_))
         for leaf, buffer, by in zip(*(tree_flatten(tree)[0] for tree in (params, buffers, slope)), strict=True):
-            update(leaf, buffer, by, rate, population.weight_decay)
+            update_(leaf, buffer, by, rate, population.weight_decay)
         state = out.state
         outs.append({"loss": out.loss, **out.stats})
     curves = {name: torch.stack([out[name] for out in outs], dim=2) for name in (outs or [{}])[0]}

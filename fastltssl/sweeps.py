@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastltssl import metrics
 from fastltssl.adapters import wants_taps
-from fastltssl.batches import Rows, make_stream, resident
+from fastltssl.batches import Rows, make_stream, require, resident
 from fastltssl.cache import Cache
 from fastltssl.experiment import SeedSplit, alike_of, open_rows, seeds_of, training, with_templates
 from fastltssl.features import available_memory
@@ -50,7 +50,7 @@ from fastltssl.study import (
     sign_off,
     trials_of,
 )
-from fastltssl.train import Progress, drain
+from fastltssl.train import Progress, drain, start
 
 FEWEST_STEPS = 20  # before the first rung
 WORTH_TUNING = 20_000  # steps of single runs, from which trying out group sizes pays
@@ -64,6 +64,14 @@ def rungs(steps: int, eta: int) -> list[int]:
     return found
 
 
+def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
+    """Raise what the first population would, before a trial is asked for: rows, views or text that are not there."""
+    method = configure(sweep.config.method, sweep.config.settings)
+    for one in seeds_of(sweep.config, cache, rows)[:1]:
+        require(one.problem, method.views)
+        start(method, one.problem, one.seed)
+
+
 def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Generator[Progress, None, list[Trial]]:
     """Ask, train and tell until the study holds its trials, yielding Progress; returns all trials."""
     sweep = checked(sweep)
@@ -72,6 +80,7 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Gen
     wanted = min(sweep.trials, len(points)) if points else sweep.trials
     sign_in(study)
     began, done = time.perf_counter(), count_of(study) - len(orphans(study))
+    compiled: dict[tuple[Any, ...], dict[Any, Any]] = {}  # of each set of options
     while True:
         trials = asked(study, sweep, points, wanted, adopted(study, sweep))
         if not trials:
@@ -84,7 +93,8 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Gen
         for values, members in alike.items():
             config = configured(sweep.config, dict(zip(options, values, strict=True)))
             for part in _fitting(sweep, config, cache, rows, members):
-                for record in _judged(sweep, config, cache, rows, study, part):
+                calls = compiled.setdefault(values, {}) if sweep.compiled else None
+                for record in _judged(sweep, config, cache, rows, study, part, calls):
                     total = config.steps * math.ceil(wanted / len(part))
                     step = record.step + config.steps * (done // len(part))
                     yield record._replace(step=min(step, total - 1), steps=total, elapsed_s=time.perf_counter() - began)
@@ -92,11 +102,12 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Gen
 
 
 def _judged(
-    sweep: Sweep, config: Config, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[optuna.Trial]
-) -> Generator[Progress, None, None]:
+    sweep: Sweep, config: Config, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[optuna.Trial],
+    calls: dict[Any, Any] | None,
+) -> Generator[Progress, None, None]:  # fmt: skip
     """Train configurations that share their options, rung by rung, and tell each its value."""
     began, alive = time.perf_counter(), list(trials)
-    squad = _squad(sweep, config, cache, rows, trials)
+    squad = _squad(sweep, config, cache, rows, trials, calls)
     step, ends, group = 0, rungs(config.steps, sweep.halving), _group(squad, config.steps)
     for end in ends:
         while step < end:
@@ -152,8 +163,9 @@ def _survivors(
 
 
 def _squad(
-    sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: Sequence[optuna.Trial]
-) -> list[tuple[Population, list[SeedSplit]]]:
+    sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: Sequence[optuna.Trial],
+    calls: dict[Any, Any] | None = None,
+) -> list[tuple[Population, list[SeedSplit]]]:  # fmt: skip
     """The configurations on every seed: a population for each set of seeds whose tensors have one shape."""
     method = configure(config.method, config.settings)
     if wants_taps(method) and rows.ln_post is None:
@@ -173,7 +185,7 @@ def _squad(
         ]  # fmt: skip
         population = populate(
             method, knobs or {"lr": torch.full((len(trials),), config.lr)}, [one.problem for one in own], streams,
-            [one.seed for one in own], lr=config.lr, weight_decay=config.weight_decay, compiled=sweep.compiled,
+            [one.seed for one in own], lr=config.lr, weight_decay=config.weight_decay, calls=calls,
         )  # fmt: skip
         squad.append((population, own))
     return squad
@@ -276,6 +288,7 @@ def sweep(
     texts = [f"{name}={_text(each)}" for name, each in (ranges or {}).items()]
     asked_for = checked(Sweep(config, space_of(config, texts, only), trials, sampler, halving, metric))
     opened, rows = open_rows(config.cache, device)
+    ready(asked_for, opened, rows)
     study = open_study(asked_for, storage, opened)
     found = drain(sweeping(asked_for, opened, rows, study))
     folder = Path(out) if out else new_folder(dataclasses.replace(config, method=f"sweep-{Path(method).stem}"))

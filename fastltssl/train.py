@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from fastltssl.batches import Stream, batch_at
 from fastltssl.joint import pick
-from fastltssl.population import Population, advance, populate, shapes
+from fastltssl.population import Population, advance, populate
 from fastltssl.step import cosine, is_trained, start, step
 from fastltssl.types import Fitted, Method, Problem, Run
 
@@ -92,7 +92,8 @@ def fitting_many(
     seeds = [seed] * len(problems) if isinstance(seed, int) else list(seed)
     check_joint(method, knobs, problems, streams, seeds)
     steps = steps if is_trained(method) else 0
-    population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, compiled=compiled)
+    calls: dict[Any, Any] | None = {} if compiled else None
+    population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, calls=calls)
     history, began, runs = _History(2), time.perf_counter(), math.prod(population.shape)
     with torch.no_grad():
         for first, last in intervals(steps, evals):
@@ -143,8 +144,8 @@ def drain(fitting: Generator[Any, None, Result]) -> Result:
 
 
 def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:
-    """Splits with equal keys can be trained jointly."""
-    return shapes(start(method, problem, 0), problem)
+    """Splits with equal keys can be trained jointly: every shape of a run follows from those of its problem."""
+    return tuple(problem.x.shape), tuple(problem.u.shape), problem.prior.numel()
 
 
 def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, streams: list, seeds: list) -> None:

@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_line_of_the_notebook_page_runs(tmp_path, monkeypatch, capsys):
     toy_cache.write(tmp_path / "world_tiny.zarr", per_class=180)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTLTSSL_CACHE", str(tmp_path))
     page = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
-    assert len(page.splitlines()) < 60
+    assert len(page.splitlines()) < 75
     spoken: dict = {}
     for block in re.findall(r"```python\n(.*?)```", page, flags=re.S):
         exec(block, spoken)

@@ -21,7 +21,14 @@ def population(name="fixmatch", splits=2, compiled=False, knobs=KNOBS):
     problems = [toy.problem(seed=s) for s in range(splits)]
     streams = [toy.stream(of, method, seed=s) for s, of in enumerate(problems)]
     return populate(
-        method, knobs, problems, streams, list(range(splits)), lr=0.03, weight_decay=5e-4, compiled=compiled
+        method,
+        knobs,
+        problems,
+        streams,
+        list(range(splits)),
+        lr=0.03,
+        weight_decay=5e-4,
+        calls={} if compiled else None,
     )
 
 

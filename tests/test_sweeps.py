@@ -184,6 +184,13 @@ def test_a_sweep_killed_five_times_tries_what_an_unbroken_one_tries(cache, tmp_p
         assert [row[name] for row in killed["trials"]] == [row[name] for row in whole["trials"]], name
 
 
+def test_what_a_split_cannot_give_is_told_before_a_trial_is_asked_for(cache, tmp_path):
+    line = ["sweep", "fixmatch", "--cache", str(cache.path), "--n1", "9999", "--val", "4", "--out", str(tmp_path / "s")]
+    result = CliRunner().invoke(cli, line)
+    assert result.exit_code == 1 or isinstance(result.exception, ValueError)
+    assert not (tmp_path / "s").exists()
+
+
 def test_two_processes_share_one_journal(cache, tmp_path):
     line = [sys.executable, "-m", "fastltssl", "sweep", "probe", "--cache", cache.path, *FLAGS, "--only", "lr,tau"]
     line += ["--trials", "12", "--together", "3", "--storage", f"journal:{tmp_path / 'study.journal'}", "--out"]

@@ -66,9 +66,10 @@ def sweep(
         study.Sweep(resolved, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled)
     )
     named = dataclasses.replace(resolved, method=f"sweep-{Path(method).stem}")
+    cache, rows = experiment.open_rows(resolved.cache, usable_device(device, threads))
+    sweeps.ready(asked, cache, rows)
     folder = out or runs.new_folder(named)
     output_folder(folder, overwrite=(folder / "study.journal").is_file() or storage is not None)
-    cache, rows = experiment.open_rows(resolved.cache, usable_device(device, threads))
     kept = study.open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
     if before := study.count_of(kept):
         click.echo(f"the study holds {before} trials; it goes on up to {trials}", err=True)
