@@ -134,8 +134,7 @@ def write(
                 [cache.groups[group].ids[i] for i in chosen] if group else []
             )
         for path, leaf in tree_flatten_with_path({"params": one.run.params, "state": one.run.state})[0]:
-            parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
-            tensors[f"seed{seed}." + ".".join(parts)] = leaf.detach().cpu().clone().contiguous()
+            tensors[f"seed{seed}.{leaf_name(path)}"] = leaf.detach().cpu().clone().contiguous()
         for name, array in _arrays(cache, split, group_of, one.history).items():
             history.create_array(f"seed{seed}/{name}", data=array)
         curves = {name: curve for name, curve in one.history.items() if curve.ndim == 1}
@@ -147,6 +146,11 @@ def write(
     (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     save_file(tensors, out / "head.safetensors")
     (out / "metrics.json").write_text(json.dumps(record, indent=1))
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The name of a tensor in head.safetensors, from its place in the tree: "params.weight"."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
 
 
 def _arrays(cache: Cache, split: Split, groups: Tensor | None, history: dict[str, Tensor]) -> dict[str, np.ndarray]:

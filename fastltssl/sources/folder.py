@@ -78,6 +78,16 @@ def open_folder(dataset: str) -> Source:
     return Source(dataset, classes, groups, fingerprint(classes, groups, " ".join(sizes)))
 
 
+def open_images(path: Path) -> Source:
+    """Image files below a folder at any depth, or one file, as a group "images" without labels."""
+    paths = (path,) if path.is_file() else _files(path)
+    if not paths:
+        raise SourceError(f"{path} holds no images. Accepted: an image file, or a folder of {', '.join(SUFFIXES)}")
+    ids = tuple((each.relative_to(path) if path.is_dir() else Path(each.name)).as_posix() for each in paths)
+    groups: dict[str, Images] = {"images": FileImages(ids, np.full(len(paths), -1), paths)}
+    return Source(str(path), (), groups, "")
+
+
 def _splits(top: Path) -> dict[str, Path]:
     """Folders of the labelled groups; the path itself where it holds the classes directly."""
     test = next((top / name for name in TEST_FOLDERS if _subfolders(top / name)), None)

@@ -1,0 +1,59 @@
+"""`fastltssl predict`: a trained run on new images."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, usable_device
+
+
+@click.command(epilog=example("predict runs/RUN photos --out predictions.csv"))
+@click.argument("run", type=PATH)
+@click.argument("images", type=click.Path(exists=True, path_type=Path))
+@click.option("--out", default=Path("predictions.csv"), show_default=True, type=PATH, help="One line an image.")
+@click.option("--seed", type=int, help="Which seed of the run classifies (default: its first).")
+@click.option("--cache", "cache_name", help="Cache the run was trained from, where it has moved.")
+@click.option("--pretrained", help="Checkpoint of the encoder, where it is not found by its name.")
+@click.option("--probabilities", is_flag=True, help="A column for every class.")
+@click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded, and count them.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
+@on_device
+@as_json
+def predict(
+    run: Path, images: Path, out: Path, seed: int | None, cache_name: str | None, pretrained: str | None,
+    probabilities: bool, skip_broken: bool, workers: int, device: str, threads: int | None, is_json: bool,
+) -> None:  # fmt: skip
+    """Classify new images with a trained run: labels, probabilities, a CSV.
+
+    IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
+    """
+    from fastltssl import predict as work
+    from fastltssl.cache import open_cache
+    from fastltssl.report import follow, grid, show
+    from fastltssl.sources.folder import open_images
+
+    source = open_images(images)
+    config = work.read_config(run)
+    trained = work.load_run(run, open_cache(cache_name or config.cache), seed)
+    encoder = work.encoder_of(trained, pretrained, usable_device(device, threads))
+    done = work.predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
+    found = follow(done, extract_line, f"predict {config.method}")
+    confidence, label = found.probs.max(dim=-1)
+    names = [trained.cache.classes[k] for k in label.tolist()]
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "confidence", *(trained.cache.classes if probabilities else ())])
+        for image, name, sure, probs in zip(found.ids, names, confidence.tolist(), found.probs.tolist(), strict=True):
+            writer.writerow([image, name, f"{sure:.4f}", *((f"{p:.4f}" for p in probs) if probabilities else ())])
+    lines = [[image, name, f"{100 * sure:.1f}"] for image, name, sure in zip(found.ids, names, confidence, strict=True)]
+    show(grid(["image", "label", "confidence %"], lines[:10], f"{len(lines):,} images, {config.method}"))
+    most = ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common(8))
+    show(f"most often: {most}")
+    if found.broken:
+        show(f"left out {len(found.broken)} that cannot be decoded: {', '.join(found.broken[:5])}")
+    show(f"wrote {out}")
+    if is_json:
+        click.echo(json.dumps({"images": len(lines), "broken": list(found.broken), "out": str(out)}))

@@ -1,0 +1,136 @@
+"""A trained run on new images: encoded as its cache was, scored by its method, one row an image."""
+
+import dataclasses
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from fastltssl.adapters import wants_taps
+from fastltssl.batches import resident
+from fastltssl.cache import Cache
+from fastltssl.contents import all_blocks
+from fastltssl.encoder import Encoder, load_encoder
+from fastltssl.experiment import seeds_of, with_templates
+from fastltssl.extract import Progress
+from fastltssl.methods import configure
+from fastltssl.pipeline import pipeline
+from fastltssl.runs import Config, RunError, leaf_name, read_record
+from fastltssl.sources import Source
+from fastltssl.splits import Protocol
+from fastltssl.step import start
+from fastltssl.types import Method, Run
+from fastltssl.views import parse_views
+
+ROWS = 64  # images of a block: what is encoded between two lines of progress
+
+
+class TrainedRun(NamedTuple):
+    """One seed of a finished run, ready to score rows like those of its cache."""
+
+    method: Method
+    run: Run
+    cache: Cache
+    seed: int
+
+    def scores(self, features: Float[Tensor, "n _"]) -> Float[Tensor, "n C"]:
+        """Scores of rows as the cache stores them; taps for a head that reads these."""
+        with torch.no_grad():
+            return self.method.scores(self.run.params, self.run.state, features.float())["test"]
+
+
+class Predictions(NamedTuple):
+    """Probabilities of every image that could be read, and the names of those that could not."""
+
+    ids: tuple[str, ...]
+    probs: Float[Tensor, "n C"]
+    broken: tuple[str, ...]
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a finished run. Raises RunError where there is none."""
+    read_record(folder)  # tells what is wrong with a folder that is no run
+    found = yaml.safe_load((folder / "config.yaml").read_text())
+    switches = {one.name for one in dataclasses.fields(Protocol)}
+    protocol = Protocol(**{name: found.pop(name) for name in list(found) if name in switches})
+    return Config(protocol=protocol, settings=found.pop("set"), **(found | {"seeds": tuple(found["seeds"])}))
+
+
+def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
+    """One seed (None: the first) of a run, on the CPU. Raises RunError where the cache or the tensors do not fit."""
+    config = read_config(folder)
+    seed = config.seeds[0] if seed is None else seed
+    if seed not in config.seeds:
+        raise RunError(f"{folder} has no seed {seed}, only {', '.join(map(str, config.seeds))}")
+    method = configure(config.method, config.settings)
+    rows = with_templates(resident(cache, taps=wants_taps(method)), cache, config.templates)
+    problem = seeds_of(dataclasses.replace(config, seeds=(seed,)), cache, rows)[0].problem
+    begun = start(method, problem, seed)
+    leaves, spec = tree_flatten_with_path({"params": begun.params, "state": begun.state})
+    stored = load_file(folder / "head.safetensors")
+    found = []
+    for path, leaf in leaves:
+        name = f"seed{seed}.{leaf_name(path)}"
+        if name not in stored or stored[name].shape != leaf.shape:
+            held = f"of shape {tuple(stored[name].shape)}" if name in stored else "not there"
+            raise RunError(
+                f"{folder}/head.safetensors: {name} is {held}, and {config.method} on {cache.path} needs "
+                f"{tuple(leaf.shape)}. Name the run's own cache with --cache, or train again"
+            )
+        found.append(stored[name])
+    tree = tree_unflatten(found, spec)
+    return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed)
+
+
+def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Encoder:
+    """The encoder of a run's cache. Raises RunError where the cache was imported, or the weights are others."""
+    known: Any = trained.cache.attributes.get("provenance", {})
+    if "weights_sha256" not in known:
+        raise RunError(f"{trained.cache.path} was imported, so no encoder is known that could read images for it")
+    encoder = load_encoder(
+        known["model"], pretrained or known["pretrained"], device, known["precision"],
+        trim=known["is_trimmed"], taps=wants_taps(trained.method),
+        statistics=(tuple(known["preprocessing"]["mean"]), tuple(known["preprocessing"]["std"])),
+    )  # fmt: skip
+    if encoder.provenance["weights_sha256"] != known["weights_sha256"]:
+        raise RunError(
+            f"{known['model']} has other weights than {trained.cache.path} was made with "
+            f"({encoder.provenance['weights_sha256'][:12]}, {known['weights_sha256'][:12]}). Pass --pretrained PATH"
+        )
+    return encoder
+
+
+def predicting(
+    trained: TrainedRun, source: Source, encoder: Encoder, *, workers: int = 2, skip_broken: bool = False
+) -> Generator[Progress, None, Predictions]:
+    """Encode the center view of every image of the group "images" and score it, yielding progress.
+
+    Features are rounded to float16, as a cache stores them: an image gets the scores it would have there.
+    """
+    images, began, waited = source.groups["images"], time.perf_counter(), 0.0
+    shapes = {"images": (len(images.ids), 1, encoder.width)}
+    probs: list[Tensor] = []
+    broken: list[int] = []
+    done = 0
+    with pipeline(encoder.device, workers) as threads:
+        views = {"images": parse_views("center")}
+        blocks = all_blocks(shapes, {"images": ROWS})
+        for one in threads.encoded(source, encoder, views, blocks, seed=0, skip_broken=skip_broken):
+            parts = one.features[:, 0].astype(np.float16)
+            rows = np.concatenate(list(parts[:, 1:].transpose(1, 0, 2)), axis=-1) if encoder.taps else parts[:, 0]
+            probs.append(trained.scores(torch.from_numpy(rows)).softmax(dim=-1))
+            broken += one.broken
+            done += len(rows)
+            waited += one.waited_s
+            yield Progress("images", done, len(images.ids), time.perf_counter() - began, waited)
+    kept = [row for row in range(len(images.ids)) if row not in set(broken)]
+    ids = tuple(images.ids[row] for row in kept)
+    return Predictions(ids, torch.cat(probs)[kept], tuple(images.ids[row] for row in broken))
