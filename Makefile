@@ -7,7 +7,7 @@ demo: .venv/ready  ## environment, then the main job on the embedded world
 	$(BIN)/fastltssl demo
 
 test: .venv/ready lint  ## environment if missing, lint, types, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

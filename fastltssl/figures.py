@@ -137,39 +137,52 @@ def pseudo_label_figure(rows: list[dict[str, Any]], reference: dict[str, Any], l
 
 
 def sweep_figure(found: dict[str, Any], path: Path) -> Path:
-    """Parallel coordinates: a line a configuration, an axis a knob; the best tenth is coloured, the best one black."""
+    """Parallel coordinates: an axis a knob, a line a configuration, coloured by its value; the best one is black."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     knobs = sorted(found["space"], key=lambda name: -found["importance"].get(name, 0))
-    rows = [row for row in found["trials"] if row["state"] == "complete" and row["value"] is not None]
+    rows = [row for row in found["trials"] if row["state"] == "complete"]
     sign = -1 if found["metric"].endswith("ce") else 1
     rows.sort(key=lambda row: sign * row["value"])
-    figure, axes = _canvas(max(6, 1.15 * len(knobs) + 1), 4.6)
+    figure, axes = _canvas(max(8, 1.15 * len(knobs) + 2), 4.6)
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     for place, name in enumerate(knobs):
-        axes.axvline(place, color="#bbbbbb", linewidth=1, zorder=1)
         low, high = _ends(found["space"][name])
-        axes.text(place, -0.03, low, ha="center", va="top", fontsize=8)
-        axes.text(place, 1.03, high, ha="center", va="bottom", fontsize=8)
-    good = len(rows) - max(1, len(rows) // 10)
-    for rank, row in enumerate(rows):
-        heights = [_height(found["space"][name], row[name]) for name in knobs]
-        color, width = (GREY, 0.5) if rank < good else (BLUE, 1.4)
-        color, width = ("black", 2.0) if rank == len(rows) - 1 else (color, width)
-        axes.plot(range(len(knobs)), heights, color=color, linewidth=width, alpha=0.5 if color == GREY else 1)
+        axes.axvline(place, color="#bbbbbb", linewidth=1, zorder=1)
+        axes.annotate(low, (place, 0), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8)
+        axes.annotate(high, (place, 1), (0, 4), textcoords="offset points", ha="center", va="bottom", fontsize=8)
+    colors = ScalarMappable(Normalize(*sorted((rows[0]["value"], rows[-1]["value"]))), "viridis")
+    for row in [each for each in found["trials"] if each["state"] == "pruned"]:
+        _line(axes, found, knobs, row, color="#dddddd", linewidth=0.5, zorder=0)
+    for row in rows[:-1]:
+        _line(axes, found, knobs, row, color=colors.to_rgba(row["value"]), linewidth=1)
+    _line(axes, found, knobs, rows[-1], color="black", linewidth=2.2)
     axes.set_xticks(range(len(knobs)), knobs, fontsize=9)
-    axes.tick_params(length=0, pad=18)
+    axes.set_xlim(-0.4, len(knobs) - 0.6)
+    axes.set_ylim(0, 1)
+    axes.tick_params(length=0, pad=16)
     axes.set_yticks([])
-    title = f"{found['method']}: {len(rows)} configurations trained to the end by {found['metric']}; black is the best"
-    axes.set_title(
-        f"{title},\nblue the best tenth, the most important knob to the left", loc="left", fontsize=10, pad=20
+    figure.colorbar(colors, ax=axes, label=f"{found['metric']} (%)", pad=0.03)
+    left_out = len(found["trials"]) - len(rows)
+    title = (
+        f"{found['method']}: configurations trained to the end ({len(rows)}), black the best; grey left a rung early"
     )
+    order = ", the most important knob to the left" if found["importance"] else ""
+    axes.set_title(f"{title} ({left_out}){order}", loc="left", fontsize=10, pad=22)
     return _saved(figure, path)
+
+
+def _line(axes: Any, found: dict[str, Any], knobs: Sequence[str], row: dict[str, Any], **style: Any) -> None:
+    heights = [_height(found["space"][name], row[name]) for name in knobs]
+    axes.plot(range(len(knobs)), heights, marker="o", markersize=2.5, clip_on=False, **style)
 
 
 def _height(space: list[Any] | tuple[Any, ...], value: Any) -> float:
     if len(space) == 3 and isinstance(space[2], bool):
         low, high, at = (math.log(each) if space[2] else each for each in (space[0], space[1], value))
-        return (at - low) / (high - low)
+        return min(1.0, max(0.0, (at - low) / (high - low)))
     return list(space).index(value) / max(1, len(space) - 1)
 
 

@@ -56,6 +56,8 @@ def space_of(config: Config, ranges: Sequence[str] = (), only: Sequence[str] = (
             near = difflib.get_close_matches(name, accepted, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UnknownKnob(f"{config.method} has no knob {name!r} to sweep.{hint} Known: {', '.join(accepted)}")
+    if fixed := [name for name in texts if name in config.settings]:
+        raise ConfigError(f"--set {fixed[0]} fixes what --range {fixed[0]} is to sweep. Leave one of them out")
     given = {name: _parsed(name, text, config, name in real or name in OF_CONFIG) for name, text in texts.items()}
     space = default | given
     if only:
@@ -93,10 +95,14 @@ def _parsed(name: str, text: str, config: Config, is_real: bool) -> Real | tuple
             found = Real(float(low), float(high), log == "log")
         except ValueError:
             raise ConfigError(f"--range {name}={text!r} is not LOW:HIGH or LOW:HIGH:log") from None
-        if not -np.inf < found.low < found.high < np.inf or (found.log and found.low <= 0) or log not in ("", "log"):
+        if log not in ("", "log"):
+            raise ConfigError(f"--range {name}={text!r} is not LOW:HIGH or LOW:HIGH:log")
+        if not -np.inf < found.low < found.high < np.inf or (found.log and found.low <= 0):
             raise ConfigError(f"--range {name}={text!r}: LOW must be below HIGH (and above 0 with :log)")
+        if (found.low < 0 and name in OF_CONFIG) or (found.low == 0 and name == "lr"):
+            raise ConfigError(f"--range {name}={text!r}: {name} must be {'above' if name == 'lr' else 'at least'} 0")
         return found
-    options = tuple(text.split("|"))
+    options = tuple(dict.fromkeys(text.split("|")))
     if name in SIZES:
         if not all(each.isdigit() and int(each) for each in options):
             raise ConfigError(f"--range {name}={text!r} must list whole numbers above 0, such as {name}=32|64")

@@ -22,11 +22,12 @@ from optuna.trial import TrialState
 from fastltssl.cache import Cache, fingerprint
 from fastltssl.methods import configure
 from fastltssl.runs import Config, ConfigError, RunError, as_dict, check
-from fastltssl.space import Real, Space
+from fastltssl.space import Real, Space, grid
 from fastltssl.train import is_trained
 
 SAMPLERS = ("tpe", "random", "grid", "qmc")
 METRICS = {"bacc": 1, "top1": 1, "gm": 1, "hm": 1, "worst": 1, "ece": -1, "mce": -1}  # 1 where more is better
+ENOUGH = 15  # trials trained to the end, before anything is said of what matters
 TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -49,7 +50,7 @@ class Trial(NamedTuple):
     """A configuration that was judged, or left at a rung."""
 
     number: int
-    state: str  # complete, pruned, running or failed
+    state: str  # complete, pruned, diverged or running
     value: float | None  # mean over seeds at its last rung, percent
     values: tuple[float, ...]  # of each seed
     steps: int
@@ -71,6 +72,10 @@ def checked(sweep: Sweep) -> Sweep:
         raise ConfigError("a sweep chooses on validation rows: add --val n (rows per class held out of training)")
     if sweep.trials < 1 or sweep.halving < 1 or sweep.together < 0:
         raise ConfigError(f"--trials {sweep.trials} and --halving {sweep.halving} must be at least 1")
+    if config.report != "last":
+        raise ConfigError(f"a sweep judges the last step, so --report {config.report} has no place in it. Leave it out")
+    if sweep.sampler == "grid":
+        grid(sweep.space, sweep.trials)  # raises where it has more points than that
     if not is_trained(configure(config.method, config.settings)):
         raise ConfigError(f"{config.method} trains nothing, so its knobs are tried with `train --set`")
     return dataclasses.replace(sweep, config=config)
@@ -92,14 +97,18 @@ def open_study(sweep: Sweep, storage: str, cache: Cache) -> optuna.Study:
         )
         before = study.user_attrs.get("sweep")
     except Exception as error:  # whatever a storage raises
-        raise RunError(f"--storage {storage} cannot be used: {type(error).__name__}: {error}") from None
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(
+            f"--storage {storage} cannot be used ({reason}). Accepted: memory, journal:FILE in a folder that is there, "
+            "or a database URL such as sqlite:///FILE"
+        ) from None
     if before is None:
         study.set_user_attr("sweep", decided)
     elif before != decided:
         name = next(key for key in {**before, **decided} if before.get(key) != decided.get(key))
         raise RunError(
             f"--storage {storage} holds a sweep with {name} {before.get(name)!r}, and this one has "
-            f"{decided.get(name)!r}. Take another --storage, or the same settings"
+            f"{decided.get(name)!r}. Take another --out or --storage, or the same settings"
         )
     return study
 
@@ -119,8 +128,8 @@ def _storage(text: str) -> Any:
 def _decided(sweep: Sweep, cache: Cache) -> dict[str, Any]:
     """What trials of one study share; the number of trials may grow."""
     space = {name: dataclasses.astuple(each) if isinstance(each, Real) else each for name, each in sweep.space.items()}
-    own = {"space": space, "halving": sweep.halving, "metric": sweep.metric, "sampler": sweep.sampler}
-    return as_dict(sweep.config) | own | {"cache": fingerprint(cache)}
+    own = {name: getattr(sweep, name) for name in ("halving", "metric", "sampler", "seed", "together")}
+    return as_dict(sweep.config) | own | {"space": space, "cache": fingerprint(cache)}
 
 
 def asked(
@@ -224,26 +233,28 @@ def adopted(study: optuna.Study, sweep: Sweep) -> list[optuna.Trial]:
     return found
 
 
-def report(trial: optuna.Trial, value: float, step: int, values: Sequence[float]) -> None:
-    """Record what a trial reached at a rung: the mean over seeds, and each seed's own."""
+def report(trial: optuna.Trial, value: float, step: int, values: Sequence[float], is_finite: bool = True) -> None:
+    """Record what a trial reached at a rung: the mean over seeds, and each seed's own; the worst if it diverged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an adopted trial may have reached this rung before
         trial.report(value, step)
     trial.set_user_attr("values", [round(each, 6) for each in values])
     trial.set_user_attr("steps", step)
+    trial.set_user_attr("diverged", not is_finite)
 
 
 def trials_of(study: optuna.Study, sweep: Sweep) -> list[Trial]:
     """All trials of a study, in the order they were asked for."""
     found = []
-    for trial in study.get_trials(deepcopy=False):
-        state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    for trial in study.get_trials(deepcopy=False, states=TAKEN):
+        state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+        name = "diverged" if trial.user_attrs.get("diverged") else state.get(trial.state, "running")
         value = trial.value if trial.value is not None else None
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
         attrs = trial.user_attrs
         found.append(Trial(
-            trial.number, state.get(trial.state, "running"), value, tuple(attrs.get("values", ())),
+            trial.number, name, value, tuple(attrs.get("values", ())),
             attrs.get("steps", 0), {name: trial.params.get(name) for name in sweep.space},
         ))  # fmt: skip
     return found
@@ -254,12 +265,16 @@ def best_of(trials: Sequence[Trial], metric: str) -> Trial:
     sign = METRICS[metric.partition(".")[2]]
     whole = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     if not whole:
-        raise RunError("no configuration was trained to its end yet. Run the sweep again with the same storage")
+        raise RunError(
+            "no configuration was trained to its end: each diverged (lower --range lr=LOW:HIGH), or others still train"
+        )
     return max(whole, key=lambda trial: (sign * float(trial.value or 0), -trial.number))
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each knob in what sets the best trials apart (PED-ANOVA, arXiv 2304.10255); empty for few trials."""
+    """Share of each knob in what sets the best trials apart (PED-ANOVA, arXiv 2304.10255); empty below ENOUGH."""
+    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < ENOUGH:
+        return {}
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     with warnings.catch_warnings():

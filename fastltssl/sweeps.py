@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 import yaml
@@ -29,7 +30,7 @@ from fastltssl.experiment import SeedSplit, alike_of, open_rows, seeds_of, train
 from fastltssl.features import available_memory
 from fastltssl.methods import configure
 from fastltssl.population import Population, advance, each_group, kept, populate, scores_of, tuned
-from fastltssl.runs import Config, ConfigError, as_dict, check, new_folder
+from fastltssl.runs import Config, ConfigError, RunError, as_dict, check, new_folder
 from fastltssl.space import Real, configured, grid, space_of
 from fastltssl.splits import Protocol
 from fastltssl.study import (
@@ -66,10 +67,13 @@ def rungs(steps: int, eta: int) -> list[int]:
 
 def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
     """Raise what the first population would, before a trial is asked for: rows, views or text that are not there."""
-    method = configure(sweep.config.method, sweep.config.settings)
-    for one in seeds_of(sweep.config, cache, rows)[:1]:
-        require(one.problem, method.views)
-        start(method, one.problem, one.seed)
+    heads = sweep.space.get("head")
+    own_heads = [configured(sweep.config, {"head": head}) for head in heads] if isinstance(heads, tuple) else []
+    for config in own_heads or [sweep.config]:
+        method, own = configure(config.method, config.settings), _with_taps(config, cache, rows)
+        for one in seeds_of(config, cache, own)[:1]:
+            require(one.problem, method.views)
+            start(method, one.problem, one.seed)
 
 
 def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Generator[Progress, None, list[Trial]]:
@@ -92,9 +96,10 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Gen
             alike.setdefault(tuple(trial.params[name] for name in options), []).append(trial)
         for values, members in alike.items():
             config = configured(sweep.config, dict(zip(options, values, strict=True)))
-            for part in _fitting(sweep, config, cache, rows, members):
+            own = _with_taps(config, cache, rows)
+            for part in _fitting(sweep, config, cache, own, members):
                 calls = compiled.setdefault(values, {}) if sweep.compiled else None
-                for record in _judged(sweep, config, cache, rows, study, part, calls):
+                for record in _judged(sweep, config, cache, own, study, part, calls):
                     total = config.steps * math.ceil(wanted / len(part))
                     step = record.step + config.steps * (done // len(part))
                     yield record._replace(step=min(step, total - 1), steps=total, elapsed_s=time.perf_counter() - began)
@@ -109,6 +114,8 @@ def _judged(
     began, alive = time.perf_counter(), list(trials)
     squad = _squad(sweep, config, cache, rows, trials, calls)
     step, ends, group = 0, rungs(config.steps, sweep.halving), _group(squad, config.steps)
+    is_finite = torch.ones(len(alive), dtype=torch.bool)
+    worst = 0.0 if METRICS[sweep.metric.partition(".")[2]] > 0 else 100.0  # of a configuration that diverged
     for end in ends:
         while step < end:
             last = min(end, step + max(1, config.steps // 20))
@@ -117,13 +124,14 @@ def _judged(
                 after, curves = advance(population, step, last, config.steps, group)
                 squad[place] = (after, squad[place][1])
                 losses.append(curves["loss"].nanmean())
+                is_finite &= curves["loss"].isfinite().all(dim=2).all(dim=0).cpu()
             step = last
             runs = sum(math.prod(population.shape) for population, _ in squad)
             yield Progress(step, config.steps, runs, time.perf_counter() - began, float(torch.stack(losses).mean()))
         each = 100 * torch.cat([_values(population, own, rows, sweep.metric) for population, own in squad])
-        mean = each.mean(dim=0)
+        mean = torch.where(is_finite, each.mean(dim=0), worst)
         for r, trial in enumerate(alive):
-            report(trial, float(mean[r]), step, each[:, r].tolist())
+            report(trial, float(mean[r]), step, each[:, r].tolist() if is_finite[r] else [], bool(is_finite[r]))
         if end == ends[-1]:
             for r, trial in enumerate(alive):
                 study.tell(trial, float(mean[r]), skip_if_finished=True)
@@ -131,7 +139,7 @@ def _judged(
             chosen = _survivors(sweep, study, alive, mean, end)
             for r in set(range(len(alive))) - set(chosen.tolist()):
                 study.tell(alive[r], state=TrialState.PRUNED, skip_if_finished=True)
-            squad = [(kept(population, chosen), own) for population, own in squad]
+            squad, is_finite = [(kept(population, chosen), own) for population, own in squad], is_finite[chosen]
             alive = [alive[r] for r in chosen.tolist()]
             if not alive:  # after an interruption: the others of the round were better
                 return
@@ -162,14 +170,19 @@ def _survivors(
     return torch.tensor([r for r, trial in enumerate(alive) if trial.number in best], dtype=torch.long)
 
 
+def _with_taps(config: Config, cache: Cache, rows: Rows) -> Rows:
+    """The rows themselves, or taps in place of features where the head reads those."""
+    if not wants_taps(configure(config.method, config.settings)):
+        return rows
+    return with_templates(resident(cache, str(rows.features["train"].device), taps=True), cache, config.templates)
+
+
 def _squad(
     sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: Sequence[optuna.Trial],
     calls: dict[Any, Any] | None = None,
 ) -> list[tuple[Population, list[SeedSplit]]]:  # fmt: skip
     """The configurations on every seed: a population for each set of seeds whose tensors have one shape."""
     method = configure(config.method, config.settings)
-    if wants_taps(method) and rows.ln_post is None:
-        rows = resident(cache, str(rows.features["train"].device), taps=True)
     seeds = seeds_of(config, cache, rows)
     real = [name for name, each in sweep.space.items() if isinstance(each, Real)]
     knobs = {name: torch.tensor([t.params[name] for t in trials], dtype=torch.float64) for name in real}
@@ -276,14 +289,24 @@ def sweep(
 
     ranges maps knobs to (low, high), (low, high, "log") or a list of options; they are added to the knobs of the method
     unless `only=[...]` names those to sweep. `options` are switches of the protocol (val must be above 0), of the
-    experiment (seeds, steps, lr, batch...) and `settings`. Returns what `concluding` writes.
+    experiment (seeds, steps, lr, batch...) and `settings`. Returns what `concluding` writes, and as "values" the metric
+    of every trial and seed, an array [trials, seeds], percent, nan where a trial has none.
     """
     only = options.pop("only", ())
+    only = only.split(",") if isinstance(only, str) else only
+    if not isinstance(ranges or {}, dict):
+        raise ConfigError(f"ranges must map knobs to (low, high) or a list of options, not {ranges!r}")
     switches = {one.name for one in dataclasses.fields(Protocol)}
     protocol = Protocol(**{name: options.pop(name) for name in list(options) if name in switches})
     known = {one.name for one in dataclasses.fields(Config)}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"{unknown[0]!r} is no option of a sweep; known: {', '.join(sorted(known | switches))}")
+    for name, value in (("trials", trials), ("halving", halving)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    if not isinstance(options.get("seeds", ()), tuple | list | range):
+        raise ConfigError(f"seeds must list seeds, such as (0, 1, 2), not {options['seeds']!r}")
+    options |= {"seeds": tuple(options["seeds"])} if "seeds" in options else {}
     config = check(Config(method, str(cache), protocol, **options))
     texts = [f"{name}={_text(each)}" for name, each in (ranges or {}).items()]
     asked_for = checked(Sweep(config, space_of(config, texts, only), trials, sampler, halving, metric))
@@ -291,10 +314,15 @@ def sweep(
     ready(asked_for, opened, rows)
     study = open_study(asked_for, storage, opened)
     found = drain(sweeping(asked_for, opened, rows, study))
+    if running := sum(trial.state == "running" for trial in found):
+        raise RunError(f"{running} trials still run in other workers of {storage}. Call again when they have ended")
     folder = Path(out) if out else new_folder(dataclasses.replace(config, method=f"sweep-{Path(method).stem}"))
     folder.mkdir(parents=True, exist_ok=True)
-    return drain(concluding(asked_for, opened, rows, study, found, folder))
+    values = np.array([trial.values or (math.nan,) * len(config.seeds) for trial in found])
+    return drain(concluding(asked_for, opened, rows, study, found, folder)) | {"values": values}
 
 
 def _text(values: Any) -> str:
+    if not isinstance(values, list | tuple) or not values:
+        raise ConfigError(f"a range must be (low, high), (low, high, 'log') or a list of options, not {values!r}")
     return ("|" if isinstance(values, list) else ":").join(map(str, values))

@@ -32,6 +32,6 @@ def protocol_of(switches: dict[str, Any]) -> Protocol:
         kinds, meaning = KINDS.get(name, ((object,), ""))
         if not isinstance(value, kinds):
             raise SwitchError(f"{name}={value!r} is not {meaning}")
-        if fixed.get(name, value) != value:
+        if name in fixed and fixed[name] != value:
             raise SwitchError(f"preset {given['preset']} sets {name} to {fixed[name]}, and {value} was asked for")
     return Protocol(**given)

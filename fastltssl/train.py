@@ -92,6 +92,8 @@ def fitting_many(
     seeds = [seed] * len(problems) if isinstance(seed, int) else list(seed)
     check_joint(method, knobs, problems, streams, seeds)
     steps = steps if is_trained(method) else 0
+    if steps > (drawn := min(len(stream.x_row) for stream in streams)):
+        raise ValueError(f"steps {steps} is above the {drawn} steps of the stream: make_problem(..., steps={steps})")
     calls: dict[Any, Any] | None = {} if compiled else None
     population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, calls=calls)
     history, began, runs = _History(2), time.perf_counter(), math.prod(population.shape)
@@ -149,6 +151,9 @@ def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:
 
 
 def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, streams: list, seeds: list) -> None:
+    for name, values in knobs.items():
+        if not isinstance(values, Tensor) or values.ndim != 1 or not len(values):
+            raise ValueError(f"knob {name!r} must be a tensor [R], one number a run, got {values!r}")
     lengths = {name: len(values) for name, values in knobs.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"knobs of a joint fit must have one length, got {lengths}")

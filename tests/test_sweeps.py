@@ -18,12 +18,17 @@ from click.testing import CliRunner
 import fastltssl
 from fastltssl import study, sweeps
 from fastltssl.batches import resident
+from fastltssl.cache import CacheError, open_cache
 from fastltssl.cli import cli
+from fastltssl.encoder import load_encoder
+from fastltssl.extract import extract
 from fastltssl.runs import Config, ConfigError, RunError
+from fastltssl.sources import open_source
 from fastltssl.space import Real
 from fastltssl.splits import Protocol
 from fastltssl.study import Sweep
 from fastltssl.train import drain
+from fastltssl.views import parse_views
 
 PROTOCOL = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4, val=4)
 SPACE = {"lr": Real(0.003, 0.3, True), "tau": Real(0, 2)}
@@ -117,7 +122,7 @@ def test_a_trial_that_was_never_fully_asked_for_is_replaced(cache, rows, tmp_pat
     sweep, storage = asked_for(cache), f"journal:{tmp_path / 'study.journal'}"
     study.open_study(sweep, storage, cache).ask()  # killed before its knobs were drawn
     trials, _ = swept(cache, rows, sweep, storage)
-    assert [trial.state for trial in trials] == ["failed"] + ["complete"] * 8
+    assert [trial.state for trial in trials] == ["complete"] * 8  # what was never drawn is no trial
 
 
 def test_a_storage_of_another_sweep_is_refused_with_what_differs(cache, rows, tmp_path):
@@ -191,6 +196,61 @@ def test_what_a_split_cannot_give_is_told_before_a_trial_is_asked_for(cache, tmp
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize("metric", ["val.bacc", "val.ece"])
+def test_configurations_that_diverge_count_once_are_pruned_first_and_never_best(cache, rows, metric):
+    space = {"lr": Real(1.0, 1e12, True)}
+    sweep = asked_for(
+        cache, space, sampler="random", trials=8, together=8, steps=40, halving=2, metric=metric, method="probe"
+    )
+    trials, _ = swept(cache, rows, sweep)
+    assert len({trial.point["lr"] for trial in trials}) == len(trials) == 8
+    diverged = [trial for trial in trials if trial.state == "diverged"]
+    assert diverged
+    assert {trial.value for trial in diverged} == {0.0 if metric == "val.bacc" else 100.0}
+    assert study.best_of(trials, metric).point["lr"] < min(trial.point["lr"] for trial in diverged)
+
+
+def test_a_sweep_of_which_every_configuration_diverges_ends_and_says_so(cache, rows):
+    sweep = asked_for(cache, {"lr": Real(1e9, 1e12, True)}, sampler="random", trials=4, method="probe")
+    trials, _ = swept(cache, rows, sweep)
+    assert [trial.state for trial in trials] == ["diverged"] * 4
+    with pytest.raises(RunError, match="each diverged"):
+        study.best_of(trials, sweep.metric)
+
+
+def test_a_head_that_reads_taps_is_swept_beside_one_that_does_not(cache, rows, tmp_path):
+    source, encoder = open_source("world:mild:9:3"), load_encoder("tiny", None, taps=True)
+    drain(extract(source, encoder, parse_views("center,weak:1"), tmp_path / "taps.zarr", templates="world"))
+    taps = open_cache(tmp_path / "taps.zarr")
+    config = Config("probe", str(taps.path), Protocol(n1=4, val=3), steps=5)
+    space = {"lr": Real(0.01, 0.1), "head": ("cosine", "lastblock")}
+    sweep, own = study.checked(Sweep(config, space, trials=4, together=4, sampler="grid")), resident(taps)
+    sweeps.ready(sweep, taps, own)
+    trials, _ = swept(taps, own, sweep)
+    assert {trial.point["head"] for trial in trials if trial.state == "complete"} == {"cosine", "lastblock"}
+    with pytest.raises(CacheError, match="--taps mid"):
+        sweeps.ready(asked_for(cache, space), cache, rows)
+
+
+def test_what_is_not_meant_is_refused_before_anything_is_trained(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["sweep", "fixmatch", "--cache", str(cache.path), *FLAGS]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    for flags, message in (
+        (["--parquet", "nowhere/trials.parquet"], "nowhere must be a folder that is there"),
+        (["--report", "val"], "a sweep judges the last step"),
+        (["--range", "lr=-1:1"], "lr must be above 0"),
+        (["--set", "tau=0.3", "--range", "tau=0:1"], "Leave one of them out"),
+        (["--sampler", "grid", "--trials", "3", "--out", "grid"], "Name fewer knobs with --only"),
+        (["--storage", "memory", "--out", "mine"], "mine is not empty"),
+    ):
+        result = CliRunner().invoke(cli, [*line, *flags])
+        assert message in result.output + str(result.exception), flags
+    assert not (tmp_path / "grid").exists()
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_processes_share_one_journal(cache, tmp_path):
     line = [sys.executable, "-m", "fastltssl", "sweep", "probe", "--cache", cache.path, *FLAGS, "--only", "lr,tau"]
     line += ["--trials", "12", "--together", "3", "--storage", f"journal:{tmp_path / 'study.journal'}", "--out"]
@@ -214,6 +274,8 @@ def test_the_function_for_notebooks_is_the_command(cache, tmp_path):
         seeds=(0, 1), n1=12, gamma_l=4, val=4, steps=10, out=tmp_path / "sweep",
     )  # fmt: skip
     assert {row["head"] for row in found["trials"]} <= {"cosine", "linear"}
+    assert found["values"].shape == (4, 2)
+    assert found["values"].mean(axis=1).max() == pytest.approx(found["best"]["value"])
     assert all(0.01 <= row["lr"] <= 0.1 for row in found["trials"])
     with pytest.raises(ConfigError, match="'stepz' is no option of a sweep"):
         fastltssl.sweep("probe", cache.path, stepz=3)

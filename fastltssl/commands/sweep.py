@@ -17,7 +17,7 @@ from fastltssl.commands.common import (
     usable_device,
 )  # fmt: skip
 
-HALVING = "Keep the best 1/ETA at steps/ETA, steps/ETA^2...; 1 (default) trains every configuration to the end."
+HALVING = "Keep the best 1/ETA (of those with the same options) at steps/ETA^k; 1 (default): train all to the end."
 STORAGE = "memory, journal:FILE or a database URL that Optuna takes (default: a journal in the folder)."
 
 
@@ -66,20 +66,28 @@ def sweep(
         study.Sweep(resolved, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled)
     )
     named = dataclasses.replace(resolved, method=f"sweep-{Path(method).stem}")
+    if parquet is not None:
+        _check_parquet(parquet)
     cache, rows = experiment.open_rows(resolved.cache, usable_device(device, threads))
     sweeps.ready(asked, cache, rows)
     folder = out or runs.new_folder(named)
-    output_folder(folder, overwrite=(folder / "study.journal").is_file() or storage is not None)
+    known = "study.journal" if storage is None else "sweep.json"
+    output_folder(folder, overwrite=(folder / known).is_file())
     kept = study.open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
     if before := study.count_of(kept):
-        click.echo(f"the study holds {before} trials; it goes on up to {trials}", err=True)
+        goes_on = f"; it goes on up to {trials}" if before < trials else f", and {trials} were asked for"
+        click.echo(f"the study holds {before} trials{goes_on}", err=True)
     done = follow(sweeps.sweeping(asked, cache, rows, kept), train_line, f"sweep {method}")
+    if running := sum(trial.state == "running" for trial in done):
+        show(f"{running} trials still run in other workers; run this line again when they have ended for the best one")
+        return
     found = follow(sweeps.concluding(asked, cache, rows, kept, done, folder), train_line, "best")
     _show(found, folder)
     if parquet is not None:
         _write_parquet(found["trials"], parquet)
         show(f"wrote {parquet}")
-    show(f"wrote {folder}\nnext: fastltssl train {method} --config {folder / 'best.yaml'} --seeds 5-9")
+    fresh = max(resolved.seeds) + 1
+    show(f"wrote {folder}\nnext: fastltssl train {method} --config {folder / 'best.yaml'} --seeds {fresh}-{fresh + 4}")
     if is_json:
         click.echo(json.dumps(found))
 
@@ -94,10 +102,11 @@ def _show(found: dict[str, Any], folder: Path) -> None:
     sign = METRICS[found["metric"].partition(".")[2]]
     whole = sorted((row for row in found["trials"] if row["state"] == "complete"), key=lambda row: -sign * row["value"])
     states = [row["state"] for row in found["trials"]]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "running", "failed")
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "diverged")
                        if state in states)  # fmt: skip
     lines = [[str(row["trial"]), f"{row['value']:.2f}", *(_cell(row[name]) for name in knobs)] for row in whole[:10]]
-    show(grid(["trial", f"{found['metric']} %", *knobs], lines, f"the best of {len(states)} trials ({counts})"))
+    show(f"the best of {len(states)} trials ({counts})")
+    show(grid(["trial", f"{found['metric']} %", *knobs], lines))
     if found["importance"]:
         order = sorted(found["importance"].items(), key=lambda each: -each[1])
         show("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in order))
@@ -117,10 +126,18 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _check_parquet(path: Path) -> None:
+    """Told before anything is trained for it."""
+    import importlib.util
+
+    if importlib.util.find_spec("pyarrow") is None:
+        raise click.UsageError('--parquet needs pyarrow: pip install "fastltssl[data]"')
+    if path.is_dir() or not path.parent.is_dir():
+        raise click.UsageError(f"--parquet {path}: {path.parent} must be a folder that is there, and the file none")
+
+
 def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise click.UsageError('--parquet needs pyarrow: pip install "fastltssl[data]"') from None
+    import pyarrow
+    import pyarrow.parquet
+
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
