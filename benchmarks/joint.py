@@ -62,7 +62,7 @@ def drawn(method: object, runs: int) -> dict[str, torch.Tensor]:
 def compared(name: str, dtype: torch.dtype, runs: int, steps: int) -> tuple[float, bool, int, float, float]:
     """Largest weight difference, equal integers, rows whose mask differs, seconds joint and single."""
     of, method = problem(dtype, steps), methods.configure(name, {})
-    stream = make_stream(of, method.views, batch=32, batch_u=32, seed=0)
+    stream = make_stream(of, method.views, batch=32, batch_u=32, seed=0, noise=hasattr(method, "noise"))
     knobs = drawn(method, runs)
     fit_many(method, {k: v[:2] for k, v in knobs.items()}, of, stream, steps=3, evals=1)  # warm-up
     began = time.perf_counter()
