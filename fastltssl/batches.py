@@ -135,14 +135,17 @@ def batch_at(problem: Problem, stream: Stream, step: int) -> Batch:
         weak=problem.u[row[None], stream.weak_view[step]].to(problem.x.dtype),
         strong=problem.u[row[None], stream.strong_view[step]].to(problem.x.dtype),
         row=row,
-        noise=_noise(problem.x, len(x_row), int(stream.noise_seed[step])) if len(stream.noise_seed) else None,
+        noise=noise_at(problem, stream, step),
     )
 
 
-def _noise(like: Float[Tensor, "L V D"], count: int, seed: int) -> Float[Tensor, "B D"]:
-    """Uniform numbers in [0, 1), drawn on the CPU: the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, like.shape[-1], generator=generator, dtype=like.dtype).to(like.device)
+def noise_at(problem: Problem, stream: Stream, step: int) -> Float[Tensor, "B D"] | None:
+    """Uniform numbers in [0, 1), drawn on the CPU: the same on every device. None for a method without noise."""
+    if not len(stream.noise_seed):
+        return None
+    like, generator = problem.x, torch.Generator().manual_seed(int(stream.noise_seed[step]))
+    shape = stream.x_row.shape[1], like.shape[-1]
+    return torch.rand(*shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def _epochs(rows: int, count: int, steps: int, generator: Generator) -> Int[Tensor, "steps B"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,11 +11,13 @@ from click import UsageError
 
 from fastltssl.protocol_grid import Grid, Published
 from fastltssl.records import METRICS
-from fastltssl.runs import Config, ConfigError, check
+from fastltssl.runs import Config, ConfigError, Live, check
 from fastltssl.splits import PRESETS, Protocol, SplitError
 
 SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
 KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
+
+LIVE: dict[str, Any] = {one.name: one.type for one in dataclasses.fields(Live)}
 
 
 def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Config:
@@ -75,12 +78,12 @@ def _read(file: Path) -> Any:
         raise UsageError(f"{file} is not YAML: {error}") from None
 
 
-def _known(found: Any, known: set[str], where: str) -> dict[str, Any]:
+def _known(found: Any, known: Collection[str], where: str) -> dict[str, Any]:
     """A mapping with underscores in its keys; a usage error where it is none, or has a key that is not known."""
     if not isinstance(found, dict):
         raise UsageError(f"{where} must hold a mapping of options, not {type(found).__name__}")
     found = {str(key).replace("-", "_"): value for key, value in found.items()}
-    for key in sorted(found.keys() - known):
+    for key in sorted(found.keys() - {*known}):
         near = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
@@ -103,6 +106,8 @@ def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], whe
         {"cache_name": "cache"}.get(name, name): value for name, value in flags.items() if value is not None
     }
     given["method"] = method
+    if live := _live(given, where):
+        given["live"] = live
     if "cache" not in given:
         raise UsageError("name a cache with --cache (see `fastltssl cache ls`)")
     if "seeds" in given:
@@ -116,6 +121,20 @@ def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], whe
     protocol = Protocol(**{name: value for name, value in given.items() if name in SWITCHES})
     rest = {name: value for name, value in given.items() if name not in SWITCHES}
     return Config(protocol=protocol, settings=settings, **rest)
+
+
+def _live(given: dict[str, Any], where: str) -> Live | None:
+    """How to train through the encoder, taken out of what was given: flags over the mapping of a file."""
+    stored = given.pop("live", None)
+    found = _known({"mode": stored} if isinstance(stored, str) else stored or {}, LIVE.keys(), f"{where}, live")
+    found |= {name: given.pop(f"live_{name}") for name in LIVE if f"live_{name}" in given}
+    if found and "mode" not in found:
+        flag = next(iter(found))
+        raise UsageError(f"{flag} belongs to training through the encoder: add --live MODE, such as --live adaptformer")
+    if not found:
+        return None
+    typed = {name: _typed(name, value, LIVE[name]) for name, value in found.items() if value is not None}
+    return Live(**typed)
 
 
 def _typed(key: str, value: Any, kind: Any) -> Any:
@@ -132,6 +151,8 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
         if value == "all":
             return value
         kind = int
+    if kind == float | None:
+        kind = float
     if kind not in (float, int, int | None):
         return value
     try:

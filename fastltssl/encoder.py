@@ -57,6 +57,7 @@ class Encoder(NamedTuple):
     encode: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]  # float32; of uint8, or float in [0, 1]
     encode_exact: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B D"]]  # the same eager in fp32, to compare with
     encode_parts: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B P D"]]
+    through: Callable[[nn.Module], Callable[..., Float[Tensor, "B P D"]]]  # encode_parts of another tower, without taps
     split: Callable[[int], "Split"]  # at a block; raises EncoderError where the tower has no such block
     encode_text: Callable[..., Float32[np.ndarray, "C T E"]]  # unit norm, of prompts [C][T]; slabs go through `run`
     size: int  # S
@@ -69,6 +70,8 @@ class Encoder(NamedTuple):
     logit_scale: float  # the multiplier itself
     logit_bias: float
     device: torch.device
+    tower: nn.Module  # images, normalised, to features; what training through the encoder copies
+    normalised: Callable[[Shaped[Tensor, "B 3 S S"]], Float[Tensor, "B 3 S S"]]  # of uint8, or float in [0, 1]
     provenance: dict[str, Any]  # what the features depend on, for the fingerprint of a cache
     notes: tuple[str, ...]  # lines a user should see
     taps: tuple[str, ...] = ()
@@ -147,9 +150,10 @@ def load_encoder(
     embed_width = width if projection is None else projection.shape[1]
     return Encoder(
         canvas, lambda x: parts(x)[:, 0], lambda x: exact(x)[:, 0], parts,
+        lambda other: _encode(other, where, DTYPES[precision], mean, std, False),
         partial(_split, tower, blocks, where, mean, std, side), encode_text, side, mean, std, width, embed_width,
         projection, ln_post, _scalar(clip.logit_scale.exp()), _scalar(getattr(clip, "logit_bias", None)),
-        where, provenance, tuple(notes), TAPS if taps else (),
+        where, tower, _normalised(where, mean, std), provenance, tuple(notes), TAPS if taps else (),
     )  # fmt: skip
 
 

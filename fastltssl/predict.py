@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +18,18 @@ from fastltssl.adapters import wants_taps
 from fastltssl.batches import resident
 from fastltssl.cache import Cache
 from fastltssl.contents import all_blocks
-from fastltssl.encoder import Encoder, load_encoder
+from fastltssl.encoder import Encoder
 from fastltssl.experiment import seeds_of, with_templates
 from fastltssl.extract import Progress
+from fastltssl.live import encoder_for
 from fastltssl.methods import configure
 from fastltssl.pipeline import pipeline
-from fastltssl.runs import Config, RunError, leaf_name, read_record
+from fastltssl.runs import TOWER, Config, Live, RunError, leaf_name, read_record
 from fastltssl.sources import Source
 from fastltssl.splits import Protocol
 from fastltssl.step import start
-from fastltssl.types import Method, Run
+from fastltssl.tuning import load_state, parse_mode, tuned
+from fastltssl.types import Method, Run, seeded
 from fastltssl.views import parse_views
 
 ROWS = 64  # images of a block: what is encoded between two lines of progress
@@ -40,6 +42,8 @@ class TrainedRun(NamedTuple):
     run: Run
     cache: Cache
     seed: int
+    live: Live | None
+    tower: dict[str, Tensor]  # what was trained in the encoder, by name
 
     def scores(self, features: Float[Tensor, "n _"]) -> Float[Tensor, "n C"]:
         """Scores of rows as the cache stores them; taps for a head that reads these."""
@@ -61,7 +65,9 @@ def read_config(folder: Path) -> Config:
     found = yaml.safe_load((folder / "config.yaml").read_text())
     switches = {one.name for one in dataclasses.fields(Protocol)}
     protocol = Protocol(**{name: found.pop(name) for name in list(found) if name in switches})
-    return Config(protocol=protocol, settings=found.pop("set"), **(found | {"seeds": tuple(found["seeds"])}))
+    live = Live(**found.pop("live")) if "live" in found else None
+    seeds = tuple(found.pop("seeds"))
+    return Config(protocol=protocol, settings=found.pop("set"), seeds=seeds, live=live, **found)
 
 
 def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
@@ -87,25 +93,24 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
             )
         found.append(stored[name])
     tree = tree_unflatten(found, spec)
-    return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed)
+    prefix = f"seed{seed}."
+    own = load_file(folder / TOWER) if config.live else {}
+    tower = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+    return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed, config.live, tower)
 
 
 def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Encoder:
-    """The encoder of a run's cache. Raises RunError where the cache was imported, or the weights are others."""
-    known: Any = trained.cache.attributes.get("provenance", {})
-    if "weights_sha256" not in known:
-        raise RunError(f"{trained.cache.path} was imported, so no encoder is known that could read images for it")
-    encoder = load_encoder(
-        known["model"], pretrained or known["pretrained"], device, known["precision"],
-        trim=known["is_trimmed"], taps=wants_taps(trained.method),
-        statistics=(tuple(known["preprocessing"]["mean"]), tuple(known["preprocessing"]["std"])),
-    )  # fmt: skip
-    if encoder.provenance["weights_sha256"] != known["weights_sha256"]:
-        raise RunError(
-            f"{known['model']} has other weights than {trained.cache.path} was made with "
-            f"({encoder.provenance['weights_sha256'][:12]}, {known['weights_sha256'][:12]}). Pass --pretrained PATH"
-        )
-    return encoder
+    """The encoder of a run: that of its cache, or with a live run what was made of it.
+
+    Raises RunError where the cache was imported, or the weights are others.
+    """
+    encoder = encoder_for(trained.cache, device, pretrained, taps=wants_taps(trained.method))
+    if trained.live is None:
+        return encoder
+    mode, generator = parse_mode(trained.live.mode), seeded(trained.seed, "tower")
+    tower = tuned(encoder.tower, mode, n_classes=len(trained.cache.classes), generator=generator)
+    load_state(tower, trained.tower)
+    return encoder._replace(tower=tower, encode_parts=encoder.through(tower))
 
 
 def predicting(

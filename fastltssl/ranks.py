@@ -1,4 +1,4 @@
-"""The processes that share one extraction, as torchrun starts them; without it there is one."""
+"""The processes that share one extraction or one training, as torchrun starts them; without it there is one."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -24,6 +24,14 @@ class Ranks(NamedTuple):
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
+
+    def summed(self, tensor: Any) -> Any:
+        """The sum of a tensor over the ranks, written into it."""
+        if self.size > 1:
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
+        return tensor
 
     def first(self, make: Callable[[], Item]) -> Item:
         """What `make` gives, on every rank; the others wait until the first has made it, as it may download."""
@@ -52,9 +60,12 @@ def joined() -> Ranks:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
+    import torch
     from torch import distributed
 
-    distributed.init_process_group("gloo", timeout=WAIT)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
     return Ranks(distributed.get_rank(), size)
 
 

@@ -1,7 +1,8 @@
 """Runs on disk: what decides one, and the folder that records it.
 
 A run folder holds config.yaml (what `train --config` takes), rows.npz (split positions and ids), metrics.json,
-metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and environment.json.
+metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and environment.json; a live
+run tower.safetensors, too.
 
 pseudo_labels.zarr has a group seed<n> for each seed, T evaluations long: see `Recorded`, which `read_audit` returns.
 """
@@ -9,6 +10,7 @@ pseudo_labels.zarr has a group seed<n> for each seed, T evaluations long: see `R
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -24,10 +26,12 @@ from torch.utils._pytree import tree_flatten_with_path
 from fastltssl import metrics
 from fastltssl.cache import Cache, fingerprint
 from fastltssl.splits import Protocol, Split, checked
+from fastltssl.tuning import parse_mode
 from fastltssl.types import Fitted
 
 ROOT = Path("runs")
 HISTORY = "pseudo_labels.zarr"
+TOWER = "tower.safetensors"  # what a live run trained in the encoder
 
 
 class RunError(ValueError):
@@ -36,6 +40,22 @@ class RunError(ValueError):
 
 class ConfigError(RunError):
     """A setting that no run can have."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """How a run trains through the encoder, from images. The modes are those of fastltssl.tuning."""
+
+    mode: str
+    lr: float | None = None  # of the encoder; None: that of the head
+    optimizer: str = "sgd"  # or "adamw"
+    warmup: int = 0  # steps over which both rates rise
+    ema: float = 0.0  # decay of the mean of the weights that is measured and kept; 0: the weights themselves
+    precision: str = "auto"  # "fp32" or "bf16"; auto: bf16 on a GPU
+    accumulate: int = 1  # parts in which the images of a step are encoded; the numbers stay the same
+    recompute: bool = False  # activation checkpointing
+    compiled: bool = False
+    views: str = "fresh"  # or "cached": the views that the cache holds, made again
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,7 @@ class Config:
     report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
     groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
     evals: int = 10
+    live: Live | None = None
 
 
 def check(config: Config) -> Config:
@@ -75,9 +96,27 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ConfigError(f"--seeds {config.seeds} must name at least one seed, each once")
+    if config.live:
+        _check_live(config.live)
     if config.report == "val" and not config.protocol.val:
         raise ConfigError("--report val needs validation rows: add --val n (rows per class held out of training)")
     return dataclasses.replace(config, protocol=checked(config.protocol))
+
+
+def _check_live(live: Live) -> None:
+    parse_mode(live.mode)
+    accepted = {"optimizer": ("sgd", "adamw"), "precision": ("auto", "fp32", "bf16"), "views": ("fresh", "cached")}
+    for name, options in accepted.items():
+        if getattr(live, name) not in options:
+            flag = "live-views" if name == "views" else name
+            raise ConfigError(f"--{flag} {getattr(live, name)!r} is not one of {', '.join(options)}")
+    if live.lr is not None and not 0 < live.lr < float("inf"):
+        raise ConfigError(f"--encoder-lr {live.lr} must be above 0")
+    if not 0 <= live.ema < 1 or live.warmup < 0 or live.accumulate < 1:
+        raise ConfigError(
+            f"--ema {live.ema} must be from 0 to below 1, --warmup {live.warmup} at least 0 and --accumulate "
+            f"{live.accumulate} at least 1"
+        )
 
 
 class Recorded(NamedTuple):
@@ -112,8 +151,12 @@ def write(
     fitted: list[Fitted],
     record: dict[str, Any],
     threshold: float,
+    towers: Sequence[dict[str, Tensor]] = (),
 ) -> None:
-    """Write a run folder; metrics.json comes last, so a folder that has it is whole."""
+    """Write a run folder; `towers` is what each seed trained in the encoder.
+
+    metrics.json comes last, so a folder that has it is whole.
+    """
     import zarr
     from safetensors.torch import save_file
 
@@ -145,6 +188,9 @@ def write(
     np.savez_compressed(out / "rows.npz", **positions)  # type: ignore[arg-type]
     (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     save_file(tensors, out / "head.safetensors")
+    if towers:
+        pairs = zip(config.seeds, towers, strict=True)
+        save_file({f"seed{seed}.{name}": value for seed, one in pairs for name, value in one.items()}, out / TOWER)
     (out / "metrics.json").write_text(json.dumps(record, indent=1))
 
 
@@ -190,6 +236,8 @@ def as_dict(config: Config) -> dict[str, Any]:
     """The config as `--config` reads it: the protocol's switches beside the rest."""
     flat = dataclasses.asdict(config)
     protocol, settings = flat.pop("protocol"), flat.pop("settings")
+    if config.live is None:
+        del flat["live"]
     return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}
 
 

@@ -68,7 +68,7 @@ class ClassTokenBlock(nn.Module):
         super().__init__()
         self.block, self.is_batch_first, self.has_taps = block, is_batch_first, has_taps
 
-    def forward(self, x: Float[Tensor, "..."], attn_mask: None = None) -> Float[Tensor, "..."]:
+    def forward(self, x: Float[Tensor, "..."], *_: None, **__: None) -> Float[Tensor, "..."]:
         block: Any = self.block
         normed = block.ln_1(x)
         own = (slice(None), slice(0, 1)) if self.is_batch_first else slice(0, 1)

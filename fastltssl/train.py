@@ -44,7 +44,7 @@ def fitting(
     evaluate: Evaluate | None = None,
 ) -> Generator[Progress, None, Fitted]:
     """Train one run, yielding Progress at each of `evals` evaluations; returns Fitted."""
-    run, history, began = start(method, problem, seed), _History(0), time.perf_counter()
+    run, history, began = start(method, problem, seed), History(0), time.perf_counter()
     steps = steps if is_trained(method) else 0
     with torch.no_grad():
         for first, last in intervals(steps, evals):
@@ -96,7 +96,7 @@ def fitting_many(
         raise ValueError(f"steps {steps} is above the {drawn} steps of the stream: make_problem(..., steps={steps})")
     calls: dict[Any, Any] | None = {} if compiled else None
     population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, calls=calls)
-    history, began, runs = _History(2), time.perf_counter(), math.prod(population.shape)
+    history, began, runs = History(2), time.perf_counter(), math.prod(population.shape)
     with torch.no_grad():
         for first, last in intervals(steps, evals):
             population, curves = advance(population, first, last, steps, group)
@@ -170,8 +170,8 @@ def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, stream
             raise ValueError(f"{name!r} cannot differ between joint runs; the real knobs here are {', '.join(real)}")
 
 
-class _History:
-    """Mean loss and stats of each interval, and the metrics at its end; leaves [..., evals, ...], runs first."""
+class History:
+    """Mean loss and stats of each interval, and the metrics at its end; `stacked` gives leaves [..., evals, ...]."""
 
     def __init__(self, axis: int) -> None:
         self.rows: list[dict[str, Tensor]] = []

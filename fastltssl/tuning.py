@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | fft | everything | |
 | adaptformer[:H] | mid + mlp + s Up(ReLU(Down(LN(mid)))) in every block, H hidden values | arXiv 2205.13535 |
+| lastblock[:H] | the same in the last block alone, as the head of that name trains it from cached taps | |
 | lora[:R] | x W + x A B for the queries and the values of every block, A B of rank R | arXiv 2106.09685 |
 | vpt[:P] | P tokens put after the class token before every block, and replaced before the next | arXiv 2203.12119 |
 | bitfit | every bias, those of norms too | arXiv 2106.10199 |
@@ -33,8 +34,8 @@ from torch import Generator, Tensor, nn
 from fastltssl.adapters import start_bottleneck
 from fastltssl.towers import ClassTokenBlock, FirstTokenNorm, is_clip_vit
 
-FORMS = ("fft", "adaptformer[:H]", "lora[:R]", "vpt[:P]", "bitfit", "lastk:K")
-RANK, PROMPTS = 8, 50  # where a mode gives no number
+FORMS = ("fft", "adaptformer[:H]", "lora[:R]", "vpt[:P]", "bitfit", "lastk:K", "lastblock[:H]")
+RANK, PROMPTS, HIDDEN = 8, 50, 16  # where a mode gives no number
 STRENGTH = 0.1  # s of AdaptFormer at first
 
 
@@ -79,7 +80,8 @@ def tuned(tower: nn.Module, mode: Mode, *, n_classes: int, generator: Generator)
     if mode.name == "fft":
         return own.requires_grad_(True)
     blocks = _blocks(own, mode)
-    sizes = {"adaptformer": bottleneck_width(n_classes, len(blocks)), "lora": RANK, "vpt": PROMPTS}
+    width = bottleneck_width(n_classes, len(blocks))
+    sizes = {"adaptformer": width, "lora": RANK, "vpt": PROMPTS, "lastblock": HIDDEN}
     CHANGES[mode.name](own, blocks, mode.size or sizes.get(mode.name, 1), generator)
     return own
 
@@ -87,6 +89,12 @@ def tuned(tower: nn.Module, mode: Mode, *, n_classes: int, generator: Generator)
 def bottleneck_width(n_classes: int, layers: int) -> int:
     """2^max(0, floor(log2(C / (2 layers)))), the hidden values of AdaptFormer where the mode does not say."""
     return 1 << max(0, (n_classes // (2 * layers)).bit_length() - 1)  # in whole numbers, so exact
+
+
+def first_trained(tower: nn.Module, mode: Mode) -> int:
+    """The first block in which anything trains: what comes before it is the same at every step."""
+    blocks = len(tower.transformer.resblocks) if mode.name in ("lastk", "lastblock") else 0  # type: ignore[union-attr, arg-type]
+    return max(0, blocks - (mode.size or 1 if mode.name == "lastk" else 1))
 
 
 def trainable(tower: nn.Module) -> dict[str, Tensor]:
@@ -190,6 +198,10 @@ def _adaptformer(tower: Any, blocks: list[Any], size: int, generator: Generator)
         block.ln_2 = block.ls_2 = nn.Identity()  # they are in there now: the adapter reads mid itself
 
 
+def _lastblock(tower: Any, blocks: list[Any], size: int, generator: Generator) -> None:
+    _adaptformer(tower, blocks[-1:], size, generator)
+
+
 def _lora(tower: Any, blocks: list[Any], size: int, generator: Generator) -> None:
     for block in blocks:
         block.attn = LowRankAttention(block.attn, size, generator)
@@ -220,6 +232,7 @@ def _lastk(tower: Any, blocks: list[Any], size: int, generator: Generator) -> No
 
 CHANGES: dict[str, Callable[[Any, list[Any], int, Generator], None]] = {
     "adaptformer": _adaptformer, "lora": _lora, "vpt": _vpt, "bitfit": _bitfit, "lastk": _lastk,
+    "lastblock": _lastblock,
 }  # fmt: skip
 
 

@@ -119,6 +119,19 @@ def _refusal(text: str, why: str) -> str:
     )
 
 
+def parse_recipe(text: str) -> Recipe:
+    """The recipe of a text form, as the provenance of a cache holds it. Raises ViewError."""
+    name, _, changes = text.removesuffix(")").partition("(")
+    pairs = [part.partition("=") for part in changes.split(",") if part]
+    known = {field.name for field in dataclasses.fields(Recipe)[1:]}
+    try:
+        if not name or not {key for key, _, _ in pairs} <= known:
+            raise ValueError
+        return Recipe(name, **{key: float(value) for key, _, value in pairs})
+    except ValueError:
+        raise ViewError(f"{text!r} is no recipe. A recipe reads name(flip=0.5,shift=0.0625)") from None
+
+
 def image_key(image_id: str) -> int:
     """A 64-bit number that stands for an image, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little")

@@ -87,6 +87,34 @@ TRAIN_OPTIONS = [
 ]  # fmt: skip
 
 
+LIVE_OPTIONS = [
+    click.option("--live", "live_mode", metavar="MODE", help="Train through the encoder, from images: fft, "
+                 "adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K or lastblock[:H]."),
+    click.option("--live-views", help="fresh (default: new ones at each visit) or cached (those of the cache)."),
+    click.option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head)."),
+    click.option("--optimizer", "live_optimizer", help="sgd (default) or adamw."),
+    click.option("--warmup", "live_warmup", type=int, help="Steps over which the rates rise (default 0)."),
+    click.option("--ema", "live_ema", type=float, help="Decay of the mean of the weights (default 0: no mean)."),
+    click.option("--precision", "live_precision", help="auto (default: bf16 on a GPU), fp32 or bf16."),
+    click.option("--accumulate", "live_accumulate", type=int, help="Encode a step's images in so many parts; same "
+                 "numbers, less memory (default 1)."),
+    click.option("--recompute", "live_recompute", is_flag=True, default=None, help="Activation checkpointing."),
+    click.option("--compile", "live_compiled", is_flag=True, default=None, help="torch.compile of the tower."),
+]  # fmt: skip
+
+
+def live_options(command: Any) -> Any:
+    """Every switch of training through the encoder."""
+    return _with(LIVE_OPTIONS, command)
+
+
+def live_line(record: Any) -> tuple[int, int, str]:
+    """A line of a live run: its steps, or what is done before them."""
+    if hasattr(record, "note"):
+        return extract_line(record)
+    return record.step, record.steps, f"loss {record.loss:.3f}, {record.step / record.elapsed_s:,.1f} steps/s"
+
+
 def train_options(command: Any) -> Any:
     """Every switch of an experiment."""
     return _with(TRAIN_OPTIONS, command)

@@ -138,7 +138,7 @@ def run_extract(
         click.echo(note, err=True)
     for block in (int(each.removeprefix("tokens@")) for each in tapped if each != "mid"):
         show(str(plan(source, encoder, parsed, block)))
-    path = out or cache_folder() / f"{_stem(dataset)}_{_stem(model)}.zarr"
+    path = out or cache_folder() / f"{file_stem(dataset)}_{file_stem(model)}.zarr"
     templates = templates or ("world" if model == "tiny" else templates_of(dataset))
     work = stage_one.extract(
         source, encoder, parsed, path,
@@ -173,7 +173,7 @@ def _taps(text: str | None) -> list[str]:
     return parts
 
 
-def _stem(name: str) -> str:
+def file_stem(name: str) -> str:
     """A model or data set as part of a file name: no kind, no folders, no ending."""
     kind, colon, rest = name.partition(":")
     name = rest if colon and kind in ("folder", "list", "wds", "hf") else name

@@ -1,0 +1,327 @@
+"""A live experiment: a cache for labels, text and split, images for the rest, one seed after the other, to a record."""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fastltssl.adapters import wants_taps
+from fastltssl.batches import Rows, make_stream
+from fastltssl.cache import Cache, fingerprint
+from fastltssl.encoder import DTYPES, Encoder, load_encoder
+from fastltssl.evaluation import evaluator, threshold_of
+from fastltssl.experiment import SeedSplit, seeds_of, with_templates
+from fastltssl.extract import Progress as Extracted
+from fastltssl.features import SPARE, available_memory
+from fastltssl.finetune import Trainee, asked_at, finetuning
+from fastltssl.methods import configure
+from fastltssl.pictures import Augmented, Pictures, Seen, make_tokens, pictures_of, plan_tokens, recipes_of
+from fastltssl.ranks import ALONE, Ranks
+from fastltssl.records import record_of
+from fastltssl.runs import Config, RunError, as_dict, check, write
+from fastltssl.sources import Source, open_source
+from fastltssl.step import is_trained
+from fastltssl.towers import split_tower
+from fastltssl.train import Progress
+from fastltssl.tuning import describe, first_trained, parse_mode, state, tuned
+from fastltssl.types import Fitted, Method, Run, seeded
+from fastltssl.views import parse_recipe
+
+LIVE_VIEWS = ("center", "weak0", "strong0")  # what a stream of fresh views chooses from
+
+
+class Opened(NamedTuple):
+    """What a live experiment reads, but for its cache."""
+
+    source: Source
+    encoder: Encoder
+    ranks: Ranks = ALONE
+    workers: int = 2
+
+
+def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, taps: bool = False) -> Encoder:
+    """The encoder a cache was made with. Raises RunError where the cache was imported, or the weights are others."""
+    known: Any = cache.attributes.get("provenance", {})
+    if "weights_sha256" not in known:
+        raise RunError(f"{cache.path} was imported, so no encoder is known that could read images for it")
+    encoder = load_encoder(
+        known["model"], pretrained or known["pretrained"], device, known["precision"],
+        trim=known["is_trimmed"], taps=taps,
+        statistics=(tuple(known["preprocessing"]["mean"]), tuple(known["preprocessing"]["std"])),
+    )  # fmt: skip
+    if encoder.provenance["weights_sha256"] != known["weights_sha256"]:
+        raise RunError(
+            f"{known['model']} has other weights than {cache.path} was made with "
+            f"({encoder.provenance['weights_sha256'][:12]}, {known['weights_sha256'][:12]}). Pass --pretrained PATH"
+        )
+    return encoder
+
+
+def open_images(
+    cache: Cache,
+    device: str,
+    pretrained: str | None = None,
+    dataset: str | None = None,
+    root: Path | None = None,
+    ranks: Ranks = ALONE,
+    workers: int = 2,
+) -> Opened:
+    """The images and the encoder of a cache; `dataset` and `root` where they have moved."""
+    encoder = ranks.first(lambda: encoder_for(cache, device, pretrained))
+    name = dataset or str(cache.attributes["provenance"]["dataset"])
+    return Opened(ranks.first(lambda: open_source(name, root)), encoder, ranks, workers)
+
+
+def training(
+    config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path | None = None
+) -> Generator[Progress | Extracted, None, dict[str, Any]]:
+    """Train every seed through the encoder, yielding progress; returns the record, written under `out` if given.
+
+    A checkpoint of each seed is kept in `out` until all are done: the same call goes on from there.
+    Raises RunError for a method that cannot train so, and where the memory does not hold a step.
+    """
+    config = check(config)
+    live = config.live
+    assert live is not None
+    method = configure(config.method, config.settings)
+    if not is_trained(method):
+        raise RunError(f"{config.method} has no loss, so nothing would train through the encoder. Leave --live out")
+    if wants_taps(method):
+        raise RunError("this head reads taps of a frozen last block. With --live lastblock that block trains itself")
+    mode, began, count = parse_mode(live.mode), time.perf_counter(), len(config.seeds)
+    seeds = seeds_of(config, cache, with_templates(rows, cache, config.templates))
+    identity = json.dumps(as_dict(config) | {"cache_fingerprint": fingerprint(cache)}, default=str)
+    fitted: list[Fitted] = []
+    towers: list[dict[str, Tensor]] = []
+    lines: list[str] = []
+    for place, one in enumerate(seeds):
+        tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=seeded(one.seed, "tower"))
+        if not place:
+            lines = [describe(tower, mode)]
+            yield note(lines[0])
+        pool = Pool(config, one, cache, opened)
+        trainee = yield from pool.trainee(method, tower, is_first=not place)
+        work = finetuning(
+            method,
+            one.problem,
+            pool.stream(method),
+            trainee,
+            live,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            seed=one.seed,
+            evals=max(config.evals, 20) if config.report == "mean20" else config.evals,
+            evaluate=partial(pool.measured, trainee),
+            checkpoint=out / f"seed{one.seed}.checkpoint" if out else None,
+            identity=identity,
+        )
+        try:
+            run, history = yield from _counted(work, place, count, began)
+        except torch.OutOfMemoryError:
+            raise RunError(
+                f"the device has no memory for a step of {config.batch} labelled and {config.batch_u} unlabelled "
+                f"images in {live.accumulate} parts. Try --accumulate {2 * live.accumulate}, or --recompute"
+            ) from None
+        fitted.append(Fitted(run, history))
+        towers.append(state(tower))
+    seconds = time.perf_counter() - began
+    splits, groups = [one.split for one in seeds], [one.groups for one in seeds]
+    record = record_of(config, method, cache, splits, groups, fitted, seconds)
+    record["live"] = dataclasses.asdict(live) | {
+        "trainable": sum(map(Tensor.numel, towers[0].values())),
+        "parameters": sum(map(Tensor.numel, tower.parameters())),
+        "head": sum(leaf.numel() for leaf in _leaves(fitted[0].run.params)),
+    }
+    if out is not None and opened.ranks.rank == 0:
+        record["run"] = str(out)
+        write(out, config, cache, splits, groups, fitted, record, threshold_of(method), towers)
+        for one in seeds:
+            (out / f"seed{one.seed}.checkpoint").unlink()
+    return record
+
+
+def note(text: str) -> Extracted:
+    """A line the user should see, among the progress."""
+    return Extracted("", 0, 0, 0.0, 0.0, text)
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    from torch.utils._pytree import tree_leaves
+
+    return tree_leaves(tree)
+
+
+def _counted(
+    work: Generator[Progress, None, Any], place: int, count: int, began: float
+) -> Generator[Progress, None, Any]:
+    """One of `count` fits, its progress counted over all."""
+    while True:
+        try:
+            record = next(work)
+        except StopIteration as end:
+            return end.value
+        if not math.isfinite(record.loss):
+            raise RunError(f"the loss of step {record.step} is not finite. Lower --lr or --encoder-lr")
+        done, total = place * record.steps + record.step, count * record.steps
+        yield record._replace(step=done, steps=total, elapsed_s=time.perf_counter() - began)
+
+
+class Pool:
+    """The pictures of one seed's split: labelled rows, pool, validation and test rows, in this order."""
+
+    def __init__(self, config: Config, one: SeedSplit, cache: Cache, opened: Opened) -> None:
+        self.config, self.one, self.opened = config, one, opened
+        split = one.split
+        tests = _test_rows(config, one, cache)
+        self.chosen = [
+            ("train", split.labelled), (split.unlabelled_group, split.unlabelled), ("train", split.val), *tests,
+        ]  # fmt: skip
+        wanted = [(name, [cache.groups[name].ids[i] for i in rows]) for name, rows in self.chosen]
+        self.pictures: Pictures = pictures_of(opened.source, opened.encoder, wanted)
+        self.labels = torch.cat([torch.from_numpy(cache.groups[name].labels[rows]) for name, rows in self.chosen])
+        known: Any = cache.attributes["provenance"]
+        self.recipes = recipes_of({name: parse_recipe(text) for name, text in known["views"].items()})
+        self.is_fresh = config.live is not None and config.live.views == "fresh"
+        self.view_seed = one.seed if self.is_fresh else known["seed"]
+
+    def stream(self, method: Method) -> Any:
+        problem = self.one.problem
+        return make_stream(
+            problem._replace(views=LIVE_VIEWS) if self.is_fresh else problem,
+            method.views,
+            batch=self.config.batch,
+            batch_u=self.config.batch_u,
+            seed=self.one.seed,
+            noise=getattr(method, "noise", False),
+        )
+
+    def trainee(self, method: Method, tower: nn.Module, is_first: bool) -> Generator[Extracted, None, Trainee]:
+        """What trains: the tower on images, or its last blocks on tokens where all before them is frozen."""
+        live = self.config.live
+        assert live is not None
+        encoder, ranks = self.opened.encoder, self.opened.ranks
+        images = Augmented(self.pictures, self.recipes, self.view_seed)
+        dtype = DTYPES[
+            ("bf16" if encoder.device.type == "cuda" else "fp32") if live.precision == "auto" else live.precision
+        ]
+        trainee = Trainee(tower, images, dtype, ranks, workers=self.opened.workers)
+        block = first_trained(tower, parse_mode(live.mode))
+        if block and not self.is_fresh:
+            front, rest = split_tower(tower, block)
+            every = self._every(method)
+            plan = plan_tokens(every, images, front, rest)
+            if plan.fits:
+                if is_first:
+                    yield note(str(plan))
+                tokens = yield from make_tokens(every, images, front)
+                trainee = dataclasses.replace(trainee, tower=rest, inputs=tokens)
+                if is_first:
+                    yield note(f"{plan.passes - plan.views:,} of {plan.passes:,} passes through them are saved")
+            elif is_first:
+                yield note(f"{plan}. They do not fit, so every view is encoded at each visit")
+        if live.recompute:
+            recompute(trainee.tower)
+        asked = asked_at(self.one.problem, self.stream(method), 0, self.is_fresh).trained
+        free = available_memory() if encoder.device.type == "cpu" else torch.cuda.mem_get_info(encoder.device)[0]
+        per_image = step_bytes(trainee, trainee.inputs(asked.part(0, 1)))
+        check_memory(per_image, len(asked.picture), live.accumulate * ranks.size, free)
+        return dataclasses.replace(trainee, compiled=torch.compile(trainee.tower)) if live.compiled else trainee
+
+    def _every(self, method: Method) -> list[Seen]:
+        """All that a run will see, evaluations included."""
+        problem, stream = self.one.problem, self.stream(method)
+        steps = [one for t in range(problem.steps) for one in asked_at(problem, stream, t, self.is_fresh)]
+        evaluations = [one for one in self._measured_views(method).values() if len(one.picture)]
+        return steps + evaluations * self.config.evals
+
+    def _measured_views(self, method: Method) -> dict[str, Seen]:
+        """The views an evaluation takes: the pool as a weak view where the method labels it, the others as they are."""
+        sizes = [len(rows) for _, rows in self.chosen]
+        ends = np.cumsum([0, *sizes])
+        parts = {"pool": (ends[1], ends[2]), "val": (ends[2], ends[3]), "test": (ends[3], ends[-1])}
+        weak = next((name for name in self.one.problem.views if name.startswith("weak")), "center")
+        name_of = {"pool": "weak@pool" if self.is_fresh else weak, "val": "center", "test": "center"}
+        if not method.views[0]:
+            parts["pool"] = (ends[1], ends[1])
+        return {name: Seen(np.arange(a, b), (name_of[name],) * int(b - a)) for name, (a, b) in parts.items()}
+
+    def measured(self, trainee: Trainee, method: Method, run: Run) -> dict[str, Tensor]:
+        """The metrics of a run, on features of its tower as it is now."""
+        one, found = self.one, {}
+        labels, features = {}, {}
+        for name, seen in self._measured_views(method).items():
+            count = len(seen.picture)
+            width = one.problem.x.shape[-1]
+            found[name] = trainee.encoded(seen) if count else torch.zeros(0, width, device=trainee.device)
+            labels[name] = self.labels[torch.from_numpy(seen.picture)].to(trainee.device)
+            features[name] = found[name][:, None]
+        rows = Rows(
+            features | {"train": features["val"]}, labels | {"train": labels["val"]}, ("center",), None, None, 1.0, 0.0
+        )
+        places = {name: np.arange(len(each)) for name, each in labels.items()}
+        split = one.split._replace(
+            unlabelled=places["pool"],
+            unlabelled_group="pool",
+            val=places["val"],
+            test=places["test"],
+            test_group="test",
+        )
+        problem = one.problem._replace(u=features["pool"], views=("center",))
+        config = dataclasses.replace(self.config, eval="test")
+        return evaluator(config, split, one.groups, problem, rows)(method, run)
+
+
+def _test_rows(config: Config, one: SeedSplit, cache: Cache) -> list[tuple[str, np.ndarray]]:
+    """Groups and rows to test on."""
+    if config.eval == "all":
+        return [(name, np.flatnonzero(group.labels >= 0)) for name, group in cache.groups.items()]
+    return [(one.split.test_group, one.split.test)]
+
+
+# ---------------------------------------------------------------------------------------------- memory
+
+
+def recompute(tower: Any) -> None:
+    """Keep only what enters each block, and compute the rest again when its gradient is taken."""
+    blocks = getattr(tower, "transformer", None)
+    if not hasattr(blocks, "grad_checkpointing"):
+        raise RunError(f"--recompute: {type(tower).__name__} has no blocks to recompute. Leave it out")
+    blocks.grad_checkpointing = True  # type: ignore[union-attr]
+
+
+def step_bytes(trainee: Trainee, sample: Float[Tensor, "1 *shape"]) -> int:
+    """Bytes that autograd keeps for one image: everything saved but the parameters, counted in a forward pass."""
+    own = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = value
+        return value
+
+    with saved_tensors_hooks(pack, lambda value: value), torch.enable_grad():
+        features = trainee.features(sample)
+    del features
+    return sum(value.untyped_storage().nbytes() for value in kept.values())
+
+
+def check_memory(per_image: int, count: int, parts: int, free: int) -> None:
+    """Raise RunError where a step of `count` images in so many parts keeps more than is free; it says what fits."""
+    at_once, fits = -(-count // parts), int(SPARE * free / max(1, per_image))
+    if at_once > fits:
+        advice = f"Pass --accumulate {-(-count // fits)}, which changes no number" if fits else "Pass --recompute"
+        raise RunError(
+            f"a step encodes {at_once} images at once, for which {per_image * at_once / 2**30:.1f} GiB must be kept, "
+            f"and {free / 2**30:.1f} GiB are free: {fits} images would fit. {advice}; --recompute keeps less of each"
+        )
