@@ -6,7 +6,16 @@ import click
 
 from fastltssl.cli import cli
 
-USAGE = ("UnknownMethod", "UnknownKnob", "SwitchError", "ConfigError", "ViewError", "PromptError", "PretrainError")
+USAGE = (
+    "UnknownMethod",
+    "UnknownKnob",
+    "SwitchError",
+    "ConfigError",
+    "ViewError",
+    "PromptError",
+    "PretrainError",
+    "TuningError",
+)
 
 
 def main() -> None:

@@ -174,6 +174,87 @@ def sweep_figure(found: dict[str, Any], path: Path) -> Path:
     return _saved(figure, path)
 
 
+def strategies_figure(rows: list[dict[str, Any]], line: str, path: Path) -> Path:
+    """The analysis of LP, LFT, FFT and ULFine: accuracy and pseudo-labels by class, false ones, confidence, cost."""
+    figure = _figure(13.2, 7.4)
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+    axes = [_axes(figure, 2, 3, place) for place in range(1, 7)]
+    with_labels = [row for row in rows if "accepted" in row["curves"]]
+    for row in rows:
+        style = dict(zip(("color", "marker"), CURVES[rows.index(row) % len(CURVES)], strict=True))
+        color, curves, name = style["color"], row["curves"], row["arm"]
+        axes[0].plot(_smooth(curves["recall"]), color=color, linewidth=1.8, label=name)
+        if row in with_labels:
+            share = [_ratio(a, t) for a, t in zip(curves["accepted"], curves["true"], strict=True)]
+            axes[2].plot(_smooth(share), color=color, linewidth=1.8, label=name)
+            for kind, look in (("right", ":"), ("wrong", "-")):
+                values = [value if value is not None else math.nan for value in curves[f"{kind}_confidence"]]
+                text = name if kind == "wrong" else None
+                axes[4].plot(curves["steps"], values, look, linewidth=1.6, label=text, markersize=4.5, **style)
+    _grouped(axes[1], rows, [[row[name] and row[name]["mean"] for name in ("head", "medium", "tail")] for row in rows])
+    _grouped(axes[3], with_labels, [row["curves"].get("false_by_group", [None] * 3) for row in with_labels], rows)
+    _costs(axes[5], rows)
+    axes[2].axhline(1, color=GREY, linewidth=1, linestyle="--")
+    axes[2].set_yscale("log")
+    axes[2].yaxis.set_major_formatter("{x:g}")
+    axes[2].yaxis.set_minor_formatter("{x:g}")
+    titles = (
+        ("Accuracy by class", "classes, most labelled first (mean of 5 neighbours)", "accuracy (%)"),
+        ("Accuracy by group", "", "balanced accuracy (%)"),
+        ("Accepted pseudo-labels by class", "classes, most labelled first", "accepted / true rows"),
+        ("False accepted pseudo-labels, by predicted class", "", "rows of the pool"),
+        ("Confidence of wrong (solid) and right (dotted) labels", "training step", "mean confidence (%)"),
+        ("Cost", "seconds a seed (log)", "balanced accuracy (%)"),
+    )
+    for each, (title, below, side) in zip(axes, titles, strict=True):
+        each.set_title(title, loc="left", fontsize=10.5)
+        each.set_xlabel(below, fontsize=9)
+        each.set_ylabel(side, fontsize=9)
+        each.tick_params(labelsize=8.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=10, loc="outside upper right", ncols=5)
+    figure.suptitle("Linear probe, lightweight and full fine-tuning, ULFine", x=0.01, ha="left", fontsize=12)
+    figure.supxlabel(f"{line}\nBars and points: means over seeds.", x=0.01, ha="left", fontsize=8, color=GREY)
+    return _saved(figure, path)
+
+
+def _ratio(value: float | None, of: float | None) -> float:
+    return (value or 0) / of if of else math.nan
+
+
+def _smooth(values: Sequence[float | None], width: int = 5) -> list[float]:
+    """Mean of each value and its neighbours, of those that are there."""
+    found = []
+    for place in range(len(values)):
+        near = [v for v in values[max(0, place - width // 2) : place + width // 2 + 1] if v is not None and v == v]
+        found.append(sum(near) / len(near) if near else math.nan)
+    return found
+
+
+def _grouped(axes: Any, rows: list[Any], heights: list[Any], of: list[Any] | None = None) -> None:
+    """Bars of head, medium and tail, one color a row; `of` are the rows whose places give the colors."""
+    width = 0.8 / max(1, len(rows))
+    for place, (row, values) in enumerate(zip(rows, heights, strict=True)):
+        color = CURVES[(of or rows).index(row) % len(CURVES)][0]
+        shift = (place - (len(rows) - 1) / 2) * width
+        bars = axes.bar([k + shift for k in range(3)], [value or 0 for value in values], width * 0.94, color=color)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7.5, color=GREY)
+    axes.set_xticks(range(3), ["head", "medium", "tail"])
+
+
+def _costs(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Seconds of a seed against accuracy, with the numbers that train."""
+    axes.set_xscale("log")
+    for place, row in enumerate(rows):
+        color, marker = CURVES[place % len(CURVES)]
+        count = row["trained_in_encoder"] + row["trained_in_head"]
+        at = max(row["seconds"]["mean"], 0.01), row["bacc"]["mean"]
+        axes.plot(*at, marker, color=color, markersize=9)
+        text = f"{row['arm']}\n{count:,} trained"
+        axes.annotate(text, at, (0, 9), textcoords="offset points", ha="center", fontsize=8, color=color)
+    axes.margins(0.22, 0.25)
+
+
 def _line(axes: Any, found: dict[str, Any], knobs: Sequence[str], row: dict[str, Any], **style: Any) -> None:
     heights = [_height(found["space"][name], row[name]) for name in knobs]
     axes.plot(range(len(knobs)), heights, marker="o", markersize=2.5, clip_on=False, **style)

@@ -100,6 +100,8 @@ def training(
         raise RunError("this head reads taps of a frozen last block. With --live lastblock that block trains itself")
     mode, began, count = parse_mode(live.mode), time.perf_counter(), len(config.seeds)
     seeds = seeds_of(config, cache, with_templates(rows, cache, config.templates))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     identity = json.dumps(as_dict(config) | {"cache_fingerprint": fingerprint(cache)}, default=str)
     fitted: list[Fitted] = []
     towers: list[dict[str, Tensor]] = []

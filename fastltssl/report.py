@@ -44,7 +44,8 @@ def follow(work: Generator[Any, None, Result], line: Line, what: str, stream: Te
 
 def label(row: dict[str, Any]) -> str:
     """A method with the settings it was given, and steps and learning rate where they are unusual."""
-    parts = [row["method"]] + [f"{name}={_short(value)}" for name, value in row.get("settings", {}).items()]
+    parts = [row["method"], *([f"live {row['live']['mode']}"] if row.get("live") else [])]
+    parts += [f"{name}={_short(value)}" for name, value in row.get("settings", {}).items()]
     if row["steps"]:
         parts += [f"{name}={_short(row[name])}" for name, usual in (("steps", 500), ("lr", 0.03)) if row[name] != usual]
     return " ".join(parts)

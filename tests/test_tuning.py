@@ -342,6 +342,7 @@ def test_taps_are_taken_off():
     [
         ("fft", Mode("fft")), ("adaptformer", Mode("adaptformer")), ("adaptformer:16", Mode("adaptformer", 16)),
         ("lora:4", Mode("lora", 4)), ("vpt", Mode("vpt")), ("bitfit", Mode("bitfit")), ("lastk:2", Mode("lastk", 2)),
+        ("lastblock:8", Mode("lastblock", 8)),
     ],
 )  # fmt: skip
 def test_a_mode_is_read_and_written_as_text(text, mode):
@@ -349,7 +350,7 @@ def test_a_mode_is_read_and_written_as_text(text, mode):
     assert str(mode) == text
 
 
-ALL = "Accepted: fft, adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K"
+ALL = "Accepted: fft, adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K, lastblock[:H]"
 
 
 @pytest.mark.parametrize(

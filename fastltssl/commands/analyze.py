@@ -17,10 +17,12 @@ from fastltssl.commands.common import (
     on_device,
     output_folder,
     parse_methods,
+    spread_of,
     train_line,
     train_options,
     usable_device,
 )
+from fastltssl.commands.strategies import lp_lft_fft
 
 COLUMNS = {  # measure -> title, digits
     "kl": ("KL nats", 2), "tail_recall": ("tail recall %", 1), "precision": ("precision %", 1),
@@ -104,6 +106,7 @@ def pseudo_labels(
         click.echo(json.dumps({"results": results, "reference": probe, "out": str(folder)}))
 
 
+analyze.add_command(lp_lft_fft)
 pseudo_labels.params = [one for one in pseudo_labels.params if one.name not in ("gamma_u", "order", "set_")]  # as lists
 
 
@@ -122,21 +125,14 @@ def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
 
     lines = []
     for one in results:
-        cells = [_spread(one[name], digits) for name, (_, digits) in COLUMNS.items()]
+        cells = [spread_of(one[name], digits) for name, (_, digits) in COLUMNS.items()]
         mark = "below LP+LA" if one["is_below_la"] else ""
         lines.append([one["method"], one["pool"], f"{one['unlabelled'][0]:,}", *cells, mark])
-    lines.append(["LP+LA", "none", "0", *["-"] * (len(COLUMNS) - 1), _spread(probe["bacc"], 1), ""])
+    lines.append(["LP+LA", "none", "0", *["-"] * (len(COLUMNS) - 1), spread_of(probe["bacc"], 1), ""])
     show(grid(["method", "pool", "rows", *(title for title, _ in COLUMNS.values()), ""], lines))
     show(
         "KL: classes of the accepted pseudo-labels against the true ones; tail recall, precision, kept: accepted labels"
     )
-
-
-def _spread(one: dict[str, Any] | None, digits: int) -> str:
-    """Mean over the seeds and their standard deviation, where there are several."""
-    if one is None:
-        return "-"
-    return f"{one['mean']:.{digits}f}" + (f" ± {one['std']:.{digits}f}" if len(one["values"]) > 1 else "")
 
 
 def _write(folder: Path, results: list[dict[str, Any]], probe: dict[str, Any], line: str) -> list[Path]:

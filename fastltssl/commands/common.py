@@ -157,6 +157,13 @@ def output_folder(path: Path, overwrite: bool) -> Path:
     return path
 
 
+def spread_of(one: dict[str, Any] | None, digits: int) -> str:
+    """Mean over the seeds and their standard deviation, where there are several."""
+    if one is None:
+        return "-"
+    return f"{one['mean']:.{digits}f}" + (f" ± {one['std']:.{digits}f}" if len(one["values"]) > 1 else "")
+
+
 def export(files: Files, sheet: Any, lines: list[dict[str, Any]]) -> None:
     """Write the table to the files that were asked for."""
     from fastltssl import tables
