@@ -12,6 +12,7 @@ COMMANDS = {  # in the order of the help text; each line is the first of the com
     "sweep": "Try hundreds of configurations at once, judged on validation rows; the best one is trained and tested.",
     "compare": "Put finished runs into one table, best balanced accuracy first.",
     "predict": "Classify new images with a trained run: labels, probabilities, a CSV.",
+    "export": "A trained run as safetensors, a program for torch alone, and an example that calls it.",
     "analyze": "Studies of what training does: each a table, a CSV, a JSON and a picture.",
     "bias": "Estimate a zero-shot model's label bias from the labelled rows of a protocol.",
     "methods": "List the methods, or show the knobs of one.",

@@ -32,7 +32,7 @@ def read_grid(file: Path, flags: dict[str, Any]) -> Grid:
     errors.
     """
     where = str(file)
-    common = _known(_read(file), KEYS - {"method"} | {"protocols", "published"}, where)
+    common = _known(_read(file), KEYS - {"method", "live", "ensemble"} | {"protocols", "published"}, where)
     protocols, published = common.pop("protocols", None), common.pop("published", None) or []
     for given in (common, flags):
         if given.get("seeds") is not None:

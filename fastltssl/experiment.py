@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from fastltssl.runs import Config, RunError, check, write
 from fastltssl.splits import Split, long_tailed
 from fastltssl.train import Progress, fitting_many, shape_key
 from fastltssl.types import Fitted, Method, Problem
+
+Wanted = list[tuple[str, np.ndarray]]  # groups of a cache, and rows in them
 
 
 class SeedSplit(NamedTuple):
@@ -50,6 +53,8 @@ def training_together(
     method = configure(first.method, first.settings)
     if any(dataclasses.replace(one, protocol=first.protocol) != first for one in configs):
         raise RunError("experiments trained together may differ in their protocol only")
+    if first.live or first.ensemble:
+        raise RunError("a live run or an ensemble does not train from a cache: fastltssl.live and .ensemble have those")
     if wants_taps(method) and rows.ln_post is None:
         rows = resident(cache, str(rows.features["train"].device), taps=True)
     rows = with_templates(rows, cache, first.templates)
@@ -147,6 +152,14 @@ def _fit_alike(method: Method, rows: Rows, seeds: list[SeedSplit]) -> Generator[
             evaluate=lambda method, run, place: scored[place](method, run),
         )
     )
+
+
+def measured_rows(config: Config, split: Split, cache: Cache) -> Wanted:
+    """Groups and rows an evaluation looks at: validation rows, then those to test on."""
+    tests = [(split.test_group, split.test)]
+    if config.eval == "all":
+        tests = [(name, np.flatnonzero(group.labels >= 0)) for name, group in cache.groups.items()]
+    return [("train", split.val), *tests]
 
 
 def alike_of(method: Method, problems: list[Problem]) -> list[list[int]]:

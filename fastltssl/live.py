@@ -20,7 +20,7 @@ from fastltssl.batches import Rows, make_stream
 from fastltssl.cache import Cache, fingerprint
 from fastltssl.encoder import DTYPES, Encoder, load_encoder
 from fastltssl.evaluation import evaluator, threshold_of
-from fastltssl.experiment import SeedSplit, seeds_of, with_templates
+from fastltssl.experiment import SeedSplit, measured_rows, seeds_of, with_templates
 from fastltssl.extract import Progress as Extracted
 from fastltssl.features import SPARE, available_memory
 from fastltssl.finetune import Trainee, asked_at, finetuning
@@ -184,10 +184,8 @@ class Pool:
     def __init__(self, config: Config, one: SeedSplit, cache: Cache, opened: Opened) -> None:
         self.config, self.one, self.opened = config, one, opened
         split = one.split
-        tests = _test_rows(config, one, cache)
-        self.chosen = [
-            ("train", split.labelled), (split.unlabelled_group, split.unlabelled), ("train", split.val), *tests,
-        ]  # fmt: skip
+        pool = split.unlabelled_group, split.unlabelled
+        self.chosen = [("train", split.labelled), pool, *measured_rows(config, split, cache)]
         wanted = [(name, [cache.groups[name].ids[i] for i in rows]) for name, rows in self.chosen]
         self.pictures: Pictures = pictures_of(opened.source, opened.encoder, wanted)
         self.labels = torch.cat([torch.from_numpy(cache.groups[name].labels[rows]) for name, rows in self.chosen])
@@ -281,13 +279,6 @@ class Pool:
         problem = one.problem._replace(u=features["pool"], views=("center",))
         config = dataclasses.replace(self.config, eval="test")
         return evaluator(config, split, one.groups, problem, rows)(method, run)
-
-
-def _test_rows(config: Config, one: SeedSplit, cache: Cache) -> list[tuple[str, np.ndarray]]:
-    """Groups and rows to test on."""
-    if config.eval == "all":
-        return [(name, np.flatnonzero(group.labels >= 0)) for name, group in cache.groups.items()]
-    return [(one.split.test_group, one.split.test)]
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -73,6 +73,8 @@ def read_config(folder: Path) -> Config:
 def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
     """One seed (None: the first) of a run, on the CPU. Raises RunError where the cache or the tensors do not fit."""
     config = read_config(folder)
+    if config.ensemble:
+        raise RunError(f"{folder} adds zero-shot scores to those of {config.ensemble}: it has no head. Name that run")
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
         raise RunError(f"{folder} has no seed {seed}, only {', '.join(map(str, config.seeds))}")

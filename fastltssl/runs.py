@@ -78,6 +78,7 @@ class Config:
     groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
     evals: int = 10
     live: Live | None = None
+    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
 
 
 def check(config: Config) -> Config:
@@ -236,8 +237,9 @@ def as_dict(config: Config) -> dict[str, Any]:
     """The config as `--config` reads it: the protocol's switches beside the rest."""
     flat = dataclasses.asdict(config)
     protocol, settings = flat.pop("protocol"), flat.pop("settings")
-    if config.live is None:
-        del flat["live"]
+    for name in ("live", "ensemble"):
+        if flat[name] is None:
+            del flat[name]
     return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}
 
 

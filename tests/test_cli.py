@@ -343,6 +343,6 @@ def test_sizes_of_a_world_are_not_read_as_an_emoji(run, world, tmp_path):
      ("hf:user/birds", "birds"), ("world:mild:3:2", "world_mild_3_2"), ("local-dir:runs/tiny2", "tiny2")],
 )  # fmt: skip
 def test_a_cache_is_named_after_its_data_set(dataset, stem):
-    from fastltssl.commands.extract import _stem
+    from fastltssl.commands.extract import file_stem
 
-    assert _stem(dataset) == stem
+    assert file_stem(dataset) == stem

@@ -17,9 +17,11 @@ ORDER = [  # (layer, file or folder), in the order of the package
     (2, "pictures"), (2, "duplicates"), (2, "pretrain"), (2, "batches"),
     (3, "methods"),
     (4, "joint"), (4, "step"), (4, "population"), (4, "train"), (4, "estimator"), (4, "runs"), (4, "evaluation"),
-    (4, "records"), (4, "experiment"), (4, "finetune"), (4, "live"), (4, "predict"), (4, "bias_study"), (4, "pseudo_study"), (4, "strategy_study"), (4, "space"),
+    (4, "records"), (4, "experiment"), (4, "finetune"), (4, "live"), (4, "predict"), (4, "export"), (4, "ensemble"),
+    (4, "insight"), (4, "cure"), (4, "refit"), (4, "scene"),
+    (4, "bias_study"), (4, "pseudo_study"), (4, "strategy_study"), (4, "space"),
     (4, "study"), (4, "sweeps"), (4, "protocol_grid"),
-    (5, "report"), (5, "tables"), (5, "sheets"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"),
+    (5, "report"), (5, "tables"), (5, "sheets"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"), (5, "pages"),
     (5, "commands"), (5, "cli"), (5, "__main__"),
 ]  # fmt: skip
 RANK = {name: index for index, (_, name) in enumerate(ORDER)}

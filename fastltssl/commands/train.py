@@ -26,6 +26,7 @@ from fastltssl.commands.common import (
 @click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
 @train_options
 @live_options
+@click.option("--ensemble", type=PATH, metavar="RUN", help="With gla: add this run's scores, nothing is trained.")
 @click.option("--model", help="With --live and no --cache: the encoder, such as ViT-B-16.")
 @click.option("--pretrained", help="With --live: tag or checkpoint of the encoder, where it is not found by its name.")
 @click.option("--dataset", help="With --live: the data set, where the images of the cache have moved.")
@@ -42,6 +43,7 @@ from fastltssl.commands.common import (
 def train(
     method: str,
     config: Path | None,
+    ensemble: Path | None,
     model: str | None,
     pretrained: str | None,
     dataset: str | None,
@@ -55,8 +57,9 @@ def train(
     is_json: bool,
     **flags: Any,
 ) -> None:
-    """Stage two: train a method from a cache, every seed jointly; with --live through the encoder, from images.
+    """Stage two: train a method from a cache, every seed jointly.
 
+    With --live it trains through the encoder, from images, one seed after the other.
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl train METHOD --live MODE ...
     """
     import yaml
@@ -67,9 +70,19 @@ def train(
     from fastltssl.report import follow, protocol_line, results_table, show
     from fastltssl.train import drain, is_trained
 
+    if ensemble:
+        from fastltssl.commands.ensemble import run_ensemble
+
+        moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
+        return run_ensemble(
+            method, ensemble, cache_name=flags["cache_name"], pairs=flags["set_"], moved=moved, workers=workers,
+            out=out, overwrite=overwrite, device=device, threads=threads, is_json=is_json,
+        )  # fmt: skip
     if flags["live_mode"] and not flags["cache_name"] and model and dataset:
         flags["cache_name"] = str(_center_views(model, pretrained, dataset, root, workers, device, threads))
     resolved = resolve(method, config, flags)
+    if resolved.ensemble:
+        raise click.UsageError(f"{config} is of an ensemble: fastltssl train gla --ensemble {resolved.ensemble}")
     _check_flags(resolved, {"--model": model, "--resume": resume, "--dataset": dataset}, resume and out is None)
     chosen = methods.configure(method, resolved.settings)
     mode = resolved.live and resolved.live.mode

@@ -1,0 +1,71 @@
+"""`fastltssl train gla --ensemble RUN`: the scores of a finished run and the zero-shot scores of its cache, added."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from fastltssl.commands.common import extract_line, output_folder, usable_device
+
+MOVED = ("pretrained", "dataset", "root")  # read where the run was trained live
+TAKEN = (
+    "method", "ensemble", "cache_name", "set_", "out", "overwrite", "workers", "device", "threads", "is_json", *MOVED,
+)  # fmt: skip
+
+
+def run_ensemble(
+    method: str, run: Path, *, cache_name: str | None, pairs: tuple[str, ...], moved: dict[str, Any], workers: int,
+    out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool,
+) -> None:  # fmt: skip
+    """Measure the ensemble and write it as a run; `moved` says where encoder and images are now."""
+    import yaml
+
+    from fastltssl import ensemble, runs
+    from fastltssl.cache import open_cache
+    from fastltssl.report import follow, protocol_line, results_table, show
+
+    _check_flags(method, run, out)
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise click.UsageError(f"--set {wrong[0]!r} is not KNOB=VALUE")
+    plan = ensemble.planned(run, dict(pair.split("=", 1) for pair in pairs), cache_name)
+    if not plan.tuned.live and (unread := [name for name, value in moved.items() if value]):
+        raise click.UsageError(f"--{unread[0]} is for a run trained with --live; {run} was trained from its cache")
+    where = usable_device(device, threads or (None if plan.tuned.live else 1))
+    shown = runs.as_dict(plan.config)
+    lines = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=140).rstrip()
+    show("config: " + json.dumps(shown) if is_json else lines)
+    cache = open_cache(plan.config.cache)
+    folder = output_folder(out or runs.new_folder(plan.config), overwrite)
+    try:
+        work = ensemble.ensembling(plan, cache, folder, device=where, workers=workers, **moved)
+        record = follow(work, extract_line, f"ensemble {run.name}")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing was written
+        raise
+    found = record["ensemble"]
+    alone = [("run_alone", f"{run.name} alone"), ("zero_shot_debiased_alone", "zero-shot - bias alone")]
+    parts = [record | found[name] | {"method": title, "settings": {}} for name, title in alone]
+    show(results_table([*parts, record], protocol_line(record)))
+    show(f"{found['tau']}\nwrote {folder}\nnext: fastltssl compare {run} {folder} --baseline {run}")
+    if is_json:
+        click.echo(json.dumps(record))
+
+
+def _check_flags(method: str, run: Path, out: Path | None) -> None:
+    """Usage errors for another method than gla, and for options that would change what the run decides."""
+    if method != "gla":
+        raise click.UsageError(f"--ensemble belongs to gla, not to {method}: fastltssl train gla --ensemble {run}")
+    context = click.get_current_context()
+    for option in context.command.params:
+        is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        if is_given and option.name not in TAKEN:
+            raise click.UsageError(
+                f"{option.opts[0]} cannot be changed with --ensemble: split, seeds, measurement and encoder are those "
+                f"of {run}. Leave it out, or train that run again with it"
+            )
+    if out and out.resolve() == run.resolve():
+        raise click.UsageError(f"--out {out} is the run itself; choose another folder")
