@@ -39,6 +39,7 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 UNLOADABLE = (  # what open_clip, the hub and torch.load raise on weights that are absent, damaged or of another model
     RuntimeError, OSError, ValueError, KeyError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError,
+    ImportError,
 )  # fmt: skip
 TAPS = ("mid", "mlp")  # of the last block: the class token after attention, and what the MLP adds to it
 PROBE_S = 5  # a hub that does not answer in this time counts as out of reach

@@ -187,7 +187,7 @@ class PromptedBlock(nn.Module):
         self.block, self.prompts, self.is_first = block, nn.Parameter(prompts), is_first
 
     def forward(self, x: Float[Tensor, "B L D"], *_: None, **__: None) -> Float[Tensor, "B _ D"]:
-        prompts = repeat(self.prompts.to(x.dtype), "p d -> b p d", b=len(x))
+        prompts = repeat(self.prompts.to(x.dtype), "p d -> b p d", b=x.shape[0])
         patches = x[:, 1:] if self.is_first else x[:, 1 + len(self.prompts) :]
         return self.block(torch.cat((x[:, :1], prompts, patches), dim=1))
 

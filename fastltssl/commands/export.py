@@ -1,0 +1,66 @@
+"""`fastltssl export`: a trained run as files that need no fastltssl."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastltssl.commands.common import PATH, as_json, example, output_folder
+
+
+@click.command(epilog=example("export runs/RUN --out model"))
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, help="Folder to write (default: export-RUN).")
+@click.option("--seed", type=int, help="Which seed of the run is exported (default: its first).")
+@click.option("--cache", "cache_name", help="Cache the run was trained from, where it has moved.")
+@click.option("--pretrained", help="Checkpoint of the encoder, where it is not found by its name.")
+@click.option("--with-encoder/--no-encoder", default=None, help="Pixels or features in (default: features, but pixels "
+              "where the run trained in the encoder, or its head reads taps).")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Write into a folder that is not empty.")
+@as_json
+def export(
+    run: Path, out: Path | None, seed: int | None, cache_name: str | None, pretrained: str | None,
+    with_encoder: bool | None, overwrite: bool, is_json: bool,
+) -> None:  # fmt: skip
+    """A trained run as safetensors, a program for torch alone, and an example that calls it.
+
+    The program (model.pt2, float32, batches of any size) is compared with the run before it is kept.
+    """
+    from fastltssl import export as work
+    from fastltssl import predict
+    from fastltssl.cache import open_cache
+    from fastltssl.report import grid, pairs_table, show
+    from fastltssl.runs import read_record
+
+    config = predict.read_config(run)
+    trained = predict.load_run(run, open_cache(cache_name or config.cache), seed)
+    is_whole = work.needs_encoder(trained) if with_encoder is None else with_encoder
+    encoder = predict.encoder_of(trained, pretrained, "cpu") if is_whole else None
+    folder = output_folder(out or Path(f"export-{run.resolve().name}"), overwrite)
+    try:
+        found = work.write_export(folder, trained, encoder, read_record(run))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only where nothing was written
+        raise
+    show(grid(["file", "KiB"], [[name, f"{size / 1024:,.1f}"] for name, size in found.sizes.items()]))
+    show(pairs_table(_lines(found), f"{found.described['method']}, seed {trained.seed}"))
+    show(f"wrote {folder}\nnext: python {folder}/example.py {found.reads}...")
+    if is_json:
+        counts = {"tensors": found.tensors, "parameters": found.parameters, "bytes": found.sizes}
+        click.echo(json.dumps({"out": str(folder), "model": found.described} | counts))
+
+
+def _lines(found: Any) -> dict[str, str]:
+    """What a user may want to know of an export, by name."""
+    takes, made = found.described["input"], found.described["encoder"]
+    deviation = f"{found.described['deviation']:.1e} of the largest score, from the run's own in float32"
+    is_other = made is not None and made["precision"] != "fp32"
+    return {
+        "takes": f"{takes['dtype']}, {' x '.join(map(str, takes['shape']))}: {takes['name']}",
+        "gives": found.described["output"],
+        "head.safetensors": f"{found.tensors} tensors, {found.parameters:,} numbers",
+        "deviation": deviation + (f"; the cache was made in {made['precision']}" if is_other else ""),
+    }
