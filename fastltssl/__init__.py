@@ -20,6 +20,7 @@ _WHERE = {
     "sweep": "sweeps",
     "Classifier": "estimator",
     "estimate_label_bias": "bias",
+    "studio": "pages",
 }
 
 __all__ = list(_WHERE)

@@ -11,6 +11,8 @@ COMMANDS = {  # in the order of the help text; each line is the first of the com
     "train": "Stage two: train a method from a cache, every seed jointly.",
     "sweep": "Try hundreds of configurations at once, judged on validation rows; the best one is trained and tested.",
     "compare": "Put finished runs into one table, best balanced accuracy first.",
+    "studio": "See where the bias of a run comes from, and try a cure: a local page with sliders.",
+    "report": "The analysis of finished runs as one HTML file that loads nothing.",
     "predict": "Classify new images with a trained run: labels, probabilities, a CSV.",
     "export": "A trained run as safetensors, a program for torch alone, and an example that calls it.",
     "analyze": "Studies of what training does: each a table, a CSV, a JSON and a picture.",

@@ -17,6 +17,7 @@ from fastltssl.splits import PRESETS, Protocol, SplitError
 SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
 KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
 
+FLAGS = {"lr": "encoder-lr", "views": "live-views", "compiled": "compile", "mode": "live"}  # of fields of Live
 LIVE: dict[str, Any] = {one.name: one.type for one in dataclasses.fields(Live)}
 
 
@@ -106,10 +107,12 @@ def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], whe
         {"cache_name": "cache"}.get(name, name): value for name, value in flags.items() if value is not None
     }
     given["method"] = method
-    if live := _live(given, where):
+    live = _live(given, where)
+    if live:
         given["live"] = live
     if "cache" not in given:
-        raise UsageError("name a cache with --cache (see `fastltssl cache ls`)")
+        new = ", or with --live a new one with both --model and --dataset" if live else ""
+        raise UsageError(f"name a cache with --cache (see `fastltssl cache ls`){new}")
     if "seeds" in given:
         given["seeds"] = parse_seeds(given["seeds"])
     types = {one.name: one.type for one in (*dataclasses.fields(Config), *dataclasses.fields(Protocol))}
@@ -129,11 +132,11 @@ def _live(given: dict[str, Any], where: str) -> Live | None:
     found = _known({"mode": stored} if isinstance(stored, str) else stored or {}, LIVE.keys(), f"{where}, live")
     found |= {name: given.pop(f"live_{name}") for name in LIVE if f"live_{name}" in given}
     if found and "mode" not in found:
-        flag = next(iter(found))
-        raise UsageError(f"{flag} belongs to training through the encoder: add --live MODE, such as --live adaptformer")
+        flag = FLAGS.get(next(iter(found)), next(iter(found)))
+        raise UsageError(f"--{flag} belongs to training through the encoder: add --live MODE, such as adaptformer")
     if not found:
         return None
-    typed = {name: _typed(name, value, LIVE[name]) for name, value in found.items() if value is not None}
+    typed = {name: _typed(f"live {name}", value, LIVE[name]) for name, value in found.items() if value is not None}
     return Live(**typed)
 
 

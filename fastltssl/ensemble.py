@@ -33,13 +33,14 @@ from fastltssl.evaluation import CHUNK, evaluator, threshold_of
 from fastltssl.experiment import SeedSplit, Wanted, measured_rows, seeds_of, with_templates
 from fastltssl.extract import Progress
 from fastltssl.heads import text_scores
+from fastltssl.live import source_of
 from fastltssl.methods import configure, gla
 from fastltssl.pictures import pictures_of
 from fastltssl.pipeline import pipeline
-from fastltssl.predict import ROWS, TrainedRun, encoder_of, load_run, read_config
+from fastltssl.predict import ROWS, TrainedRun, encoder_of, load_run
 from fastltssl.records import METRICS, record_of
-from fastltssl.runs import Config, ConfigError, RunError, read_record, write
-from fastltssl.sources import Images, Source, Subset, open_source
+from fastltssl.runs import Config, ConfigError, RunError, read_config, read_record, write
+from fastltssl.sources import Images, Source, Subset
 from fastltssl.types import Fitted, Knob, Problem, Run, Scores, choice, knob
 from fastltssl.views import parse_views
 
@@ -130,7 +131,7 @@ def ensembling(
     """
     folder, config, began = plan.folder, plan.config, time.perf_counter()
     _check_cache(folder, cache)
-    source = open_source(dataset or str(cache.attributes["provenance"]["dataset"]), root) if plan.tuned.live else None
+    source = source_of(cache, dataset, root) if plan.tuned.live else None
     method = Ensemble(config.settings["tau"], config.settings.get("scale", "fixed"))
     rows = with_templates(resident(cache), cache, config.templates)
     read = resident(cache, taps=True) if wants_taps(configure(plan.tuned.method, plan.tuned.settings)) else rows

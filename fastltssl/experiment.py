@@ -148,10 +148,15 @@ def _fit_alike(method: Method, rows: Rows, seeds: list[SeedSplit]) -> Generator[
             lr=config.lr,
             weight_decay=config.weight_decay,
             seed=[one.seed for one in seeds],
-            evals=max(config.evals, 20) if config.report == "mean20" else config.evals,
+            evals=evals_of(config),
             evaluate=lambda method, run, place: scored[place](method, run),
         )
     )
+
+
+def evals_of(config: Config) -> int:
+    """Evaluations of a run; mean20 needs at least that many."""
+    return max(config.evals, 20) if config.report == "mean20" else config.evals
 
 
 def measured_rows(config: Config, split: Split, cache: Cache) -> Wanted:

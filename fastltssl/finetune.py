@@ -9,6 +9,7 @@ What a step sees follows from the seed and its number alone, so a checkpoint hol
 import contextlib
 import itertools
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -33,6 +34,7 @@ from fastltssl.tuning import trainable
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
 
 AHEAD = 2  # steps whose images are decoded while one is computed
+FFT_SHARE = 30  # rate of the head over that of the encoder where all of it trains: with equal rates it forgets
 LOT = 256  # images encoded at once without gradient
 KEEP_S = 60.0  # seconds after which a checkpoint is written between two evaluations
 
@@ -216,11 +218,12 @@ def finetuning(
     evaluate: Evaluate,
     checkpoint: Path | None = None,
     identity: str = "",
-) -> Generator[Progress, None, tuple[Run, dict[str, Tensor]]]:
-    """Train head and tower together, yielding Progress after every step; the run, and its history with "step".
+) -> Generator[Progress, None, tuple[Run, dict[str, Tensor], float]]:
+    """Train head and tower together, yielding Progress after every step.
 
-    The tower ends as it was trained, or as the mean of its weights with `live.ema`. A run that was ended goes on from
-    its checkpoint; raises RunError where that was written by another configuration than `identity`.
+    Returns the run, its history with "step", and the seconds that earlier calls spent on it. The tower ends as it was
+    trained, or as the mean of its weights with `live.ema`. A run that was ended goes on from its checkpoint. Raises
+    RunError where that was written by another configuration than `identity`, and for numbers that are not finite.
     """
     steps, is_fresh = problem.steps, live.views == "fresh"
     params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), method.init(problem, seeded(seed, "init")))
@@ -237,17 +240,21 @@ def finetuning(
         asked = asked_at(problem, stream, t, is_fresh)
         out = live_step(method, trainee, fit.params, fit.state, problem, stream, t, asked, live.accumulate)
         fit.update(out)
+        loss = float(out.loss)
+        if not math.isfinite(loss) or (t + 1 in ends and not fit.is_finite()):
+            raise RunError(f"the loss or the weights of step {t + 1} are not finite. Lower --lr or --encoder-lr")
         if t + 1 in ends:
             with fit.averaged():
                 metrics = evaluate(method, Run(tree_map(torch.detach, fit.params), (), fit.state))
             fit.close(metrics | {"step": torch.tensor(t + 1)})
         now = time.perf_counter()
         if checkpoint and trainee.ranks.rank == 0 and (t + 1 in ends or now - kept > KEEP_S):
-            fit.write(checkpoint, identity, t + 1)
+            fit.write(checkpoint, identity, t + 1, now - began)
             kept = now
-        yield Progress(t + 1, steps, 1, now - began, float(out.loss))
+        yield Progress(t + 1, steps, 1, now - began, loss)
     fit.settle()
-    return Run(tree_map(lambda leaf: leaf.detach().clone(), fit.params), (), fit.state), fit.history.stacked()
+    run = Run(tree_map(lambda leaf: leaf.detach().clone(), fit.params), (), fit.state)
+    return run, fit.history.stacked(), fit.earlier_s
 
 
 class _Fit:
@@ -264,12 +271,14 @@ class _Fit:
         else:
             self.optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=MOMENTUM)
         self.mean = [value.detach().clone() for value in self.weights] if live.ema else []
+        usual = lr / FFT_SHARE if live.mode == "fft" else lr
+        self.encoder_lr, self.earlier_s = usual if live.lr is None else live.lr, 0.0
         self.history, self.outs = History(0), []  # type: ignore[var-annotated]
 
     def rate(self, progress: float, step: int) -> None:
         """Cosine to zero after a linear rise, for the tower and the head."""
         share = cosine(progress) * min(1.0, (step + 1) / max(1, self.live.warmup))
-        rates = (self.lr if self.live.lr is None else self.live.lr), self.lr
+        rates = self.encoder_lr, self.lr
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
 
@@ -281,6 +290,9 @@ class _Fit:
         if self.mean:
             for mean, value in zip(self.mean, self.weights, strict=True):
                 mean.lerp_(value.detach(), 1 - self.live.ema)
+
+    def is_finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.weights)
 
     def close(self, metrics: dict[str, Tensor]) -> None:
         self.history.close({name: torch.stack([out[name] for out in self.outs]) for name in self.outs[0]}, metrics)
@@ -303,8 +315,8 @@ class _Fit:
             for value, mean in zip(self.weights, self.mean, strict=False):
                 value.copy_(mean)
 
-    def write(self, path: Path, identity: str, step: int) -> None:
-        """All of it as safetensors, in the place of what was there."""
+    def write(self, path: Path, identity: str, step: int, seconds: float) -> None:
+        """All of it as safetensors, in the place of what was there; `seconds` are those of this call."""
         from safetensors.torch import save_file
 
         tensors = {f"weight.{k}": value for k, value in enumerate(self.weights)}
@@ -314,7 +326,8 @@ class _Fit:
         tensors |= {f"state.{leaf_name(at)}": leaf for at, leaf in tree_flatten_with_path(self.state)[0]}
         for name, rows in (("history", self.history.rows), ("out", self.outs)):
             tensors |= {f"{name}.{k}.{key}": value for k, row in enumerate(rows) for key, value in row.items()}
-        meta = {"identity": identity, "step": step, "evaluations": len(self.history.rows), "outs": len(self.outs)}
+        counts = {"evaluations": len(self.history.rows), "outs": len(self.outs)}
+        meta = {"identity": identity, "step": step, "seconds": self.earlier_s + seconds, **counts}
         part = path.with_suffix(".part")
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         save_file(copies, part, metadata={"fastltssl": json.dumps(meta)})
@@ -331,9 +344,10 @@ class _Fit:
                 meta = json.loads(file.metadata()["fastltssl"])
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is no checkpoint ({error}). Remove it, or train into another --out") from None
+            raise RunError(f"{path} is damaged ({error}). Remove that file and this seed begins anew") from None
         if meta["identity"] != identity:
-            raise RunError(f"{path} was written by {_difference(meta['identity'], identity)}. Use the same, or --out")
+            difference = _difference(meta["identity"], identity)
+            raise RunError(f"{path} was written by {difference}. Use the same, another --out, or --overwrite")
 
         def rows_of(name: str, count: int) -> list[dict[str, Tensor]]:
             found: list[dict[str, Tensor]] = [{} for _ in range(count)]
@@ -356,6 +370,7 @@ class _Fit:
         self.history.rows = rows_of("history", meta["evaluations"])
         device = self.weights[0].device
         self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta["outs"])]
+        self.earlier_s = float(meta["seconds"])
         return int(meta["step"])
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Generator
 from functools import partial
@@ -20,7 +19,7 @@ from fastltssl.batches import Rows, make_stream
 from fastltssl.cache import Cache, fingerprint
 from fastltssl.encoder import DTYPES, Encoder, load_encoder
 from fastltssl.evaluation import evaluator, threshold_of
-from fastltssl.experiment import SeedSplit, measured_rows, seeds_of, with_templates
+from fastltssl.experiment import SeedSplit, evals_of, measured_rows, seeds_of, with_templates
 from fastltssl.extract import Progress as Extracted
 from fastltssl.features import SPARE, available_memory
 from fastltssl.finetune import Trainee, asked_at, finetuning
@@ -28,8 +27,8 @@ from fastltssl.methods import configure
 from fastltssl.pictures import Augmented, Pictures, Seen, make_tokens, pictures_of, plan_tokens, recipes_of
 from fastltssl.ranks import ALONE, Ranks
 from fastltssl.records import record_of
-from fastltssl.runs import Config, RunError, as_dict, check, write
-from fastltssl.sources import Source, open_source
+from fastltssl.runs import Config, RunError, as_dict, check, read_config, write
+from fastltssl.sources import Source, limited, open_source
 from fastltssl.step import is_trained
 from fastltssl.towers import split_tower
 from fastltssl.train import Progress
@@ -37,6 +36,7 @@ from fastltssl.tuning import describe, first_trained, parse_mode, state, tuned
 from fastltssl.types import Fitted, Method, Run, seeded
 from fastltssl.views import parse_recipe
 
+SAME_NUMBERS = ("accumulate", "recompute", "compiled")  # of Live: they change memory and time alone
 LIVE_VIEWS = ("center", "weak0", "strong0")  # what a stream of fresh views chooses from
 
 
@@ -78,8 +78,21 @@ def open_images(
 ) -> Opened:
     """The images and the encoder of a cache; `dataset` and `root` where they have moved."""
     encoder = ranks.first(lambda: encoder_for(cache, device, pretrained))
-    name = dataset or str(cache.attributes["provenance"]["dataset"])
-    return Opened(ranks.first(lambda: open_source(name, root)), encoder, ranks, workers)
+    return Opened(ranks.first(lambda: source_of(cache, dataset, root)), encoder, ranks, workers)
+
+
+def source_of(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Source:
+    """The images a cache was made of. Raises RunError where the data set is not as it was."""
+    known = cache.attributes["provenance"]
+    source = open_source(dataset or str(known["dataset"]), root)
+    if source.fingerprint != known["dataset_fingerprint"]:  # --limit takes some of them
+        source = limited(source, max(len(group.ids) for group in cache.groups.values()))
+    if source.fingerprint != known["dataset_fingerprint"]:
+        raise RunError(
+            f"the images of {dataset or known['dataset']} are not those {cache.path} was made of (ids, labels or file "
+            "sizes differ). Give the --dataset and --root it was made with, or extract again"
+        )
+    return source
 
 
 def training(
@@ -94,23 +107,18 @@ def training(
     live = config.live
     assert live is not None
     method = configure(config.method, config.settings)
-    if not is_trained(method):
-        raise RunError(f"{config.method} has no loss, so nothing would train through the encoder. Leave --live out")
-    if wants_taps(method):
-        raise RunError("this head reads taps of a frozen last block. With --live lastblock that block trains itself")
+    check_method(config, method)
     mode, began, count = parse_mode(live.mode), time.perf_counter(), len(config.seeds)
     seeds = seeds_of(config, cache, with_templates(rows, cache, config.templates))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps(as_dict(config) | {"cache_fingerprint": fingerprint(cache)}, default=str)
     fitted: list[Fitted] = []
     towers: list[dict[str, Tensor]] = []
-    lines: list[str] = []
+    earlier = 0.0
     for place, one in enumerate(seeds):
         tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=seeded(one.seed, "tower"))
         if not place:
-            lines = [describe(tower, mode)]
-            yield note(lines[0])
+            yield note(describe(tower, mode))
         pool = Pool(config, one, cache, opened)
         trainee = yield from pool.trainee(method, tower, is_first=not place)
         work = finetuning(
@@ -122,21 +130,22 @@ def training(
             lr=config.lr,
             weight_decay=config.weight_decay,
             seed=one.seed,
-            evals=max(config.evals, 20) if config.report == "mean20" else config.evals,
+            evals=evals_of(config),
             evaluate=partial(pool.measured, trainee),
             checkpoint=out / f"seed{one.seed}.checkpoint" if out else None,
-            identity=identity,
+            identity=identity_of(config, cache),
         )
         try:
-            run, history = yield from _counted(work, place, count, began)
+            run, history, before = yield from _counted(work, place, count, began)
         except torch.OutOfMemoryError:
             raise RunError(
                 f"the device has no memory for a step of {config.batch} labelled and {config.batch_u} unlabelled "
                 f"images in {live.accumulate} parts. Try --accumulate {2 * live.accumulate}, or --recompute"
             ) from None
+        earlier += before
         fitted.append(Fitted(run, history))
         towers.append(state(tower))
-    seconds = time.perf_counter() - began
+    seconds = earlier + time.perf_counter() - began
     splits, groups = [one.split for one in seeds], [one.groups for one in seeds]
     record = record_of(config, method, cache, splits, groups, fitted, seconds)
     record["live"] = dataclasses.asdict(live) | {
@@ -150,6 +159,28 @@ def training(
         for one in seeds:
             (out / f"seed{one.seed}.checkpoint").unlink()
     return record
+
+
+def check_method(config: Config, method: Method) -> None:
+    """Raise RunError where a method cannot train through the encoder."""
+    if not is_trained(method):
+        raise RunError(f"{config.method} has no loss, so nothing would train through the encoder. Leave --live out")
+    if wants_taps(method):
+        raise RunError("this head reads taps of a frozen last block. With --live lastblock that block trains itself")
+
+
+def identity_of(config: Config, cache: Cache) -> str:
+    """What decides the numbers of a run, as JSON: its config, but for how a step is cut up and where the cache lies."""
+    flat = as_dict(config)
+    how = {f"live {name}": value for name, value in flat.pop("live").items() if name not in SAME_NUMBERS}
+    del flat["cache"]
+    return json.dumps(flat | how | {"cache_fingerprint": fingerprint(cache)}, default=str)
+
+
+def is_same(config: Config, cache: Cache, folder: Path) -> bool:
+    """Whether a finished run is the one this config would give."""
+    stored = read_config(folder)
+    return stored.live is not None and identity_of(check(stored), cache) == identity_of(config, cache)
 
 
 def note(text: str) -> Extracted:
@@ -172,8 +203,6 @@ def _counted(
             record = next(work)
         except StopIteration as end:
             return end.value
-        if not math.isfinite(record.loss):
-            raise RunError(f"the loss of step {record.step} is not finite. Lower --lr or --encoder-lr")
         done, total = place * record.steps + record.step, count * record.steps
         yield record._replace(step=done, steps=total, elapsed_s=time.perf_counter() - began)
 
@@ -242,7 +271,7 @@ class Pool:
         problem, stream = self.one.problem, self.stream(method)
         steps = [one for t in range(problem.steps) for one in asked_at(problem, stream, t, self.is_fresh)]
         evaluations = [one for one in self._measured_views(method).values() if len(one.picture)]
-        return steps + evaluations * self.config.evals
+        return steps + evaluations * evals_of(self.config)
 
     def _measured_views(self, method: Method) -> dict[str, Seen]:
         """The views an evaluation takes: the pool as a weak view where the method labels it, the others as they are."""

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,9 +23,8 @@ from fastltssl.extract import Progress
 from fastltssl.live import encoder_for
 from fastltssl.methods import configure
 from fastltssl.pipeline import pipeline
-from fastltssl.runs import TOWER, Config, Live, RunError, leaf_name, read_record
+from fastltssl.runs import TOWER, Live, RunError, leaf_name, read_config
 from fastltssl.sources import Source
-from fastltssl.splits import Protocol
 from fastltssl.step import start
 from fastltssl.tuning import load_state, parse_mode, tuned
 from fastltssl.types import Method, Run, seeded
@@ -57,17 +55,6 @@ class Predictions(NamedTuple):
     ids: tuple[str, ...]
     probs: Float[Tensor, "n C"]
     broken: tuple[str, ...]
-
-
-def read_config(folder: Path) -> Config:
-    """The config of a finished run. Raises RunError where there is none."""
-    read_record(folder)  # tells what is wrong with a folder that is no run
-    found = yaml.safe_load((folder / "config.yaml").read_text())
-    switches = {one.name for one in dataclasses.fields(Protocol)}
-    protocol = Protocol(**{name: found.pop(name) for name in list(found) if name in switches})
-    live = Live(**found.pop("live")) if "live" in found else None
-    seeds = tuple(found.pop("seeds"))
-    return Config(protocol=protocol, settings=found.pop("set"), seeds=seeds, live=live, **found)
 
 
 def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:

@@ -63,6 +63,8 @@ def joined() -> Ranks:
     import torch
     from torch import distributed
 
+    if distributed.is_initialized():
+        return Ranks(distributed.get_rank(), size)
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)

@@ -44,11 +44,21 @@ def follow(work: Generator[Any, None, Result], line: Line, what: str, stream: Te
 
 def label(row: dict[str, Any]) -> str:
     """A method with the settings it was given, and steps and learning rate where they are unusual."""
-    parts = [row["method"], *([f"live {row['live']['mode']}"] if row.get("live") else [])]
+    parts = [row["method"], *_live_parts(row.get("live"))]
     parts += [f"{name}={_short(value)}" for name, value in row.get("settings", {}).items()]
     if row["steps"]:
         parts += [f"{name}={_short(row[name])}" for name, usual in (("steps", 500), ("lr", 0.03)) if row[name] != usual]
     return " ".join(parts)
+
+
+def _live_parts(how: dict[str, Any] | None) -> list[str]:
+    """How a run trained through the encoder, as far as it is unusual."""
+    if not how:
+        return []
+    usual = {"lr": None, "optimizer": "sgd", "warmup": 0, "ema": 0.0, "views": "fresh"}
+    names = {"lr": "encoder-lr"}
+    parts = [f"{names.get(name, name)}={_short(how[name])}" for name, value in usual.items() if how[name] != value]
+    return [f"live {how['mode']}", *parts]
 
 
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:

@@ -47,7 +47,7 @@ class Live:
     """How a run trains through the encoder, from images. The modes are those of fastltssl.tuning."""
 
     mode: str
-    lr: float | None = None  # of the encoder; None: that of the head
+    lr: float | None = None  # of the encoder; None: that of the head, a thirtieth of it with fft
     optimizer: str = "sgd"  # or "adamw"
     warmup: int = 0  # steps over which both rates rise
     ema: float = 0.0  # decay of the mean of the weights that is measured and kept; 0: the weights themselves
@@ -195,6 +195,17 @@ def write(
     (out / "metrics.json").write_text(json.dumps(record, indent=1))
 
 
+def clear(out: Path) -> None:
+    """Remove what a run left in a folder, the record first, and nothing else."""
+    import shutil
+
+    names = ("metrics.json", "config.yaml", "environment.json", "rows.npz", "metrics.jsonl", "head.safetensors", TOWER)
+    for path in (*(out / name for name in names), *out.glob("seed*.checkpoint"), *out.glob("seed*.part")):
+        path.unlink(missing_ok=True)
+    if (out / HISTORY).is_dir():
+        shutil.rmtree(out / HISTORY)
+
+
 def leaf_name(path: tuple[Any, ...]) -> str:
     """The name of a tensor in head.safetensors, from its place in the tree: "params.weight"."""
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
@@ -268,3 +279,14 @@ def read_record(path: Path) -> dict[str, Any]:
     if missing := {"method", "protocol", "bacc", "is_ssl", "seeds", "cache_fingerprint"} - set(record):
         raise RunError(f"{path}/metrics.json is not a run's record: it has no {', '.join(sorted(missing))}")
     return record
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a finished run. Raises RunError where there is none."""
+    read_record(folder)  # tells what is wrong with a folder that is no run
+    found = yaml.safe_load((folder / "config.yaml").read_text())
+    switches = {one.name for one in dataclasses.fields(Protocol)}
+    protocol = Protocol(**{name: found.pop(name) for name in list(found) if name in switches})
+    live = Live(**found.pop("live")) if "live" in found else None
+    seeds = tuple(found.pop("seeds"))
+    return Config(protocol=protocol, settings=found.pop("set"), seeds=seeds, live=live, **found)

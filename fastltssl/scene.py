@@ -1,4 +1,4 @@
-"""One sample of a pool and the pool as a map: images, scores by view and branch, neighbours, two dimensions. No page."""
+"""One sample of a pool, and the pool as a map: images, scores by view and branch, neighbours, two dimensions."""
 
 import base64
 import io
@@ -70,14 +70,14 @@ def open_album(cache: Cache, dataset: str | None = None, root: Path | None = Non
 
 
 def thumbnails(album: Album, group: str, ids: list[str]) -> list[str]:
-    """A PNG of each image as a data address, "" where there is none or it cannot be read."""
+    """A square PNG of each image as a data address, "" where there is none or it cannot be read."""
     if group not in album.images:
         return [""] * len(ids)
     return [_thumbnail(album.images[group], album.place[group].get(image_id, -1)) for image_id in ids]
 
 
 @lru_cache(maxsize=4096)
-def _thumbnail(images: Images, row: int) -> str:
+def _thumbnail(images: Any, row: int) -> str:
     from PIL import Image
 
     try:
@@ -86,12 +86,14 @@ def _thumbnail(images: Images, row: int) -> str:
         picture = None
     if picture is None:
         return ""
-    small = max(picture.size) < SIDE
     picture.thumbnail((SIDE, SIDE))
-    scale = max(1, SIDE // max(picture.size)) if small else 1
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    whole = max(1, SIDE // max(picture.size))  # small images grow by whole pixels
+    picture = picture.resize((picture.width * whole, picture.height * whole), Image.Resampling.NEAREST)
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     held = io.BytesIO()
-    picture.save(held, "PNG")
+    square.save(held, "PNG")
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 

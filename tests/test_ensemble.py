@@ -18,7 +18,7 @@ from fastltssl.encoder import load_encoder
 from fastltssl.experiment import seeds_of, training
 from fastltssl.records import METRICS
 from fastltssl.runs import Config, RunError, read_audit, read_record
-from fastltssl.sources import SourceError, Subset, open_source
+from fastltssl.sources import Subset, open_source
 from fastltssl.splits import Protocol
 from fastltssl.step import start
 from fastltssl.train import drain
@@ -237,5 +237,5 @@ def test_another_cache_or_other_images_are_refused(taps, cached, tuned, world, t
     assert "Name that one with --cache" in refused(
         f"train gla --ensemble {cached} --cache {taps.path} --out {tmp_path / 'out'}"
     )
-    with pytest.raises(SourceError, match="Give the --dataset and --root it was made with"):
+    with pytest.raises(RunError, match="Give the --dataset and --root it was made with"):
         ensembled(tuned, world, dataset="world:mild:3:2")

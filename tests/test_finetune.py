@@ -82,7 +82,7 @@ class Setup:
                 self.method, self.one.problem, self.pool.stream(self.method), trainee, how,
                 lr=0.03, weight_decay=5e-4, seed=0, evals=STEPS, evaluate=evaluate,
             )
-        )  # fmt: skip
+        )[:2]  # fmt: skip
 
 
 def leaves_of(tree):
@@ -249,7 +249,7 @@ def test_a_live_run_leaves_a_run_folder_and_says_what_trained(unbroken):
     assert {"config.yaml", "metrics.json", "head.safetensors", "pseudo_labels.zarr"} <= {p.name for p in out.iterdir()}
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(cache, unbroken, tmp_path):
+def test_a_killed_run_goes_on_and_ends_the_same(cache, unbroken, tmp_path, monkeypatch):
     out, line = tmp_path / "killed", line_of(cache, tmp_path / "killed", "--seeds", "0-1")
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, *line], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
@@ -263,9 +263,13 @@ def test_a_killed_run_goes_on_and_ends_the_same(cache, unbroken, tmp_path):
     refused = CliRunner().invoke(cli, line)
     assert refused.exit_code == 2
     assert "is not empty" in refused.output
-    other = CliRunner().invoke(cli, [*line, "--resume", "--lr", "0.01"])
-    assert "was written by lr 0.03 and now it is 0.01" in str(other.exception)
-    result = CliRunner().invoke(cli, [*line, "--resume"])
+    assert "--resume to go on with the run in it" in refused.output
+    for more, wanted in (("--lr", "lr 0.03 and now it is 0.01"), ("--ema", "live ema 0.0 and now it is 0.01")):
+        other = CliRunner().invoke(cli, [*line, "--resume", more, "0.01"])
+        assert f"was written by {wanted}" in str(other.exception)
+    monkeypatch.chdir(cache.path.parent)
+    line[line.index("--cache") + 1] = cache.path.name  # where it lies changes no number
+    result = CliRunner().invoke(cli, [*line, "--resume", "--threads", "1"])
     assert result.exit_code == 0, result.output
     ours = json.loads(result.stdout.splitlines()[-1])
     for name in ("top1", "bacc", "ece", "pseudo_label", "audit"):
@@ -275,14 +279,55 @@ def test_a_killed_run_goes_on_and_ends_the_same(cache, unbroken, tmp_path):
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_finished_run_is_left_alone_and_another_is_not_resumed_over(cache, unbroken, tmp_path):
+    out, record = unbroken
+    line = line_of(cache, out, "--seeds", "0-1", "--resume")
+    before = (out / "metrics.json").read_bytes()
+    again = CliRunner().invoke(cli, [*line, "--accumulate", "2"])
+    assert again.exit_code == 0, again.output
+    assert "is finished already" in again.output
+    assert json.loads(again.stdout.splitlines()[-1])["bacc"] == record["bacc"]
+    other = CliRunner().invoke(cli, [*line, "--steps", "3"])
+    assert other.exit_code == 2
+    assert "holds another finished run" in other.output
+    assert (out / "metrics.json").read_bytes() == before
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    (strangers / "notes.txt").write_text("mine")
+    refused = CliRunner().invoke(cli, line_of(cache, strangers, "--resume"))
+    assert refused.exit_code == 2
+    assert "is not empty" in refused.output
+
+
+def test_overwriting_begins_anew_and_leaves_strangers_alone(cache, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("seed0.checkpoint", "seed7.checkpoint", "metrics.json", "tower.safetensors", "notes.txt"):
+        (out / name).write_text("old")
+    result = CliRunner().invoke(cli, line_of(cache, out, "--overwrite"))
+    assert result.exit_code == 0, result.output
+    assert (out / "notes.txt").read_text() == "old"
+    assert not list(out.glob("*.checkpoint"))
+    assert json.loads((out / "metrics.json").read_text())["live"]["mode"] == "adaptformer"
+
+
+def test_other_images_under_the_same_names_are_refused(cache, tmp_path):
+    with pytest.raises(RunError, match=r"the images of world:hard:12:3 are not those .* was made of"):
+        live.source_of(cache, "world:hard:12:3")
+    path = tmp_path / "limited.zarr"
+    source = open_source(DATASET, limit=80)
+    drain(extract.extract(source, load_encoder("tiny", None), parse_views("center"), path, templates="world"))
+    assert live.source_of(open_cache(path)).fingerprint == source.fingerprint
+
+
 SLOW = """
 import sys, time
 import torch
 from fastltssl import finetune
 torch.set_num_threads(1)
 write = finetune._Fit.write
-def slow(self, path, identity, step):
-    write(self, path, identity, step)
+def slow(self, path, identity, step, seconds):
+    write(self, path, identity, step, seconds)
     time.sleep(60 if path.name == "seed1.checkpoint" else 0)
 finetune._Fit.write = slow
 from fastltssl.cli import cli
@@ -317,11 +362,16 @@ def test_new_images_get_the_scores_of_the_tuned_tower(cache, unbroken, opened, t
     assert (frozen - scores).abs().max() > 1e-3
 
 
-def test_without_a_cache_one_of_center_views_is_made(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTLTSSL_CACHE", str(tmp_path))
+def test_without_a_cache_one_of_center_views_is_made_by_all_processes(tmp_path):
     line = ["train", "probe", "--live", "bitfit", "--model", "tiny", "--dataset", "world:mild:3:1", "--n1", "3"]
-    result = CliRunner().invoke(cli, [*line, "--steps", "2", "--evals", "1", "--out", str(tmp_path / "run"), "--json"])
-    assert result.exit_code == 0, result.output
+    line += ["--steps", "2", "--evals", "1", "--threads", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29612"]
+    done = subprocess.run(
+        [*command, "-m", "fastltssl", *line], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env=os.environ | {"FASTLTSSL_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
     assert open_cache(tmp_path / "world_mild_3_1_tiny_center.zarr").groups["train"].views == ("center",)
 
 
@@ -355,10 +405,14 @@ def test_what_cannot_train_is_refused(cache, opened, change, message):
     assert message in str(error.value)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(cache, opened):
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_kept(cache, opened, tmp_path):
     config = dataclasses.replace(config_of(cache, "fixmatch", "fft", steps=30), lr=1e6)
-    with pytest.raises(RunError, match=r"is not finite\. Lower --lr or --encoder-lr"):
-        drain(live.training(config, cache, resident(cache), opened))
+    with pytest.raises(RunError, match=r"are not finite\. Lower --lr or --encoder-lr"):
+        drain(live.training(config, cache, resident(cache), opened, tmp_path))
+    assert not list(tmp_path.glob("*.checkpoint"))
+    one_step = dataclasses.replace(config, steps=1, evals=1)  # its loss is that of before the update
+    with pytest.raises(RunError, match=r"weights of step 1 are not finite"):
+        drain(live.training(dataclasses.replace(one_step, lr=1e38, weight_decay=1e38), cache, resident(cache), opened))
 
 
 def test_a_step_that_memory_does_not_hold_is_refused_with_what_fits(cache, opened):
@@ -381,8 +435,11 @@ def test_a_step_that_memory_does_not_hold_is_refused_with_what_fits(cache, opene
 def test_flags_of_live_training_need_it(cache, tmp_path):
     line = ["train", "probe", "--cache", str(cache.path), "--out", str(tmp_path / "run")]
     for more, message in (
-        (["--warmup", "3"], "warmup belongs to training through the encoder"),
+        (["--warmup", "3"], "--warmup belongs to training through the encoder"),
         (["--resume"], "--resume belongs to training through the encoder"),
+        (["--root", "here"], "--root belongs to training through the encoder"),
+        (["--live", "fft", "--model", "tiny"], "--model tiny is for a new cache"),
+        (["--live", "fft", "--resume", "--overwrite"], "give one of them"),
         (["--live", "fft", "--resume"], "--resume needs the folder of the run"),
     ):
         own = line if "needs" not in message else line[:-2]

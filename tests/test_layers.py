@@ -21,7 +21,8 @@ ORDER = [  # (layer, file or folder), in the order of the package
     (4, "insight"), (4, "cure"), (4, "refit"), (4, "scene"),
     (4, "bias_study"), (4, "pseudo_study"), (4, "strategy_study"), (4, "space"),
     (4, "study"), (4, "sweeps"), (4, "protocol_grid"),
-    (5, "report"), (5, "tables"), (5, "sheets"), (5, "figures"), (5, "doctor"), (5, "demo"), (5, "config"), (5, "pages"),
+    (5, "report"), (5, "tables"), (5, "sheets"), (5, "figures"), (5, "run_figures"), (5, "exhibits"),
+    (5, "report_sections"), (5, "report_page"), (5, "doctor"), (5, "demo"), (5, "config"), (5, "pages"),
     (5, "commands"), (5, "cli"), (5, "__main__"),
 ]  # fmt: skip
 RANK = {name: index for index, (_, name) in enumerate(ORDER)}

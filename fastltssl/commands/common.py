@@ -1,5 +1,7 @@
 """What several commands share: options, the device, lines of progress. Heavy modules are imported when called."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,7 +78,7 @@ TRAIN_OPTIONS = [
     click.option("--groups", help="head/medium/tail by thirds (default), counts, or a JSON file."),
     click.option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0)."),
     click.option("--steps", type=int, help="Training steps (default 500)."),
-    click.option("--lr", type=float, help="SGD learning rate (default 0.03)."),
+    click.option("--lr", type=float, help="Learning rate (default 0.03)."),
     click.option("--weight-decay", type=float, help="(default 5e-4)"),
     click.option("--batch", type=int, help="Labelled rows a step (default 32)."),
     click.option("--batch-u", type=int, help="Unlabelled rows a step (default 32)."),
@@ -91,7 +93,8 @@ LIVE_OPTIONS = [
     click.option("--live", "live_mode", metavar="MODE", help="Train through the encoder, from images: fft, "
                  "adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K or lastblock[:H]."),
     click.option("--live-views", help="fresh (default: new ones at each visit) or cached (those of the cache)."),
-    click.option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head)."),
+    click.option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head; a "
+                 "thirtieth of it with fft)."),
     click.option("--optimizer", "live_optimizer", help="sgd (default) or adamw."),
     click.option("--warmup", "live_warmup", type=int, help="Steps over which the rates rise (default 0)."),
     click.option("--ema", "live_ema", type=float, help="Decay of the mean of the weights (default 0: no mean)."),
@@ -153,8 +156,52 @@ def output_folder(path: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise click.UsageError(f"--out {path} cannot be a run folder: {error}") from None
     if is_taken and not overwrite:
-        raise click.UsageError(f"{path} is not empty; choose another --out, or pass --overwrite")
+        begun = ", --resume to go on with the run in it" if any(path.glob("seed*.checkpoint")) else ""
+        raise click.UsageError(f"{path} is not empty; choose another --out{begun}, or pass --overwrite")
     return path
+
+
+@contextlib.contextmanager
+def left_clean(folder: Path) -> Iterator[None]:
+    """Where this fails, the folder is removed again if nothing was written into it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+
+
+def show_config(config: Any, is_json: bool) -> None:
+    """Everything that decides the numbers of the run that begins."""
+    import json
+
+    import yaml
+
+    from fastltssl.report import show
+    from fastltssl.runs import as_dict
+
+    text = yaml.safe_dump(as_dict(config), sort_keys=False, default_flow_style=None, width=140)
+    show("config: " + json.dumps(as_dict(config)) if is_json else text.rstrip())
+
+
+def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
+    """The table of a run, its folder, and what to do next."""
+    import json
+
+    from fastltssl.report import protocol_line, results_table, show
+
+    show(results_table([record], protocol_line(record)))
+    where = f"{record['run']} {done}" if done else f"wrote {record['run']}"
+    show(f"{where}\nnext: fastltssl compare {record['run']} OTHER_RUN...")
+    if is_json:
+        click.echo(json.dumps(record))
+
+
+def say_which_step(config: Any) -> None:
+    """A note where a run reports other evaluations than the last, whose weights are those that were kept."""
+    if config.report != "last":
+        click.echo(f"note: the run reports {config.report}; the weights it kept are those of the last step", err=True)
 
 
 def spread_of(one: dict[str, Any] | None, digits: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fastltssl.commands.common import extract_line, output_folder, usable_device
+from fastltssl.commands.common import extract_line, output_folder, say_which_step, show_config, usable_device
 
 MOVED = ("pretrained", "dataset", "root")  # read where the run was trained live
 TAKEN = (
@@ -21,8 +21,6 @@ def run_ensemble(
     out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool,
 ) -> None:  # fmt: skip
     """Measure the ensemble and write it as a run; `moved` says where encoder and images are now."""
-    import yaml
-
     from fastltssl import ensemble, runs
     from fastltssl.cache import open_cache
     from fastltssl.report import follow, protocol_line, results_table, show
@@ -34,9 +32,8 @@ def run_ensemble(
     if not plan.tuned.live and (unread := [name for name, value in moved.items() if value]):
         raise click.UsageError(f"--{unread[0]} is for a run trained with --live; {run} was trained from its cache")
     where = usable_device(device, threads or (None if plan.tuned.live else 1))
-    shown = runs.as_dict(plan.config)
-    lines = yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=140).rstrip()
-    show("config: " + json.dumps(shown) if is_json else lines)
+    say_which_step(plan.tuned)
+    show_config(plan.config, is_json)
     cache = open_cache(plan.config.cache)
     folder = output_folder(out or runs.new_folder(plan.config), overwrite)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, output_folder
+from fastltssl.commands.common import PATH, as_json, example, output_folder, say_which_step
 
 
 @click.command(epilog=example("export runs/RUN --out model"))
@@ -32,9 +32,10 @@ def export(
     from fastltssl import predict
     from fastltssl.cache import open_cache
     from fastltssl.report import grid, pairs_table, show
-    from fastltssl.runs import read_record
+    from fastltssl.runs import read_config, read_record
 
-    config = predict.read_config(run)
+    config = read_config(run)
+    say_which_step(config)
     trained = predict.load_run(run, open_cache(cache_name or config.cache), seed)
     is_whole = work.needs_encoder(trained) if with_encoder is None else with_encoder
     encoder = predict.encoder_of(trained, pretrained, "cpu") if is_whole else None

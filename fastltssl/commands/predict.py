@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, usable_device
+from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, say_which_step, usable_device
 
 
 @click.command(epilog=example("predict runs/RUN photos --out predictions.csv"))
@@ -33,10 +33,12 @@ def predict(
     from fastltssl import predict as work
     from fastltssl.cache import open_cache
     from fastltssl.report import follow, grid, show
+    from fastltssl.runs import read_config
     from fastltssl.sources.folder import open_images
 
     source = open_images(images)
-    config = work.read_config(run)
+    config = read_config(run)
+    say_which_step(config)
     trained = work.load_run(run, open_cache(cache_name or config.cache), seed)
     encoder = work.encoder_of(trained, pretrained, usable_device(device, threads))
     done = work.predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)

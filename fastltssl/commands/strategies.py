@@ -35,7 +35,7 @@ from fastltssl.commands.common import (
 @click.option("--base", default="fixmatch", show_default=True, help="What LP, LFT and FFT train.")
 @click.option("--lft", "lft_mode", default="adaptformer", show_default=True, help="Mode of --live for LFT and ULFine.")
 @click.option("--lft-lr", type=float, help="Rate of the encoder in LFT and ULFine (default: --lr).")
-@click.option("--fft-lr", default=0.001, show_default=True, help="Rate of the encoder in FFT.")
+@click.option("--fft-lr", type=float, help="Rate of the encoder in FFT (default: a thirtieth of --lr).")
 @click.option("--live-seeds", help="Seeds of LFT, FFT and ULFine (default: the first three of --seeds).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
 @train_options
@@ -46,7 +46,7 @@ from fastltssl.commands.common import (
 @as_json
 def lp_lft_fft(
     dataset: str | None, model: str | None, pretrained: str | None, root: Path | None, base: str, lft_mode: str,
-    lft_lr: float | None, fft_lr: float, live_seeds: str | None, workers: int, out: Path | None, overwrite: bool,
+    lft_lr: float | None, fft_lr: float | None, live_seeds: str | None, workers: int, out: Path | None, overwrite: bool,
     resume: bool, device: str, threads: int | None, is_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Zero-shot, linear probe, lightweight and full fine-tuning, and ULFine on one protocol.
@@ -128,7 +128,7 @@ def _finding(one: dict[str, Any]) -> str:
     """A finding in one line: the verdict, the claim and the difference."""
     found = one["difference"]
     if found is None:
-        return f"{one['verdict']}: {one['claim']}"
+        return f"{one['verdict']} (it takes two seeds that both have): {one['claim']}"
     interval = "" if one["measure"] == "seconds" else f" [{found['low']:+.1f}, {found['high']:+.1f}]"
     what = f"{one['measure'].replace('_', ' ')} of {one['ours']} minus {one['theirs']}"
     return f"{one['verdict']}: {one['claim']} ({what}: {found['mean']:+.1f}{interval})"

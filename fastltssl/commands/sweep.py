@@ -61,6 +61,8 @@ def sweep(
     if flags.get("seeds") is not None:
         flags["seeds"] = ",".join(map(str, counted_seeds(flags["seeds"])))
     resolved = resolve(method, config, flags)
+    if resolved.live or resolved.ensemble:
+        raise click.UsageError(f"{config} is of a live run or an ensemble; a sweep trains from a cache. Leave that out")
     knobs = space_of(resolved, ranges, [name for name in (only or "").split(",") if name], space)
     asked = study.checked(
         study.Sweep(resolved, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled)
