@@ -116,9 +116,14 @@ class Asked(NamedTuple):
     weak: Seen  # W x U
 
 
+def on_cpu(stream: Stream) -> Stream:
+    """The stream for `asked_at`: a GPU would have to be waited for at each look."""
+    return Stream(*(each.cpu() for each in stream))
+
+
 def asked_at(problem: Problem, stream: Stream, step: int, is_fresh: bool) -> Asked:
-    """The views of a step. Pictures are the labelled rows, then the pool; fresh views have the step in their name."""
-    x_row, row = (indices[step].cpu().numpy() for indices in (stream.x_row, stream.row))
+    """The views of a step, of a stream on the CPU; pictures are the labelled rows, then the pool."""
+    x_row, row = (each[step].numpy() for each in (stream.x_row, stream.row))
     pool = len(problem.x) + row
     if is_fresh:
         labelled = Seen(x_row, (f"weak@{step}",) * len(x_row))
@@ -231,13 +236,14 @@ def finetuning(
     first = fit.read(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
     ends = {last for _, last in intervals(steps, evals)}
     began, kept = time.perf_counter(), time.perf_counter()
+    indices = on_cpu(stream)
 
     def own_images(t: int) -> list[Seen]:
-        return [one.part(*trainee.share(len(one.picture))) for one in asked_at(problem, stream, t, is_fresh)]
+        return [one.part(*trainee.share(len(one.picture))) for one in asked_at(problem, indices, t, is_fresh)]
 
     for t in trainee.ahead(range(first, steps), own_images):
         fit.rate(t / steps, t)
-        asked = asked_at(problem, stream, t, is_fresh)
+        asked = asked_at(problem, indices, t, is_fresh)
         out = live_step(method, trainee, fit.params, fit.state, problem, stream, t, asked, live.accumulate)
         fit.update(out)
         loss = float(out.loss)

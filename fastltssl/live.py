@@ -22,7 +22,7 @@ from fastltssl.evaluation import evaluator, threshold_of
 from fastltssl.experiment import SeedSplit, evals_of, measured_rows, seeds_of, with_templates
 from fastltssl.extract import Progress as Extracted
 from fastltssl.features import SPARE, available_memory
-from fastltssl.finetune import Trainee, asked_at, finetuning
+from fastltssl.finetune import Trainee, asked_at, finetuning, on_cpu
 from fastltssl.methods import configure
 from fastltssl.pictures import Augmented, Pictures, Seen, make_tokens, pictures_of, plan_tokens, recipes_of
 from fastltssl.ranks import ALONE, Ranks
@@ -223,7 +223,7 @@ class Pool:
         self.is_fresh = config.live is not None and config.live.views == "fresh"
         self.view_seed = one.seed if self.is_fresh else known["seed"]
 
-    def stream(self, method: Method) -> Any:
+    def stream(self, method: Method) -> Stream:
         problem = self.one.problem
         return make_stream(
             problem._replace(views=LIVE_VIEWS) if self.is_fresh else problem,
@@ -260,7 +260,7 @@ class Pool:
                 yield note(f"{plan}. They do not fit, so every view is encoded at each visit")
         if live.recompute:
             recompute(trainee.tower)
-        asked = asked_at(self.one.problem, self.stream(method), 0, self.is_fresh).trained
+        asked = asked_at(self.one.problem, on_cpu(self.stream(method)), 0, self.is_fresh).trained
         free = available_memory() if encoder.device.type == "cpu" else torch.cuda.mem_get_info(encoder.device)[0]
         per_image = step_bytes(trainee, trainee.inputs(asked.part(0, 1)))
         check_memory(per_image, len(asked.picture), live.accumulate * ranks.size, free)
@@ -268,7 +268,7 @@ class Pool:
 
     def _every(self, method: Method) -> list[Seen]:
         """All that a run will see, evaluations included."""
-        problem, stream = self.one.problem, self.stream(method)
+        problem, stream = self.one.problem, on_cpu(self.stream(method))
         steps = [one for t in range(problem.steps) for one in asked_at(problem, stream, t, self.is_fresh)]
         evaluations = [one for one in self._measured_views(method).values() if len(one.picture)]
         return steps + evaluations * evals_of(self.config)

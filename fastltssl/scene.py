@@ -17,7 +17,7 @@ from fastltssl.cure import Scored
 from fastltssl.heads import text_branch, text_scores
 from fastltssl.insight import Insight, Labels
 from fastltssl.neighbors import nearest
-from fastltssl.sources import Images, SourceError, open_source
+from fastltssl.sources import SourceError, open_source
 
 SIDE = 112  # pixels of a thumbnail
 
@@ -29,7 +29,7 @@ class MapError(RuntimeError):
 class Album(NamedTuple):
     """The images of a cache's groups, where the data set is at hand; else why not."""
 
-    images: dict[str, Images]
+    images: dict[str, Any]  # Images, which a cache of thumbnails is keyed by
     place: dict[str, dict[str, int]]  # id -> row, of each group
     why: str
 
@@ -60,8 +60,9 @@ def open_album(cache: Cache, dataset: str | None = None, root: Path | None = Non
     try:
         source = open_source(str(name), root)
     except (SourceError, OSError) as error:
-        return Album({}, {}, f"Images are not at hand, so ids are shown. {error}")
-    groups = {group: images for group, images in source.groups.items() if group in cache.groups}
+        why = str(error).split(". ")[0]
+        return Album({}, {}, f"Images are not at hand, so ids are shown: {why}. Say where they are with --dataset")
+    groups: dict[str, Any] = {group: images for group, images in source.groups.items() if group in cache.groups}
     place = {group: {image_id: row for row, image_id in enumerate(images.ids)} for group, images in groups.items()}
     first = {group: rows.ids[0] for group, rows in cache.groups.items() if rows.ids}
     if any(image_id not in place.get(group, {}) for group, image_id in first.items()):
