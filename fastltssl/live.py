@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastltssl.adapters import wants_taps
-from fastltssl.batches import Rows, make_stream
+from fastltssl.batches import Rows, Stream, make_stream
 from fastltssl.cache import Cache, fingerprint
 from fastltssl.encoder import DTYPES, Encoder, load_encoder
 from fastltssl.evaluation import evaluator, threshold_of
