@@ -258,7 +258,8 @@ class Tip:
 class LastBlock:
     """z_k = s cos(f', w_k), f' the feature with AdaptFormer (arXiv 2205.13535) in the last block, exact from its taps.
 
-    Differs: the adapter is in one block, not in all of them, as attention comes after the others.
+    Differs: the adapter is in one block, not in all of them, as attention comes after the others. A method with several
+    heads trains one in each, and its text branch reads the feature without; `--live lastblock` has one for all.
     """
 
     width: int = size(16, 1, 256, "hidden values of the bottleneck")

@@ -63,7 +63,7 @@ class Setup:
     """One seed of a live run, taken apart."""
 
     def __init__(self, cache, opened, method="fixmatch", mode="adaptformer", settings=None, taps=False, **own):
-        self.config = config_of(cache, method, mode, settings=settings, **own)
+        self.config = config_of(cache, method, mode, own.pop("steps", STEPS), settings=settings, **own)
         self.method = configure(method, settings or {})
         self.one = seeds_of(self.config, cache, resident(cache, taps=taps))[0]
         self.pool = live.Pool(self.config, self.one, cache, opened)
@@ -75,12 +75,12 @@ class Setup:
     def trainee(self, tower):
         return Trainee(tower, Augmented(self.pool.pictures, self.pool.recipes, self.pool.view_seed), None, workers=0)
 
-    def fitted(self, trainee, evaluate=lambda method, run: {}, **change):
+    def fitted(self, trainee, evaluate=lambda method, run: {}, evals=STEPS, **change):
         how = dataclasses.replace(self.config.live, **change)
         return drain(
             finetuning(
                 self.method, self.one.problem, self.pool.stream(self.method), trainee, how,
-                lr=0.03, weight_decay=5e-4, seed=0, evals=STEPS, evaluate=evaluate,
+                lr=0.03, weight_decay=5e-4, seed=0, evals=evals, evaluate=evaluate,
             )
         )[:2]  # fmt: skip
 
@@ -102,15 +102,17 @@ def test_an_encoder_that_does_not_move_gives_the_features_and_the_losses_of_the_
     assert set(asked.trained.names[8:]) <= {"strong0", "strong1"}
 
 
-@pytest.mark.parametrize("method", ["probe", "fixmatch", "finessl", "adello", "ulfine", "acr"])
+@pytest.mark.parametrize("method", ["probe", "fixmatch", "adello", "simpro"])
 def test_the_last_block_adapter_trains_alike_from_taps_and_from_images(cache, opened, method):
-    images = Setup(cache, opened, method, "lastblock", {"head": "cosine", "head.scale": 25}, views="cached")
-    taps = Setup(cache, opened, method, "lastblock", {"head": "lastblock"}, taps=True)
-    _, history = images.fitted(images.trainee(images.tower("init")))  # the adapter starts as that of the head
+    """For methods with one head: on a cache each head has an adapter of its own, in the tower they share one."""
+    images = Setup(cache, opened, method, "lastblock", {"head": "cosine", "head.scale": 25}, steps=50, views="cached")
+    taps = Setup(cache, opened, method, "lastblock", {"head": "lastblock"}, steps=50, taps=True)
+    _, history = images.fitted(images.trainee(images.tower("init")), evals=50)  # the adapter starts as that of the head
     stream = make_stream(taps.one.problem, taps.method.views, batch=8, batch_u=8, seed=0)
-    cached = fit(taps.method, taps.one.problem, stream, steps=STEPS, evals=STEPS, seed=0)
-    torch.testing.assert_close(history["loss"], cached.history["loss"], atol=2e-3, rtol=1e-3)
-    assert history["loss"].std() > 0
+    cached = fit(taps.method, taps.one.problem, stream, steps=50, evals=50, seed=0)
+    assert len(history["loss"]) == 50
+    torch.testing.assert_close(history["loss"], cached.history["loss"], atol=1e-3, rtol=1e-3)
+    assert history["loss"].std() > 0.1
 
 
 def test_tokens_of_the_frozen_blocks_train_like_images_and_each_view_is_encoded_once(cache, opened):
