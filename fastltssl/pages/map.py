@@ -1,0 +1,140 @@
+"""The pool in two dimensions: what is near what, and where the wrong pseudo-labels lie."""
+
+from typing import Any
+
+import numpy as np
+import panel as pn
+from bokeh.models.annotations import ColorBar
+from bokeh.models.mappers import LinearColorMapper
+from bokeh.palettes import Cividis256
+
+from fastltssl.pages import drawing as d
+from fastltssl.pages.session import Session, Shown, moved
+from fastltssl.scene import MapError, flat_pca, flat_umap, ids_of
+
+POINTS = 20_000  # at most; evenly spaced rows of a larger pool
+COLORS = ("class", "correctness", "confidence", "group")
+READING = {
+    "class": "By pseudo-label, from the most labelled class (dark) to the least (light).",
+    "correctness": "Orange is wrong, blue right: wrong ones inside another cluster are confident, on borders unsure.",
+    "confidence": "From unsure (dark) to sure (light).",
+    "group": "By the group of the pseudo-label: blue head, yellow medium, pink tail.",
+}
+LAYOUTS = {"PCA": flat_pca, "UMAP": flat_umap}
+_KEPT: dict[Any, Any] = {}  # places of a pool, by cache, rows and layout
+
+
+def page(session: Session) -> tuple[Any, Any, Any]:
+    """The layout, what repaints it, and the CSV of what it shows."""
+    dark = session.is_dark
+    kind = pn.widgets.RadioButtonGroup(label="Layout", options=list(LAYOUTS), value="PCA")
+    by = pn.widgets.RadioButtonGroup(label="Colour", options=list(COLORS), value="correctness")
+    line, reading = d.text("", dark), d.text("", dark)
+    made = d.plot(
+        "first dimension (no unit)",
+        "second dimension (no unit)",
+        dark,
+        560,
+        output_backend="webgl",
+        tools="lasso_select,box_select,pan,wheel_zoom,tap,reset,save",
+        active_drag="lasso_select",
+    )
+    own = d.source("map", x=[], y=[], color=[], name=[], true=[], confidence=[], id=[])
+    dots = made.scatter("x", "y", source=own, color="color", size=6, alpha=0.75, line_color=None,
+                        nonselection_alpha=0.12)  # fmt: skip
+    d.hover(made, [("id", "@id"), ("pseudo-label", "@name"), ("true class", "@true"),
+                   ("confidence", "@confidence{0.0} %")], dots)  # fmt: skip
+    made.toolbar.autohide = False
+    bar = ColorBar(color_mapper=LinearColorMapper(palette=Cividis256, low=0, high=100), width=8, visible=False)
+    bar.background_fill_color, bar.major_label_text_color = None, d.INK[dark][0]
+    made.add_layout(bar, "right")
+    state: dict[str, Any] = {"rows": np.array([], dtype=int), "filling": False}
+
+    def repaint() -> None:
+        shown = session.shown
+        assert shown is not None
+        if shown.scored is None or shown.labels is None:
+            line.object = d.note(shown.why or f"{shown.insight.config.method} has no pool here.")
+            return
+        try:
+            rows, places = placed(shown, kind.value)
+        except MapError as error:
+            line.object = d.note(str(error))
+            kind.value = "PCA"
+            return
+        state["rows"] = rows
+        _fill(shown, own, rows, places, by.value)
+        reading.object = d.note(READING[by.value])
+        _scale(shown, bar, by.value)
+        many = f"{len(rows):,} of {len(shown.labels.label):,} rows, evenly spaced. " if len(rows) < len(
+            shown.labels.label) else ""  # fmt: skip
+        chosen = "" if session.brushed is None else f"{len(session.brushed):,} rows are picked: see Samples."
+        line.object = d.note(f"{many}{chosen or 'Draw around points to see them under Samples.'}")
+
+    def brushed(attribute: str, old: Any, new: list[int]) -> None:
+        session.brushed = state["rows"][new] if new else None
+        picked = f"{len(new):,} rows are picked: see Samples." if new else ""
+        line.object = d.note(picked or "Draw around points to see them under Samples.")
+
+    own.selected.on_change("indices", brushed)
+    for widget in (kind, by):
+        widget.param.watch(lambda _: moved(session), "value")
+    body = pn.Column(pn.Row(by, kind), reading, d.pane(made), line, sizing_mode="stretch_width")
+    layout = d.card("Map of the pool", "Two dimensions of the features: rows that are near look alike to the encoder.",
+                    body, dark)  # fmt: skip
+    return layout, repaint, lambda: _lines(own)
+
+
+def placed(shown: Shown, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the pool and where they lie [K 2], worked out once for each split. Raises MapError."""
+    scored = shown.scored
+    assert scored is not None
+    count = len(scored.one.problem.u)
+    rows = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
+    split = scored.one.split.unlabelled
+    key = kind, str(scored.trained.cache.path), shown.insight.record["cache_fingerprint"], split.tobytes()
+    if key not in _KEPT:
+        _KEPT[key] = LAYOUTS[kind](scored, rows)
+    return rows, _KEPT[key]
+
+
+def _fill(shown: Shown, own: Any, rows: np.ndarray, places: np.ndarray, by: str) -> None:
+    assert shown.labels is not None
+    assert shown.scored is not None
+    names, picked = shown.insight.classes, own.selected.indices
+    label, confidence = (each[rows.tolist()].numpy() for each in shown.labels)
+    truth = None if shown.truth is None else shown.truth[rows.tolist()].numpy()
+    own.data = {
+        "x": d.column(places[:, 0]),
+        "y": d.column(places[:, 1]),
+        "color": _colors(shown, by, label, confidence, truth),
+        "name": [names[k] for k in label],
+        "true": ["not known"] * len(rows) if truth is None else [names[k] for k in truth],
+        "confidence": d.column(100 * confidence),
+        "id": ids_of(shown.scored, rows),
+    }
+    own.selected.indices = picked
+
+
+def _colors(shown: Shown, by: str, label: np.ndarray, confidence: np.ndarray, truth: np.ndarray | None) -> list[str]:
+    if by == "confidence":
+        return [Cividis256[min(255, int(256 * value))] for value in confidence]
+    if by == "class":
+        rank = shown.insight.counts.argsort(descending=True, stable=True).argsort().numpy()
+        return [Cividis256[int(255 * place / max(1, len(rank) - 1))] for place in rank[label]]
+    if by == "group":
+        groups = shown.insight.groups
+        return [d.GREY] * len(label) if groups is None else [d.GROUP_COLORS[k] for k in groups.numpy()[label]]
+    return [d.GREY] * len(label) if truth is None else [d.BLUE if ok else d.ORANGE for ok in label == truth]
+
+
+def _scale(shown: Shown, bar: Any, by: str) -> None:
+    bar.visible = by in ("confidence", "class")
+    bar.title = {"confidence": "confidence (%)", "class": "labelled rank"}.get(by, "")
+    bar.color_mapper.high = 100 if by == "confidence" else len(shown.insight.classes)
+
+
+def _lines(own: Any) -> list[dict[str, Any]]:
+    """Every point of the map."""
+    columns = ("id", "x", "y", "true", "name", "confidence")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(own.data[name] for name in columns), strict=True)]

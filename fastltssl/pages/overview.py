@@ -1,0 +1,158 @@
+"""The runs side by side over training: accuracy by group, calibration, pseudo-labels, and each class at one step."""
+
+from typing import Any
+
+import numpy as np
+import panel as pn
+from bokeh.models import ColumnDataSource
+
+from fastltssl.insight import Insight
+from fastltssl.pages import drawing as d
+from fastltssl.pages.session import AT_HAND, Session
+
+PANELS = {  # metric -> title, axis, reading
+    "bacc": ("Balanced accuracy", "balanced accuracy (%)", "Mean recall of the test classes; higher is better."),
+    "top1": ("Top-1 accuracy", "accuracy (%)", "Share of test rows that are right; higher is better."),
+    "ece": ("Calibration error", "ECE (%)", "Mean gap between confidence and accuracy; lower is better."),
+    "head": ("Head classes", "recall (%)", "The third with the most labels; the bias favours them."),
+    "medium": ("Medium classes", "recall (%)", "The third in between."),
+    "tail": ("Tail classes", "recall (%)", "The third with the fewest labels; the bias costs them most."),
+    "pseudo_accuracy": ("Pseudo-label accuracy", "right, of accepted (%)", "Share of accepted pseudo-labels that are "
+                        "right; read it with the next plot."),
+    "pseudo_mask_rate": ("Accepted pseudo-labels", "rows accepted (%)", "Share of the pool at or above the run's "
+                         "threshold."),
+    "pseudo_kl": ("Distance from the true prior", "KL (nats)", "Classes of accepted pseudo-labels against the true "
+                  "classes of the pool; 0 is unbiased."),
+}  # fmt: skip
+UNIT = {"pseudo_kl": 1.0}  # what a value is multiplied by; percent otherwise
+COLUMNS = ("top1", "bacc", "head", "medium", "tail", "ece", "pseudo_accuracy")
+
+
+def page(session: Session) -> tuple[Any, Any, Any]:
+    """The layout, what repaints it, and the CSV of what it shows."""
+    dark = session.is_dark
+    numbers = d.text("", dark)
+    made = {metric: d.plot("training step", unit, dark, 210) for metric, (_, unit, _) in PANELS.items()}
+    spans = [d.scrubber(each, dark) for each in made.values()]
+    recall = d.plot("classes, most labelled first", "recall (%)", dark, 280)
+    reliability = d.plot("confidence (%)", "accuracy (%)", dark, 280, x_range=(0, 100), y_range=(0, 100))
+    sources: dict[tuple[str, str], ColumnDataSource] = {}
+    reliability.line([0, 100], [0, 100], line_color=d.GREY, line_dash="dashed")
+
+    def repaint() -> None:
+        insights = _insights(session)
+        for place, (name, insight) in enumerate(insights.items()):
+            if (name, "recall") not in sources:
+                _add(name, place, insight, made, recall, reliability, sources)
+            _fill(name, insight, _place(session, insight), sources)
+        shown = session.shown
+        assert shown is not None
+        for span in spans:
+            span.location = float(shown.insight.steps[shown.place])
+        order = _ranked(shown.insight)
+        d.class_axis(recall, [shown.insight.classes[k] for k in order])
+        numbers.object = d.table(
+            ["run, at its step", *(_title(metric) for metric in COLUMNS)], _rows(session, insights)
+        )
+
+    cards = [d.card(title, reading, d.pane(made[metric]), dark) for metric, (title, _, reading) in PANELS.items()]
+    layout = pn.Column(
+        d.card("Test metrics at the step", "At the evaluation nearest to the step, percent.", numbers, dark),
+        d.grid(*cards, columns=3),
+        d.grid(
+            d.card("Recall of each class", "From the most to the least labelled class: a slope down to the right is "
+                   "the bias of the long tail.", d.pane(recall), dark),
+            d.card("Reliability", "Points below the dashed line are over-confident, above it under-confident.",
+                   d.pane(reliability), dark),
+        ),
+        sizing_mode="stretch_width",
+    )  # fmt: skip
+    return layout, repaint, lambda: _lines(_insights(session))
+
+
+def _insights(session: Session) -> dict[str, Insight]:
+    """Every run, at the chosen seed where it has that."""
+    found = {}
+    for name, folder in session.runs.items():
+        first = AT_HAND(folder, None)
+        found[name] = AT_HAND(folder, session.seed.value) if session.seed.value in first.config.seeds else first
+    return found
+
+
+def _place(session: Session, insight: Insight) -> int:
+    """The evaluation of a run nearest to the step of the scrubber."""
+    return int(np.abs(insight.steps - session.step.value).argmin())
+
+
+def _ranked(insight: Insight) -> list[int]:
+    return insight.counts.argsort(descending=True, stable=True).tolist()
+
+
+def _title(metric: str) -> str:
+    return {"top1": "top-1", "bacc": "bACC", "ece": "ECE", "pseudo_accuracy": "pseudo-labels"}.get(metric, metric)
+
+
+def _rows(session: Session, insights: dict[str, Insight]) -> list[list[str]]:
+    rows = []
+    for place, (name, insight) in enumerate(insights.items()):
+        at = _place(session, insight)
+        own = [insight.curves[metric][at] if metric in insight.curves else None for metric in COLUMNS]
+        cell = f"{d.chip(place)}{name}, step {insight.steps[at]}"
+        rows.append([cell, *(d.percent(value) for value in own)])
+    return rows
+
+
+def _add(
+    name: str, place: int, insight: Insight, made: dict[str, Any], recall: Any, reliability: Any,
+    sources: dict[tuple[str, str], ColumnDataSource],
+) -> None:  # fmt: skip
+    """The glyphs of one more run."""
+    color, marker = d.CURVES[place % len(d.CURVES)][0], d.MARKERS[place % len(d.MARKERS)]
+    for metric, plot in made.items():
+        sources[name, metric] = own = d.source(f"{metric}/{name}", x=[], y=[], run=[])
+        plot.line("x", "y", source=own, line_color=color, line_width=2)
+        dots = plot.scatter("x", "y", source=own, color=color, size=6, marker=marker)
+        d.hover(plot, [("run", "@run"), ("step", "@x"), (PANELS[metric][1], "@y{0.00}")], dots)
+    sources[name, "recall"] = own = d.source(f"recall/{name}", x=[], y=[], run=[], name=[], labelled=[])
+    dots = recall.scatter("x", "y", source=own, color=color, size=7, marker=marker, alpha=0.85)
+    d.hover(
+        recall, [("run", "@run"), ("class", "@name"), ("labelled rows", "@labelled"), ("recall", "@y{0.0} %")], dots
+    )
+    sources[name, "reliability"] = own = d.source(f"reliability/{name}", x=[], y=[], rows=[], run=[])
+    reliability.line("x", "y", source=own, line_color=color, line_width=1.5)
+    dots = reliability.scatter("x", "y", source=own, color=color, size=7, marker=marker)
+    d.hover(reliability, [("run", "@run"), ("rows", "@rows"), ("accuracy", "@y{0.0} %")], dots)
+
+
+def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], ColumnDataSource]) -> None:
+    for metric in PANELS:
+        values = insight.curves.get(metric, np.full(len(insight.steps), np.nan))
+        known = ~np.isnan(values)
+        y = UNIT.get(metric, 100.0) * values[known]
+        sources[name, metric].data = {"x": d.column(insight.steps[known]), "y": d.column(y), "run": [name] * len(y)}
+    order = _ranked(insight)
+    sources[name, "recall"].data = {
+        "x": d.column(range(len(order))),
+        "y": d.column(100 * insight.recorded.test_recall[at][order]),
+        "run": [name] * len(order),
+        "name": [insight.classes[k] for k in order],
+        "labelled": [int(insight.counts[k]) for k in order],
+    }
+    rows, confidence, accuracy = insight.recorded.test_reliability[at][0].T
+    kept = rows > 0
+    sources[name, "reliability"].data = {
+        "x": d.column(100 * confidence[kept]),
+        "y": d.column(100 * accuracy[kept]),
+        "rows": d.column(rows[kept]),
+        "run": [name] * int(kept.sum()),
+    }
+
+
+def _lines(insights: dict[str, Insight]) -> list[dict[str, Any]]:
+    """Every curve in view, one line a run and evaluation; fractions and nats."""
+    return [
+        {"run": name, "seed": insight.seed, "step": int(step)}
+        | {metric: values[at] for metric, values in insight.curves.items() if metric in PANELS}
+        for name, insight in insights.items()
+        for at, step in enumerate(insight.steps)
+    ]

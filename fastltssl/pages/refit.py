@@ -1,0 +1,254 @@
+"""Knobs of the method, a button that trains again from the cache, and the curve of one knob."""
+
+import asyncio
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import panel as pn
+
+from fastltssl import methods
+from fastltssl.heads import HEADS
+from fastltssl.methods import UnknownKnob
+from fastltssl.pages import drawing as d
+from fastltssl.pages.session import AT_HAND, Session, Shown, scored_of
+from fastltssl.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
+from fastltssl.runs import RunError, new_folder
+from fastltssl.train import drain, is_trained
+
+COUNTS = (5, 9, 15)  # points of a curve
+SHOWN = {  # measure -> legend, colour, marker
+    "bacc": ("bACC", d.BLUE, "circle"), "tail": ("tail", d.PINK, "square"),
+    "pseudo_accuracy": ("pseudo-labels right", d.GREEN, "triangle"),
+    "pseudo_mask_rate": ("accepted", d.ORANGE, "diamond"), "val_bacc": ("validation bACC", d.SKY, "plus"),
+}  # fmt: skip
+
+
+def page(session: Session) -> tuple[Any, Any, Any]:
+    """The layout, what repaints it, and the CSV of what it shows."""
+    form, table = pn.FlexBox(sizing_mode="stretch_width"), d.text("", session.is_dark)
+    message = d.text("", session.is_dark)
+    train, begin_training = _training(session, form, message, table)
+    sweep, begin_sweep, own = _sweeping(session, form, message)
+    state: dict[str, Any] = {"run": None}
+
+    def repaint() -> None:
+        shown = session.shown
+        assert shown is not None
+        table.object = _table(session)
+        if state["run"] == (key := (session.folder, session.seed.value)):
+            return
+        state["run"] = key
+        message.object = d.note(shown.why) if shown.why else ""
+        form.objects = _form(shown.insight.config)
+        begin_training(shown)
+        begin_sweep(shown)
+
+    reading = "Percent, one seed each; the first line is where you started."
+    runs = d.card("Runs at their last step", reading, table, session.is_dark)
+    return pn.Column(train, runs, sweep, sizing_mode="stretch_width"), repaint, lambda: _lines(own)
+
+
+def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[Any, Any]:
+    """The card that trains again and keeps what came of it, and what fits it to another run."""
+    train = pn.widgets.Button(label="Train again", button_type="primary", width=140)
+    keep = pn.widgets.Button(label="Keep this run", width=140, disabled=True)
+    progress = pn.indicators.Progress(value=0, max=100, width=220, visible=False, bar_color="primary")
+    state = {"last": ""}
+
+    async def retrain(_: Any) -> None:
+        train.loading = progress.visible = True
+        try:
+            state["last"] = name = await _refit(session, _config(session, form), progress)
+        except (RunError, UnknownKnob, ValueError) as error:
+            message.object = d.note(str(error))
+        else:
+            keep.disabled = False
+            message.object = d.note(f"{name} is trained and stands beside the others on the overview.")
+            session.run.param.update(options=list(session.runs))
+            table.object = _table(session)
+        finally:
+            train.loading = progress.visible = False
+
+    def keep_run(_: Any) -> None:
+        folder = session.runs[state["last"]]
+        target = new_folder(AT_HAND(folder, None).config)
+        shutil.copytree(folder, target)
+        keep.disabled = True
+        message.object = d.note(f"Kept as {target}. Next: fastltssl compare {session.folder} {target}")
+
+    def begin(shown: Shown) -> None:
+        train.disabled = shown.scored is None
+
+    train.on_click(retrain)
+    keep.on_click(keep_run)
+    reading = "From the cache, with the run's own split, seed and batches: what changes is the knobs alone."
+    body = pn.Column(form, pn.Row(train, keep, progress), message, sizing_mode="stretch_width")
+    return d.card("Train again", reading, body, session.is_dark), begin
+
+
+def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]:
+    """The card that draws the curve of a knob, what fits it to another run, and the source of the curve."""
+    knob = pn.widgets.Select(label="Knob", options=[], width=190)
+    count = pn.widgets.Select(label="Points", options=list(COUNTS), value=COUNTS[0], width=80)
+    draw = pn.widgets.Button(label="Draw the curve", width=140, align="end")
+    made, own = _curve_plot(session.is_dark)
+    drawn = d.pane(made)
+
+    def fill(values: list[float], found: dict[str, Any]) -> None:
+        nothing = [float("nan")] * len(values)
+        columns = {name: d.column(100 * np.asarray(found.get(name, nothing))) for name in MEASURES}
+        own.data = {"x": d.column(values)} | columns
+        made.xaxis.axis_label = knob.value
+
+    async def sweep(_: Any) -> None:
+        document: Any = pn.state.curdoc
+        draw.loading = True
+        try:
+            config = _config(session, form)
+            values = knob_range(config, knob.value, count.value)
+            work = partial(curve, config, _scored(session), knob.value, values)
+            found = await asyncio.get_running_loop().run_in_executor(None, work)
+        except (RunError, UnknownKnob, ValueError) as error:
+            message.object = d.note(str(error))
+        else:
+            document.add_next_tick_callback(partial(fill, values, found))  # bokeh's own models want the lock
+            drawn.visible = True
+        finally:
+            draw.loading = False
+
+    def begin(shown: Shown) -> None:
+        config = shown.insight.config
+        method = methods.configure(config.method, config.settings)
+        real = [name for name, each in methods.fields(method).items() if each.metadata["kind"] == "knob"]
+        options = real + (["lr", "weight_decay"] if is_trained(method) else [])
+        knob.param.update(options=options, value=options[0] if options else None)
+        draw.disabled, drawn.visible = shown.scored is None or not options, False
+
+    draw.on_click(sweep)
+    reading = (
+        "One run a point, trained together over the range the knob is meant for. Test rows are for looking: choose on "
+        "validation rows (fastltssl sweep)."
+    )
+    body = pn.Column(pn.Row(knob, count, draw), drawn, sizing_mode="stretch_width")
+    return d.card("A small sweep", reading, body, session.is_dark), begin, own
+
+
+def _curve_plot(dark: bool) -> tuple[Any, Any]:
+    made = d.plot("value of the knob", "at the last step (%)", dark, 280)
+    own = d.source("sweep", x=[], **{name: [] for name in MEASURES})
+    items = []
+    for name, (title, color, marker) in SHOWN.items():
+        made.line("x", name, source=own, line_color=color, line_width=2)
+        dots = made.scatter("x", name, source=own, color=color, marker=marker, size=7)
+        d.hover(made, [("value", "@x"), (title, f"@{name}{{0.0}} %")], dots)
+        items.append((title, [dots]))
+    d.legend(made, items, dark)
+    return made, own
+
+
+def _config(session: Session, form: Any) -> Any:
+    """The run's config with what the form says. Raises UnknownKnob."""
+    settings, options = _read(form)
+    return changed(AT_HAND(session.folder, session.seed.value), settings, options)
+
+
+def _scored(session: Session) -> Any:
+    return scored_of(session.folder, session.seed.value, session.options.cache)
+
+
+def _form(config: Any) -> list[Any]:
+    """A widget for each knob of the method and each option of its training."""
+    method = methods.configure(config.method, config.settings)
+    known, values = methods.fields(method), methods.values(method)
+    found: list[Any] = []
+    for name, value in values.items():
+        if name == "head":
+            found.append(pn.widgets.Select(label=name, options=list(HEADS), value=value, width=150))
+            continue
+        meant = known[name].metadata
+        if meant["kind"] == "choice":
+            made: Any = pn.widgets.Select(label=name, options=list(meant["options"]), value=value, width=150)
+        else:
+            made = pn.widgets.TextInput(label=name, value=f"{value:g}" if isinstance(value, float) else str(value),
+                                        width=150)  # fmt: skip
+        made.description = meant["doc"]
+        found.append(made)
+    for name in OPTIONS:
+        found.append(pn.widgets.TextInput(label=name, value=f"{getattr(config, name):g}", width=150))
+    return found
+
+
+def _read(form: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the method, and the options beside them. Raises UnknownKnob on a value that is none."""
+    values = {widget.label: widget.value for widget in form.objects}
+    options: dict[str, Any] = {}
+    for name in OPTIONS:
+        kind = int if name in ("steps", "batch", "batch_u") else float
+        try:
+            options[name] = kind(values.pop(name))
+        except ValueError:
+            raise UnknownKnob(f"{name} must be {'a whole number' if kind is int else 'a number'}") from None
+    head = values.get("head")
+    own = {f"head.{name}" for name in methods.fields(HEADS[head]())} if head else set()
+    kept = {name: value for name, value in values.items() if not name.startswith("head.") or name in own}
+    return kept, options
+
+
+async def _refit(session: Session, config: Any, progress: Any) -> str:
+    """Train in a thread, moving the bar; returns the name of the new run, which is now among those of the visitor."""
+    top = Path(tempfile.mkdtemp(prefix="fastltssl-refit-"))
+    pn.state.on_session_destroyed(lambda _: shutil.rmtree(top, ignore_errors=True))
+    folder = top / "run"
+    work = refitting(config, _scored(session), folder)
+
+    def train() -> None:
+        drain(_counted(work, progress))
+
+    await asyncio.get_running_loop().run_in_executor(None, train)
+    number = sum(name.startswith("refit ") for name in session.runs) + 1
+    name = f"refit {number}"
+    session.runs[name] = folder
+    return name
+
+
+def _counted(work: Any, progress: Any) -> Any:
+    """The same records, the bar moved by each."""
+    while True:
+        try:
+            record = next(work)
+        except StopIteration as end:
+            return end.value
+        progress.value = int(100 * record.step / max(1, record.steps))
+        yield record
+
+
+def _table(session: Session) -> str:
+    names = ("bacc", "top1", "head", "medium", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate")
+    titles = ("bACC", "top-1", "head", "medium", "tail", "ECE", "pseudo-labels right", "accepted", "changed")
+    first = methods.values(methods.configure(*_method(session.folder)))
+    rows = []
+    for place, (name, folder) in enumerate(session.runs.items()):
+        insight = AT_HAND(folder, None)
+        own = methods.values(methods.configure(*_method(folder)))
+        away = [f"{key} {value}" for key, value in own.items() if first.get(key) != value]
+        cells = [insight.curves[each][-1] if each in insight.curves else None for each in names]
+        text = ", ".join(away[:4]) + (" ..." if len(away) > 4 else "")
+        if _method(folder)[0] != _method(session.folder)[0]:
+            text = f"method {_method(folder)[0]}"
+        rows.append([f"{d.chip(place)}{name}", *(d.percent(cell) for cell in cells), text])
+    return d.table(["run", *titles], rows)
+
+
+def _method(folder: Path) -> tuple[str, dict[str, Any]]:
+    config = AT_HAND(folder, None).config
+    return config.method, config.settings
+
+
+def _lines(own: Any) -> list[dict[str, Any]]:
+    """The curve of the sweep, percent."""
+    rows = zip(*(own.data[name] for name in ("x", *MEASURES)), strict=True)
+    return [dict(zip(("value", *MEASURES), row, strict=True)) for row in rows]

@@ -1,0 +1,290 @@
+"""A gallery of pseudo-labels that are wrong and sure of it, and one of them from close by."""
+
+from typing import Any
+
+import numpy as np
+import panel as pn
+from bokeh.models import TapTool
+from bokeh.palettes import Cividis256
+
+from fastltssl import metrics
+from fastltssl.pages import drawing as d
+from fastltssl.pages.session import Session, moved
+from fastltssl.scene import Wanted, branch_scores, chosen, ids_of, neighbours, thumbnails
+
+COLUMNS, ROWS = 8, 3  # of the gallery
+FRAME = 100  # pixels of an image and its frame
+CLASSES = 6  # of one sample, most likely first
+ANY = "any"
+
+
+def page(session: Session) -> tuple[Any, Any, Any]:
+    """The layout, what repaints it, and the CSV of what it shows."""
+    dark = session.is_dark
+    filters = _filters()
+    made, own = _gallery(dark)
+    line, detail = d.text("", dark), pn.Column(sizing_mode="stretch_width")
+    found: dict[str, Any] = {"rows": np.array([], dtype=int)}
+
+    def repaint() -> None:
+        shown = session.shown
+        assert shown is not None
+        names = [ANY, *shown.insight.classes]
+        for name in ("true class", "pseudo-label"):
+            if filters[name].options != names:
+                filters[name].options = names
+        if shown.labels is None:
+            line.object = d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
+            return
+        found["rows"] = rows = chosen(shown.insight, shown.labels, shown.truth, _wanted(session, filters))
+        pages = max(1, -(-len(rows) // (COLUMNS * ROWS)))
+        filters["page"].param.update(options=list(range(1, pages + 1)), value=min(filters["page"].value, pages))
+        start = (filters["page"].value - 1) * COLUMNS * ROWS
+        _fill(session, own, rows[start : start + COLUMNS * ROWS])
+        picked = "" if session.brushed is None else f" Of the {len(session.brushed):,} picked on the map."
+        line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {_why(session)}")
+        if len(rows) and not detail.objects:
+            look_closer(int(rows[0]))
+
+    def look_closer(row: int) -> None:
+        detail.objects = _closer(session, row)
+
+    def picked(attribute: str, old: Any, new: list[int]) -> None:
+        if new and session.shown is not None:
+            look_closer(int(own.data["row"][new[0]]))
+
+    def unbrush(_: Any) -> None:
+        session.brushed = None
+        moved(session)
+
+    own.selected.on_change("indices", picked)
+    for widget in filters.values():
+        if isinstance(widget, pn.widgets.Button):
+            widget.on_click(unbrush)
+        else:
+            widget.param.watch(lambda _: moved(session), "value")
+    reading = "Most confident first. Orange frames are wrong, blue ones right; click one to look closer."
+    body = pn.Column(pn.FlexBox(*filters.values()), line, d.pane(made), sizing_mode="stretch_width")
+    layout = pn.Column(d.card("Samples", reading, body, dark), detail, sizing_mode="stretch_width")
+    return layout, repaint, lambda: _lines(session, found["rows"])
+
+
+def _filters() -> dict[str, Any]:
+    return {
+        "kind": pn.widgets.Select(label="Show", options=["wrong", "right", "all"], width=90),
+        "true class": pn.widgets.Select(label="True class", options=[ANY], value=ANY, width=150),
+        "pseudo-label": pn.widgets.Select(label="Pseudo-label", options=[ANY], value=ANY, width=150),
+        "group": pn.widgets.Select(label="Predicted group", options=[ANY, *metrics.GROUPS], value=ANY, width=120),
+        "confidence": pn.widgets.RangeSlider(label="Confidence", start=0, end=1, step=0.01, value=(0, 1), width=190),
+        "page": pn.widgets.Select(label="Page", options=[1], value=1, width=70),
+        "clear": pn.widgets.Button(label="Forget the map's choice", width=170, align="end"),
+    }
+
+
+def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
+    assert session.shown is not None
+    classes = list(session.shown.insight.classes)
+    true, label, group = (filters[name].value for name in ("true class", "pseudo-label", "group"))
+    low, high = filters["confidence"].value
+    return Wanted(
+        kind=filters["kind"].value,
+        true=classes.index(true) if true in classes else None,
+        label=classes.index(label) if label in classes else None,
+        group=metrics.GROUPS.index(group) if group in metrics.GROUPS else None,
+        low=low,
+        high=high,
+        rows=session.brushed,
+    )
+
+
+def _why(session: Session) -> str:
+    shown = session.shown
+    return "" if shown is None or shown.scored is None else session.album.why
+
+
+def _gallery(dark: bool) -> tuple[Any, Any]:
+    """The grid of images; a tap picks one."""
+    made = d.plot("", "", dark, 158 * ROWS, tools="tap", x_range=(-0.55, COLUMNS - 0.45), y_range=(ROWS - 0.42, -0.36),
+                  toolbar_location=None)  # fmt: skip
+    for axis in made.axis:
+        axis.visible = False
+    made.ygrid.visible, made.min_border_left = False, 0
+    ink = d.INK[dark][0]
+    own = d.source(
+        "gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[], below=[], place=[]
+    )
+    frame = made.rect(
+        "x",
+        "y",
+        FRAME,
+        FRAME,
+        source=own,
+        width_units="screen",
+        height_units="screen",
+        fill_color=d.GREY,
+        fill_alpha=0.12,
+        line_color="color",
+        line_width=2.5,
+        nonselection_alpha=1,
+        nonselection_fill_alpha=0.12,
+        selection_line_width=5,
+    )
+    made.image_url(
+        "url",
+        "x",
+        "y",
+        FRAME - 8,
+        FRAME - 8,
+        w_units="screen",
+        h_units="screen",
+        anchor="center",
+        source=own,
+        nonselection_global_alpha=1,
+    )
+    made.text("x", "place", text="below", source=own, text_align="center", text_baseline="top", text_color=ink,
+              text_font_size="11px", nonselection_text_alpha=1)  # fmt: skip
+    d.hover(made, [("id", "@id"), ("true class", "@true"), ("pseudo-label", "@label"),
+                   ("confidence", "@confidence{0.0} %")], frame)  # fmt: skip
+    made.select_one(TapTool).renderers = [frame]
+    return made, own
+
+
+def _fill(session: Session, own: Any, rows: np.ndarray) -> None:
+    shown = session.shown
+    assert shown is not None
+    assert shown.labels is not None
+    names, places = shown.insight.classes, np.arange(len(rows))
+    label, confidence = (each[rows.tolist()].tolist() for each in shown.labels)
+    truth = [-1] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
+    ids = ids_of(shown.scored, rows) if shown.scored else [f"row {row}" for row in rows]
+    urls = thumbnails(session.album, _group(session), ids) if shown.scored else [""] * len(rows)
+    own.selected.indices = []
+    own.data = {
+        "x": d.column(places % COLUMNS),
+        "y": d.column(places // COLUMNS),
+        "place": d.column(places // COLUMNS + 0.34),
+        "url": urls,
+        "row": rows.tolist(),
+        "color": [d.BLUE if a == b else d.ORANGE for a, b in zip(truth, label, strict=True)],
+        "true": [names[k] if k >= 0 else "not known" for k in truth],
+        "label": [names[k] for k in label],
+        "confidence": d.column(100 * np.asarray(confidence)),
+        "id": ids,
+        "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
+    }
+
+
+def _caption(names: tuple[str, ...], true: int, label: int, confidence: float) -> str:
+    first = names[true] if true >= 0 else "?"
+    return f"{first[:18]}\nas {names[label][:16]} {100 * confidence:.0f} %"
+
+
+def _group(session: Session) -> str:
+    assert session.shown is not None
+    assert session.shown.scored is not None
+    return session.shown.scored.one.split.unlabelled_group
+
+
+def _closer(session: Session, row: int) -> list[Any]:
+    """One sample: its image, the scores of its branches, of its views, and its labelled neighbours."""
+    shown, dark = session.shown, session.is_dark
+    assert shown is not None
+    if shown.scored is None or shown.labels is None:
+        return [d.text(d.note(shown.why), dark)]
+    scored, names = shown.scored, shown.insight.classes
+    image_id, true = ids_of(scored, np.array([row]))[0], None if shown.truth is None else int(shown.truth[row])
+    label = int(shown.labels.label[row])
+    picture = thumbnails(session.album, _group(session), [image_id])[0]
+    lines = [
+        ("id", image_id),
+        ("true class", names[true] if true is not None else "not known"),
+        ("pseudo-label", names[label]),
+        ("confidence", f"{100 * float(shown.labels.confidence[row]):.1f} %"),
+    ]
+    image = (
+        f'<img src="{picture}" width="128" style="image-rendering: pixelated; align-self: start">' if picture else ""
+    )
+    cells = d.table(["sample", ""], [[name, value] for name, value in lines])
+    head = f'<div style="display: flex; gap: 16px">{image}<div style="flex: 1">{cells}</div></div>'
+    near = "".join(_neighbour(session, one) for one in neighbours(scored, row))
+    scores = {name: each.softmax(dim=-1).numpy() for name, each in branch_scores(scored, row).items()}
+    top = _classes(scores, [label] if true is None else [label, true])
+    return [
+        d.grid(
+            d.card("This sample", "At the sliders.", d.text(head, dark), dark),
+            d.card("Nearest labelled images", "By the cosine of their features; a wrong class here misleads any head.",
+                   d.text(f'<div style="display:flex;gap:10px;flex-wrap:wrap">{near}</div>', dark), dark),
+            d.card("Scores of each branch", "Probability of the likeliest classes by each branch, on the center view, "
+                   "as trained.", _branches(scores, top, names, dark), dark),
+            d.card("Scores of each view", "Probability by the run, on every cached view: views that disagree are a "
+                   "warning.", _views(scores["run"], scored.one.problem.views, top, names, dark), dark),
+        )
+    ]  # fmt: skip
+
+
+def _neighbour(session: Session, one: Any) -> str:
+    picture = thumbnails(session.album, "train", [one.image_id])[0]
+    assert session.shown is not None
+    name = session.shown.insight.classes[one.label]
+    image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else ""
+    return f'<div class="note" style="width:92px" title="{one.image_id}">{image}{name}<br>cosine {one.cosine:.2f}</div>'
+
+
+def _classes(scores: dict[str, np.ndarray], kept: list[int]) -> list[int]:
+    """The likeliest classes of any branch, the ones that matter first."""
+    best = np.max([each[0] for each in scores.values()], axis=0)
+    return list(dict.fromkeys([*kept, *np.argsort(-best)[:CLASSES].tolist()]))[:CLASSES]
+
+
+def _branches(scores: dict[str, np.ndarray], top: list[int], names: tuple[str, ...], dark: bool) -> Any:
+    made = d.plot("probability (%)", "", dark, 60 + 40 * len(top), x_range=(0, 100))
+    height, items = 0.8 / len(scores), []
+    for place, (name, each) in enumerate(scores.items()):
+        y = np.arange(len(top)) - 0.4 + height * (place + 0.5)
+        own = d.source(f"branch/{name}", y=y, p=100 * each[0][top], name=[names[k] for k in top])
+        bars = made.hbar("y", right="p", height=height * 0.9, source=own, color=d.CURVES[place][0], line_color=None)
+        d.hover(made, [("class", "@name"), (name, "@p{0.0} %")], bars)
+        items.append((name, [bars]))
+    made.y_range.flipped = True
+    d.legend(made, items, dark)
+    d.class_axis(made, [names[k] for k in top], made.yaxis[0])
+    return d.pane(made)
+
+
+def _views(probs: np.ndarray, views: tuple[str, ...], top: list[int], names: tuple[str, ...], dark: bool) -> Any:
+    made = d.plot("view", "", dark, 60 + 40 * len(top), tools="reset,save")
+    cells = [(v, c) for v in range(len(views)) for c in range(len(top))]
+    shade = [Cividis256[min(255, int(256 * probs[v][top[c]]))] for v, c in cells]
+    own = d.source("views", x=[v for v, _ in cells], y=[c for _, c in cells], color=shade)
+    own.data.update(
+        view=[views[v] for v, _ in cells],
+        name=[names[top[c]] for _, c in cells],
+        p=[100 * float(probs[v][top[c]]) for v, c in cells],
+        text=[f"{100 * float(probs[v][top[c]]):.0f}" for v, c in cells],
+        ink=["#111111" if probs[v][top[c]] > 0.5 else "#ffffff" for v, c in cells],
+    )
+    tiles = made.rect("x", "y", 0.98, 0.96, source=own, color="color")
+    if len(views) <= 20:
+        made.text("x", "y", text="text", source=own, text_align="center", text_baseline="middle", text_color="ink",
+                  text_font_size="10px")  # fmt: skip
+    d.hover(made, [("view", "@view"), ("class", "@name"), ("probability", "@p{0.0} %")], tiles)
+    made.y_range.flipped = True
+    made.ygrid.visible = False
+    d.class_axis(made, list(views))
+    d.class_axis(made, [names[k] for k in top], made.yaxis[0])
+    return d.pane(made)
+
+
+def _lines(session: Session, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Every row that the filters let through, most confident first."""
+    shown = session.shown
+    if shown is None or shown.labels is None or not len(rows):
+        return []
+    names = shown.insight.classes
+    ids = ids_of(shown.scored, rows) if shown.scored else [""] * len(rows)
+    label, confidence = (each[rows.tolist()].tolist() for each in shown.labels)
+    truth = [None] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
+    return [
+        {"id": i, "row": int(r), "true": "" if t is None else names[t], "label": names[k], "confidence": c}
+        for i, r, t, k, c in zip(ids, rows, truth, label, confidence, strict=True)
+    ]

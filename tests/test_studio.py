@@ -1,0 +1,310 @@
+"""The studio in a real browser: every page, every slider against the numbers of layer 4, and no other host is asked."""
+
+import re
+import shutil
+import subprocess
+import sys
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fastltssl
+from fastltssl import cure, insight, scene
+from fastltssl.batches import resident
+from fastltssl.cli import cli
+from fastltssl.experiment import training
+from fastltssl.runs import Config
+from fastltssl.splits import Protocol
+from fastltssl.train import drain
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+MODELS = "[...Bokeh.documents[0]._all_models.values()]"
+PANEL_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning:panel", "ignore::DeprecationWarning:bokeh")
+
+
+@pytest.fixture(scope="module")
+def folders(world, tmp_path_factory):
+    """Two runs on the world."""
+    top = tmp_path_factory.mktemp("studio")
+    protocol = Protocol(n1=20, m1=60, gamma_l=5, gamma_u=5)
+    for method in ("ulfine", "fixmatch"):
+        config = Config(method, str(world.path), protocol, (0, 3), 40, evals=4)
+        drain(training(config, world, resident(world), top / method))
+    return top
+
+
+@pytest.fixture(scope="module")
+def address(folders):
+    """A studio in a process of its own, as the command starts it."""
+    line = [sys.executable, "-m", "fastltssl", "studio", "ulfine", "fixmatch", "--threads", "1"]
+    process = subprocess.Popen(line, cwd=folders, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    yield re.search(r"http://127\.0\.0\.1:\d+/", first).group(0)
+    process.terminate()
+    process.wait(20)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: fastltssl[dev]")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """One visitor: a page that keeps its errors and the hosts it asked."""
+
+    def __init__(self, browser, address, query=""):
+        self.errors, self.hosts = [], set()
+        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda asked: self.hosts.add(urlparse(asked.url).hostname))
+        self.page.goto(address + query)
+        self.page.wait_for_function("window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle")
+
+    def columns(self, name):
+        """A source of the page, once it is there."""
+        found = f"{MODELS}.find(each => each.name === {name!r})"
+        self.page.wait_for_function(f"() => {found}")
+        text = f"Object.fromEntries(Object.entries({found}.data).map(([k, v]) => [k, Array.from(v)]))"
+        return self.page.evaluate(text)
+
+    def until(self, name, column, wanted):
+        """Wait until a column of a source is what it should be."""
+        found = f"{MODELS}.find(each => each.name === {name!r})"
+        wanted = [float(value) for value in wanted]
+        self.page.wait_for_function(
+            f"wanted => {{ const one = {found}; if (!one) return false; const own = Array.from(one.data[{column!r}]);"
+            "return own.length === wanted.length && own.every((v, i) => Math.abs(v - wanted[i]) < 1e-4 * (1 + "
+            "Math.abs(wanted[i])) || (Number.isNaN(v) && wanted[i] === null)); }",
+            arg=[None if value != value else value for value in wanted],
+            timeout=15000,
+        )
+
+    def set(self, title, value):
+        """Move a widget as the page does when it is dragged."""
+        found = f"{MODELS}.find(each => each.title === {title!r} && 'value' in each)"
+        self.page.evaluate(f"value => {{ {found}.value = value }}", value)
+
+    def text(self):
+        return self.page.evaluate("(() => { const out = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot);"
+                                  "for (const c of n.childNodes) c.nodeType === 3 ? out.push(c.data) : walk(c) };"
+                                  "walk(document.body); return out.join(' ') })()")  # fmt: skip
+
+    def close(self):
+        """No error in the console, and nobody was asked but the server."""
+        self.page.close()
+        assert self.errors == []
+        assert self.hosts <= {"127.0.0.1", None, ""}
+
+
+@pytest.fixture
+def visit(browser, address):
+    opened = []
+
+    def start(query=""):
+        opened.append(Visit(browser, address, query))
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def scored(folders, world):
+    read = {name: insight.read_insight(folders / name) for name in ("ulfine", "fixmatch")}
+    return {name: (one, cure.score(one, world)) for name, one in read.items()}
+
+
+def expected(scored, name, knobs):
+    """Accepted rows of each class, most labelled first, under some knobs."""
+    read, one = scored[name]
+    found = insight.summary(read, cure.relabelled(one, knobs), knobs.threshold, one.truth)
+    return found, read.counts.argsort(descending=True, stable=True)
+
+
+def test_the_overview_shows_the_curves_of_all_runs_and_follows_the_step(visit, scored):
+    opened = visit()
+    for name, (read, _) in scored.items():
+        opened.until(f"bacc/{name}", "y", 100 * read.curves["bacc"])
+    read = scored["ulfine"][0]
+    order = read.counts.argsort(descending=True, stable=True)
+    opened.until("recall/ulfine", "y", 100 * read.recorded.test_recall[-1][order])
+    handle = opened.page.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(2):
+        opened.page.keyboard.press("ArrowLeft")
+    opened.until("recall/ulfine", "y", 100 * read.recorded.test_recall[1][order])
+    assert "step=20" in opened.page.url
+
+
+SLIDERS = {
+    "Threshold (confidence)": {"threshold": 0.4},
+    "Temperature": {"temperature": 2.0},
+    "Logit adjustment tau": {"tau": 1.0},
+    "Label-bias strength": {"bias": 0.0},
+    "Fusion weight eta (1: the run alone)": {"eta": 0.9},
+}
+
+
+def test_each_slider_moves_the_plots_to_the_numbers_of_the_cure(visit, scored):
+    opened, (_, one) = visit("?tab=1"), scored["ulfine"]
+    knobs = one.neutral
+    found, order = expected(scored, "ulfine", knobs)
+    opened.until("counts", "accepted", found.accepted[order])
+    for title, change in SLIDERS.items():
+        knobs = knobs._replace(**change)
+        opened.set(title, next(iter(change.values())))
+        found, order = expected(scored, "ulfine", knobs)
+        opened.until("counts", "accepted", found.accepted[order])
+        opened.until("counts", "right", found.by_class.right[order])
+        opened.until("shares", "recall", 100 * found.by_class.recall[order])
+        opened.until("groups", "false", [found.by_group[f"false_{group}"] for group in ("head", "medium", "tail")])
+        opened.until("confidence", "wrong", found.wrong_histogram)
+    opened.set("Prior that tau takes off", "true")
+    found, order = expected(scored, "ulfine", knobs._replace(prior="true"))
+    opened.until("counts", "accepted", found.accepted[order])
+    assert f"{100 * cure.tested(one, knobs._replace(prior='true'))['bacc']:.1f}" in opened.text()
+    assert "tau=1" in opened.page.url
+
+
+def test_a_slider_moves_by_the_keyboard_too(visit, scored):
+    opened, (_, one) = visit("?tab=1&run=fixmatch"), scored["fixmatch"]
+    handle = opened.page.locator(".noUi-handle").nth(1)
+    handle.wait_for()
+    handle.focus()
+    for _ in range(10):
+        opened.page.keyboard.press("ArrowLeft")
+    there = "() => Math.abs(new URL(location).searchParams.get('threshold') - 0.6) < 1e-6"
+    opened.page.wait_for_function(there, timeout=10000)
+    found, order = expected(scored, "fixmatch", one.neutral._replace(threshold=0.6))
+    opened.until("counts", "accepted", found.accepted[order])
+
+
+def test_the_address_brings_back_what_was_in_view(visit, scored):
+    opened = visit("?tab=1&run=fixmatch&seed=0&threshold=0.55&tau=0.5&prior=uniform&step=40")
+    found, order = expected(scored, "fixmatch", scored["fixmatch"][1].neutral._replace(threshold=0.55))
+    opened.until("counts", "accepted", found.accepted[order])
+
+
+def test_an_earlier_step_shows_what_was_recorded_then(visit, scored):
+    opened, (read, _) = visit("?tab=1&step=10"), scored["ulfine"]
+    found = insight.summary(read, insight.at_step(read, 0), read.recorded.threshold)
+    order = read.counts.argsort(descending=True, stable=True)
+    opened.until("counts", "accepted", found.accepted[order])
+    assert "work on the finished run: step 40" in opened.text()
+
+
+def test_a_refit_stands_beside_the_others_and_can_be_kept(visit, folders):
+    opened = visit("?tab=2&run=fixmatch")
+    opened.page.get_by_role("button", name="Train again").wait_for()
+    found = f"{MODELS}.find(each => each.title === 'tau' && 'value' in each)"
+    opened.page.evaluate(f"() => {{ {found}.value = '1' }}")
+    opened.page.get_by_role("button", name="Train again").click()
+    opened.page.get_by_text("refit 1 is trained").wait_for(timeout=30000)
+    assert "tau 1.0" in opened.text()
+    opened.page.get_by_role("button", name="Keep this run").click()
+    opened.page.get_by_text("Kept as runs").wait_for()
+    kept = next((folders / "runs").iterdir())
+    assert insight.read_insight(kept).config.settings["tau"] == "1"
+    opened.page.get_by_role("button", name="Draw the curve").click()
+    opened.page.wait_for_function(
+        f"() => {MODELS}.find(each => each.name === 'sweep').data.x.length === 5", timeout=30000
+    )
+    opened.page.get_by_text("Overview").click()
+    assert len(opened.columns("bacc/refit 1")["y"]) == 4
+
+
+def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
+    opened, (read, one) = visit("?tab=3"), scored["ulfine"]
+    labels = cure.relabelled(one, one.neutral)
+    rows = scene.chosen(read, labels, one.truth, scene.Wanted())
+    opened.until("gallery", "row", rows[:24])
+    cards = opened.columns("gallery")
+    assert cards["id"] == scene.ids_of(one, rows[:24])
+    assert all(url.startswith("data:image/png") for url in cards["url"])
+    opened.page.get_by_text("Nearest labelled images").wait_for()
+    opened.set("Predicted group", "tail")
+    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, scene.Wanted(group=2))[:24])
+    opened.set("Predicted group", "any")
+    opened.page.get_by_text("Map", exact=True).click()
+    every = np.arange(len(labels.label))
+    opened.until("map", "x", scene.flat_pca(one, every)[:, 0])
+    opened.page.evaluate(f"{MODELS}.find(each => each.name === 'map').selected.indices = [3, 4, 5, 6, 7, 8, 9, 10, 11]")
+    opened.page.get_by_text("9 rows are picked").wait_for()
+    opened.page.get_by_text("Samples", exact=True).click()
+    wanted = scene.Wanted(rows=every[3:12])
+    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted))
+
+
+def test_visitors_do_not_disturb_each_other(visit, scored):
+    first, second = visit("?tab=1"), visit("?tab=1")
+    found, order = expected(scored, "ulfine", scored["ulfine"][1].neutral)
+    second.until("counts", "accepted", found.accepted[order])
+    first.set("Threshold (confidence)", 0.2)
+    moved, _ = expected(scored, "ulfine", scored["ulfine"][1].neutral._replace(threshold=0.2))
+    first.until("counts", "accepted", moved.accepted[order])
+    second.until("counts", "accepted", found.accepted[order])
+
+
+def test_what_is_shown_can_be_kept_as_a_file_and_seen_on_a_dark_theme(visit, scored):
+    opened = visit("?tab=1&theme=dark")
+    opened.columns("counts")
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_text("CSV of what is shown").click()
+    lines = waiting.value.path().read_text().splitlines()
+    assert waiting.value.suggested_filename == "ulfine-pseudo-labels.csv"
+    assert lines[0].startswith("class,labelled,accepted,right,true,precision,recall,step,threshold")
+    assert len(lines) == 41
+    ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 200
+
+
+@PANEL_WARNINGS
+def test_a_notebook_gets_a_frame_and_other_hosts_need_the_token(browser, folders):
+    from fastltssl.pages import served
+
+    opened = fastltssl.studio(folders / "ulfine")
+    try:
+        assert opened.address.startswith("http://127.0.0.1:")
+        assert f'<iframe src="{opened.address}"' in opened._repr_html_()
+        one = Visit(browser, opened.address, "?tab=1")
+        one.columns("counts")
+        one.close()
+    finally:
+        opened.stop()
+    server, address = served((folders / "ulfine",), "0.0.0.0", 0, in_thread=True)
+    try:
+        plain, token = address.replace("0.0.0.0", "127.0.0.1").split("?token=")
+        one = Visit(browser, plain)
+        one.page.get_by_text("Token, as the terminal shows it").wait_for()
+        assert "Threshold" not in one.text()
+        one.page.locator("input[type=password]").fill("guess")
+        one.page.keyboard.press("Enter")
+        one.page.get_by_text("That is not the token").wait_for()
+        one.page.locator("input[type=password]").fill(token)
+        one.page.keyboard.press("Enter")
+        one.page.get_by_text("Threshold (confidence)").wait_for()
+        one.close()
+    finally:
+        server.stop()
+
+
+def test_messages_of_the_command(tmp_path):
+    refused = CliRunner().invoke(cli, ["studio", str(tmp_path)])
+    assert "is not a finished run" in str(refused.exception)
+    assert "studio" in CliRunner().invoke(cli, ["--help"]).output
