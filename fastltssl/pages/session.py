@@ -24,7 +24,9 @@ from fastltssl.scene import Album, open_album
 
 WAIT_MS = 15  # moves of a slider that arrive within this time are drawn once, while it is dragged
 DRAGGED_S = 0.06  # since the last move: a slider that rested longer is followed at once
+QUICK_MS = 1  # instead of the 50 ms for which panel collects what a widget sends; WAIT_MS does that here
 SLIDERS = ("threshold", "temperature", "tau", "bias", "eta", "prior")
+UNREADABLE = (RunError, CacheError, OSError)  # a cache that is gone, or a run that no cache explains
 AT_HAND = lru_cache(maxsize=64)(read_insight)
 
 
@@ -117,6 +119,8 @@ def open_session(options: Options, is_dark: bool, asked: dict[str, str]) -> Sess
         "bias": pn.widgets.FloatSlider(label="Label-bias strength", start=-1, end=2, step=0.05),
         "eta": pn.widgets.FloatSlider(label="Fusion weight eta (1: the run alone)", start=0, end=1, step=0.01),
     }
+    for slider in (session.step, *session.sliders.values()):
+        slider._debounce = QUICK_MS
     reset(session)
     return session
 
@@ -160,7 +164,7 @@ def enable(session: Session) -> None:
 def _scored(session: Session) -> tuple[Scored | None, str]:
     try:
         return scored_of(session.folder, session.seed.value, session.options.cache), ""
-    except (RunError, CacheError, OSError) as error:
+    except UNREADABLE as error:
         return None, str(error)
 
 
@@ -175,7 +179,7 @@ def look(session: Session) -> Shown:
     truth = insight.truth if scored is None or scored.truth is None else scored.truth
     kept, key = session.labelled, (insight.folder, insight.seed)
     if kept.get("run") != key:
-        labels, metrics = _measured(insight, scored, neutral)
+        labels, metrics = as_trained(*key, session.options.cache)
         kept.clear()
         kept |= {"run": key, "before": (_summed(insight, labels, neutral, truth), metrics)}
         kept |= {"knobs": neutral._replace(threshold=0.0), "now": (labels, metrics)}
@@ -187,6 +191,17 @@ def look(session: Session) -> Shown:
         labels, metrics = kept["now"]
     found = _summed(insight, labels, knobs, truth)
     return Shown(insight, scored, why, place, knobs, truth, labels, found, metrics, *kept["before"])
+
+
+@lru_cache(maxsize=4)
+def as_trained(folder: Path, seed: int, cache: str | None) -> tuple[Labels | None, dict[str, float | None] | None]:
+    """Pseudo-labels and test metrics with the sliders untouched, worked out for the first visitor."""
+    insight = AT_HAND(folder, seed)
+    try:
+        scored = scored_of(folder, seed, cache)
+    except UNREADABLE:
+        return _measured(insight, None, Knobs(insight.recorded.threshold))
+    return _measured(insight, scored, scored.neutral)
 
 
 def _measured(
