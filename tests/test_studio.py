@@ -91,7 +91,7 @@ class Visit:
             "return own.length === wanted.length && own.every((v, i) => Math.abs(v - wanted[i]) < 1e-4 * (1 + "
             "Math.abs(wanted[i])) || (Number.isNaN(v) && wanted[i] === null)); }",
             arg=[None if value != value else value for value in wanted],
-            timeout=15000,
+            timeout=30000,
         )
 
     def set(self, title, value):
@@ -184,13 +184,14 @@ def test_each_slider_moves_the_plots_to_the_numbers_of_the_cure(visit, scored):
 
 def test_a_slider_moves_by_the_keyboard_too(visit, scored):
     opened, (_, one) = visit("?tab=1&run=fixmatch"), scored["fixmatch"]
+    found, order = expected(scored, "fixmatch", one.neutral)
+    opened.until("counts", "accepted", found.accepted[order])
     handle = opened.page.locator(".noUi-handle").nth(1)
-    handle.wait_for()
     handle.focus()
     for _ in range(10):
         opened.page.keyboard.press("ArrowLeft")
     there = "() => Math.abs(new URL(location).searchParams.get('threshold') - 0.6) < 1e-6"
-    opened.page.wait_for_function(there, timeout=10000)
+    opened.page.wait_for_function(there, timeout=30000)
     found, order = expected(scored, "fixmatch", one.neutral._replace(threshold=0.6))
     opened.until("counts", "accepted", found.accepted[order])
 
