@@ -15,6 +15,7 @@ from fastltssl import cure, insight, scene
 from fastltssl.batches import resident
 from fastltssl.cli import cli
 from fastltssl.experiment import training
+from fastltssl.pages import drawing
 from fastltssl.runs import Config
 from fastltssl.splits import Protocol
 from fastltssl.train import drain
@@ -30,19 +31,21 @@ PANEL_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning:panel", 
 
 @pytest.fixture(scope="module")
 def folders(world, tmp_path_factory):
-    """Two runs on the world."""
+    """Two runs on the world, and one without a pool."""
     top = tmp_path_factory.mktemp("studio")
     protocol = Protocol(n1=20, m1=60, gamma_l=5, gamma_u=5)
     for method in ("ulfine", "fixmatch"):
         config = Config(method, str(world.path), protocol, (0, 3), 40, evals=4)
         drain(training(config, world, resident(world), top / method))
+    config = Config("probe", str(world.path), Protocol(n1=20, gamma_l=5), (0, 3), 20, evals=2)
+    drain(training(config, world, resident(world), top / "probe"))
     return top
 
 
 @pytest.fixture(scope="module")
 def address(folders):
     """A studio in a process of its own, as the command starts it."""
-    line = [sys.executable, "-m", "fastltssl", "studio", "ulfine", "fixmatch", "--threads", "1"]
+    line = [sys.executable, "-m", "fastltssl", "studio", "ulfine", "fixmatch", "probe", "--threads", "1"]
     process = subprocess.Popen(line, cwd=folders, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     first = process.stdout.readline()
@@ -200,6 +203,32 @@ def test_the_address_brings_back_what_was_in_view(visit, scored):
     opened = visit("?tab=1&run=fixmatch&seed=0&threshold=0.55&tau=0.5&prior=uniform&step=40")
     found, order = expected(scored, "fixmatch", scored["fixmatch"][1].neutral._replace(threshold=0.55))
     opened.until("counts", "accepted", found.accepted[order])
+
+
+def test_an_address_out_of_range_is_brought_back_into_it(visit, scored):
+    opened = visit("?tab=1&run=fixmatch&threshold=0.8&tau=-99&temperature=0")
+    knobs = scored["fixmatch"][1].neutral._replace(threshold=0.8, tau=-1.0, temperature=0.25)
+    found, order = expected(scored, "fixmatch", knobs)
+    opened.until("counts", "accepted", found.accepted[order])
+    assert f"{100 * cure.tested(scored['fixmatch'][1], knobs)['bacc']:.1f}" in opened.text()
+
+
+def test_a_run_without_a_pool_shows_no_plots_of_another(visit, scored):
+    opened = visit("?tab=3&run=ulfine")
+    opened.page.get_by_text("Nearest labelled images").wait_for()
+    opened.set("Run", "probe")
+    opened.page.get_by_text("probe makes no pseudo-labels here").wait_for()
+    assert opened.columns("gallery")["id"] == []
+    opened = visit("?tab=1&run=probe")
+    opened.page.get_by_text("probe makes no pseudo-labels here").wait_for()
+    assert not opened.page.get_by_text("Accepted pseudo-labels of each class").first.is_visible()
+    assert "test bACC" in opened.text()
+
+
+def test_names_are_text_and_not_markup():
+    shown = drawing.table(["run"], [["<img src=x>"], [drawing.Markup("<b>own</b>")]])
+    assert "&lt;img src=x&gt;" in shown
+    assert "<b>own</b>" in shown
 
 
 def test_an_earlier_step_shows_what_was_recorded_then(visit, scored):

@@ -23,6 +23,7 @@ GREEN, PINK, YELLOW, SKY = (CURVES[place][0] for place in (2, 3, 4, 5))
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
 GROUP_COLORS = (BLUE, YELLOW, PINK)  # head, medium, tail
 FEW = 2000  # values of a column that go along with the others in one message
+LONG = 18  # letters of a class name along an axis
 LABELLED_CLASSES = 60  # above this many, class names are in the tooltips only
 INK = {False: ("#3d4450", "#e3e6ea"), True: ("#d5d9df", "#3a4149")}  # is_dark -> text, lines
 
@@ -122,6 +123,7 @@ def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -
     is_same = isinstance(axis.formatter, CustomJSTickFormatter) and axis.formatter.args["names"] == list(names)
     if len(names) > LABELLED_CLASSES or is_same:
         return
+    names = [name if len(str(name)) <= LONG else f"{str(name)[: LONG - 1]}…" for name in names]
     axis.ticker = FixedTicker(ticks=list(range(len(names))))
     axis.formatter = CustomJSTickFormatter(code="return names[tick] ?? ''", args={"names": list(names)})
     axis.major_label_text_font_size = "11px" if len(names) <= 30 else "9.5px"
@@ -147,8 +149,13 @@ def numbers(items: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="numbers">{"".join(each)}</div>'
 
 
+class Markup(str):
+    """A cell of a table that is HTML already."""
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column to the left; cells are HTML."""
+    """A table, its first column to the left; cells are text, or Markup."""
+    rows = [[cell if isinstance(cell, Markup) else html.escape(str(cell)) for cell in row] for row in rows]
     head = "".join(f"<th>{column}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -54,14 +54,14 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         shown = session.shown
         assert shown is not None
         if shown.scored is None or shown.labels is None:
+            state["rows"], own.data = np.array([], dtype=int), {name: [] for name in own.data}
             line.object = d.note(shown.why or f"{shown.insight.config.method} has no pool here.")
             return
+        trouble = ""
         try:
             rows, places = placed(shown, kind.value)
         except MapError as error:
-            line.object = d.note(str(error))
-            kind.value = "PCA"
-            return
+            trouble, (rows, places) = f"{error} ", placed(shown, "PCA")
         state["rows"] = rows
         _fill(shown, own, rows, places, by.value)
         reading.object = d.note(READING[by.value])
@@ -69,7 +69,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         many = f"{len(rows):,} of {len(shown.labels.label):,} rows, evenly spaced. " if len(rows) < len(
             shown.labels.label) else ""  # fmt: skip
         chosen = "" if session.brushed is None else f"{len(session.brushed):,} rows are picked: see Samples."
-        line.object = d.note(f"{many}{chosen or 'Draw around points to see them under Samples.'}")
+        line.object = d.note(f"{trouble}{many}{chosen or 'Draw around points to see them under Samples.'}")
 
     def brushed(attribute: str, old: Any, new: list[int]) -> None:
         session.brushed = state["rows"][new] if new else None

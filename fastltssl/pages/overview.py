@@ -1,5 +1,6 @@
 """The runs side by side over training: accuracy by group, calibration, pseudo-labels, and each class at one step."""
 
+import html
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def _rows(session: Session, insights: dict[str, Insight]) -> list[list[str]]:
     for place, (name, insight) in enumerate(insights.items()):
         at = _place(session, insight)
         own = [insight.curves[metric][at] if metric in insight.curves else None for metric in COLUMNS]
-        cell = f"{d.chip(place)}{name}, step {insight.steps[at]}"
+        cell = d.Markup(f"{d.chip(place)}{html.escape(name)}, step {insight.steps[at]}")
         rows.append([cell, *(d.percent(value) for value in own)])
     return rows
 

@@ -35,6 +35,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         shown = session.shown
         assert shown is not None
         strip.object = _strip(shown)
+        plots.visible = shown.summary is not None
         run = shown.insight.folder, shown.insight.seed, shown.scored is None
         if shown.summary is not None:
             for fill in still if state.get("step") != (run, shown.place) else []:
@@ -46,17 +47,20 @@ def page(session: Session) -> tuple[Any, Any, Any]:
             state["run"] = run
             own.objects = [d.grid(*kept.cards(shown, dark))]
 
-    layout = pn.Column(strip, d.grid(*(each for each, _ in parts)), confusion, own, sizing_mode="stretch_width")
+    plots = pn.Column(d.grid(*(each for each, _ in parts)), confusion, sizing_mode="stretch_width")
+    layout = pn.Column(strip, plots, own, sizing_mode="stretch_width")
     return layout, repaint, lambda: _lines(session)
 
 
 def _strip(shown: Shown) -> str:
     """The numbers that a cure should move, with what they were."""
     found, before = shown.summary, shown.before
+    items, missing = [], ""
     if found is None:
-        return d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
-    items = [_item("accepted, % of the pool", found.mask_rate, before and before.mask_rate)]
-    if found.audit and found.by_group and found.by_class:
+        missing = d.note(f"{shown.insight.config.method} makes no pseudo-labels here.")
+    else:
+        items.append(_item("accepted, % of the pool", found.mask_rate, before and before.mask_rate))
+    if found and found.audit and found.by_group and found.by_class:
         was, was_group = (before.audit, before.by_group or {}) if before else (None, {})
         items.append(_item("right, % of accepted", found.audit.accuracy, was and was.accuracy))
         items.append(_item("tail recall, %", found.by_group["recall_tail"], was_group.get("recall_tail")))
@@ -65,10 +69,12 @@ def _strip(shown: Shown) -> str:
         was_tested = shown.metrics_before or {}
         for name, title in (("bacc", "test bACC, %"), ("tail", "test tail, %"), ("ece", "test ECE, %")):
             items.append(_item(title, shown.metrics[name], was_tested.get(name)))
-    return d.numbers(items) + d.note(shown.why or _advice(shown))
+    return missing + (d.numbers(items) if items else "") + d.note(shown.why or _advice(shown))
 
 
 def _advice(shown: Shown) -> str:
+    if not (shown.insight.record["is_ssl"] or shown.summary is None):
+        return f"{shown.insight.config.method} trains on labels alone: these are the labels it would give the pool."
     last = int(shown.insight.steps[-1])
     if shown.place < len(shown.insight.steps) - 1:
         return f"Pseudo-labels as recorded at this step. The other sliders work on the finished run: step {last}."

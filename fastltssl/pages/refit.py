@@ -1,6 +1,7 @@
 """Knobs of the method, a button that trains again from the cache, and the curve of one knob."""
 
 import asyncio
+import html
 import shutil
 import tempfile
 from functools import partial
@@ -16,10 +17,11 @@ from fastltssl.methods import UnknownKnob
 from fastltssl.pages import drawing as d
 from fastltssl.pages.session import AT_HAND, Session, Shown, scored_of
 from fastltssl.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
-from fastltssl.runs import RunError, new_folder
+from fastltssl.runs import Config, RunError, new_folder
 from fastltssl.train import drain, is_trained
 
 COUNTS = (5, 9, 15)  # points of a curve
+
 SHOWN = {  # measure -> legend, colour, marker
     "bacc": ("bACC", d.BLUE, "circle"), "tail": ("tail", d.PINK, "square"),
     "pseudo_accuracy": ("pseudo-labels right", d.GREEN, "triangle"),
@@ -47,7 +49,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         begin_training(shown)
         begin_sweep(shown)
 
-    reading = "Percent, one seed each; the first line is where you started."
+    reading = "Percent, at the last step; changed: what differs from the run in the side bar."
     runs = d.card("Runs at their last step", reading, table, session.is_dark)
     return pn.Column(train, runs, sweep, sizing_mode="stretch_width"), repaint, lambda: _lines(own)
 
@@ -229,23 +231,29 @@ def _counted(work: Any, progress: Any) -> Any:
 def _table(session: Session) -> str:
     names = ("bacc", "top1", "head", "medium", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate")
     titles = ("bACC", "top-1", "head", "medium", "tail", "ECE", "pseudo-labels right", "accepted", "changed")
-    first = methods.values(methods.configure(*_method(session.folder)))
     rows = []
     for place, (name, folder) in enumerate(session.runs.items()):
-        insight = AT_HAND(folder, None)
-        own = methods.values(methods.configure(*_method(folder)))
-        away = [f"{key} {value}" for key, value in own.items() if first.get(key) != value]
+        seeds = AT_HAND(folder, None).config.seeds
+        insight = AT_HAND(folder, session.seed.value if session.seed.value in seeds else seeds[0])
         cells = [insight.curves[each][-1] if each in insight.curves else None for each in names]
+        away = _changes(insight.config, AT_HAND(session.folder, None).config)
         text = ", ".join(away[:4]) + (" ..." if len(away) > 4 else "")
-        if _method(folder)[0] != _method(session.folder)[0]:
-            text = f"method {_method(folder)[0]}"
-        rows.append([f"{d.chip(place)}{name}", *(d.percent(cell) for cell in cells), text])
+        head = d.Markup(f"{d.chip(place)}{html.escape(name)}, seed {insight.seed}")
+        rows.append([head, *(d.percent(cell) for cell in cells), text])
     return d.table(["run", *titles], rows)
 
 
-def _method(folder: Path) -> tuple[str, dict[str, Any]]:
-    config = AT_HAND(folder, None).config
-    return config.method, config.settings
+def _changes(config: Config, first: Config) -> list[str]:
+    """Where a run differs from the one in the side bar: method, data and split first, else training and knobs."""
+    if config.method != first.method:
+        return [f"method {config.method}"]
+    if (config.cache, config.protocol) != (first.cache, first.protocol):
+        return ["another cache or protocol"]
+    own, before = (methods.values(methods.configure(each.method, each.settings)) for each in (config, first))
+    trained = [name for name in OPTIONS if getattr(config, name) != getattr(first, name)]
+    return [f"{name} {getattr(config, name):g}" for name in trained] + [
+        f"{name} {value}" for name, value in own.items() if before.get(name) != value
+    ]
 
 
 def _lines(own: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """A gallery of pseudo-labels that are wrong and sure of it, and one of them from close by."""
 
+import html
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ def page(session: Session) -> tuple[Any, Any, Any]:
             if filters[name].options != names:
                 filters[name].options = names
         if shown.labels is None:
+            found["rows"], detail.objects = np.array([], dtype=int), []
+            own.data = {name: [] for name in own.data}
             line.object = d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
             return
         found["rows"] = rows = chosen(shown.insight, shown.labels, shown.truth, _wanted(session, filters))
@@ -43,10 +46,18 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         _fill(session, own, rows[start : start + COLUMNS * ROWS])
         picked = "" if session.brushed is None else f" Of the {len(session.brushed):,} picked on the map."
         line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {_why(session)}")
-        if len(rows) and not detail.objects:
-            look_closer(int(rows[0]))
+        key = shown.insight.folder, shown.insight.seed
+        if found.get("run") != key or (found.get("row") is None and len(rows)):
+            found["run"], found["row"] = key, int(rows[0]) if len(rows) else None
+            found["knobs"] = None
+        if found["row"] is not None and found["knobs"] != shown.knobs:
+            look_closer(found["row"])
+        elif found["row"] is None:
+            detail.objects = []
 
     def look_closer(row: int) -> None:
+        assert session.shown is not None
+        found["row"], found["knobs"] = row, session.shown.knobs
         detail.objects = _closer(session, row)
 
     def picked(attribute: str, old: Any, new: list[int]) -> None:
@@ -211,11 +222,11 @@ def _closer(session: Session, row: int) -> list[Any]:
     top = _classes(scores, [label] if true is None else [label, true])
     return [
         d.grid(
-            d.card("This sample", "At the sliders.", d.text(head, dark), dark),
+            d.card("This sample", "Its first weak view, at the sliders.", d.text(head, dark), dark),
             d.card("Nearest labelled images", "By the cosine of their features; a wrong class here misleads any head.",
                    d.text(f'<div style="display:flex;gap:10px;flex-wrap:wrap">{near}</div>', dark), dark),
             d.card("Scores of each branch", "Probability of the likeliest classes by each branch, on the center view, "
-                   "as trained.", _branches(scores, top, names, dark), dark),
+                   "as trained: the pseudo-label is that of a weak view.", _branches(scores, top, names, dark), dark),
             d.card("Scores of each view", "Probability by the run, on every cached view: views that disagree are a "
                    "warning.", _views(scores["run"], scored.one.problem.views, top, names, dark), dark),
         )
@@ -227,7 +238,8 @@ def _neighbour(session: Session, one: Any) -> str:
     assert session.shown is not None
     name = session.shown.insight.classes[one.label]
     image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else ""
-    return f'<div class="note" style="width:92px" title="{one.image_id}">{image}{name}<br>cosine {one.cosine:.2f}</div>'
+    tip, name = html.escape(one.image_id), html.escape(name)
+    return f'<div class="note" style="width:92px" title="{tip}">{image}{name}<br>cosine {one.cosine:.2f}</div>'
 
 
 def _classes(scores: dict[str, np.ndarray], kept: list[int]) -> list[int]:

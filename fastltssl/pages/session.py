@@ -173,8 +173,8 @@ def look(session: Session) -> Shown:
     insight = AT_HAND(session.folder, session.seed.value)
     scored, why = _scored(session)
     steps = [int(step) for step in insight.steps]
-    place = steps.index(session.step.value) if session.step.value in steps else len(steps) - 1
-    knobs = Knobs(**{name: widget.value for name, widget in session.sliders.items()})
+    place = int(np.abs(np.array(steps) - session.step.value).argmin())
+    knobs = Knobs(**{name: within(widget) for name, widget in session.sliders.items()})
     neutral = scored.neutral if scored else Knobs(insight.recorded.threshold)
     truth = insight.truth if scored is None or scored.truth is None else scored.truth
     kept, key = session.labelled, (insight.folder, insight.seed)
@@ -202,6 +202,14 @@ def as_trained(folder: Path, seed: int, cache: str | None) -> tuple[Labels | Non
     except UNREADABLE:
         return _measured(insight, None, Knobs(insight.recorded.threshold))
     return _measured(insight, scored, scored.neutral)
+
+
+def within(widget: Any) -> Any:
+    """The value of a slider, inside its range: an address can ask for anything."""
+    if not hasattr(widget, "start"):
+        return widget.value if widget.value in widget.options else widget.options[0]
+    value = float(widget.value)
+    return float(np.clip(value, widget.start, widget.end)) if value == value else float(widget.start)
 
 
 def _measured(
@@ -233,6 +241,9 @@ def moved(session: Session, *_: Any) -> None:
 
 def _refresh(session: Session) -> None:
     session.is_waiting = False
+    for slider in session.sliders.values():
+        if slider.value != (inside := within(slider)):
+            slider.value = inside
     with torch.no_grad(), pn.io.hold():
         session.shown = look(session)
         enable(session)
