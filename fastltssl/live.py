@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from fastltssl.adapters import wants_taps
 from fastltssl.batches import Rows, Stream, make_stream
@@ -151,7 +152,7 @@ def training(
     record["live"] = dataclasses.asdict(live) | {
         "trainable": sum(map(Tensor.numel, towers[0].values())),
         "parameters": sum(map(Tensor.numel, tower.parameters())),
-        "head": sum(leaf.numel() for leaf in _leaves(fitted[0].run.params)),
+        "head": sum(leaf.numel() for leaf in tree_leaves(fitted[0].run.params)),
     }
     if out is not None and opened.ranks.rank == 0:
         record["run"] = str(out)
@@ -186,12 +187,6 @@ def is_same(config: Config, cache: Cache, folder: Path) -> bool:
 def note(text: str) -> Extracted:
     """A line the user should see, among the progress."""
     return Extracted("", 0, 0, 0.0, 0.0, text)
-
-
-def _leaves(tree: Any) -> list[Tensor]:
-    from torch.utils._pytree import tree_leaves
-
-    return tree_leaves(tree)
 
 
 def _counted(
@@ -286,14 +281,11 @@ class Pool:
 
     def measured(self, trainee: Trainee, method: Method, run: Run) -> dict[str, Tensor]:
         """The metrics of a run, on features of its tower as it is now."""
-        one, found = self.one, {}
-        labels, features = {}, {}
+        one, labels, features = self.one, {}, {}
         for name, seen in self._measured_views(method).items():
-            count = len(seen.picture)
-            width = one.problem.x.shape[-1]
-            found[name] = trainee.encoded(seen) if count else torch.zeros(0, width, device=trainee.device)
+            nothing = one.problem.x.new_zeros(0, one.problem.x.shape[-1])
+            features[name] = (trainee.encoded(seen) if len(seen.picture) else nothing)[:, None]
             labels[name] = self.labels[torch.from_numpy(seen.picture)].to(trainee.device)
-            features[name] = found[name][:, None]
         rows = Rows(
             features | {"train": features["val"]}, labels | {"train": labels["val"]}, ("center",), None, None, 1.0, 0.0
         )

@@ -1,6 +1,5 @@
 """`fastltssl train --live`: a run through the encoder, from images; alone or as one of several processes."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +76,7 @@ def run_live(
         if ranks.rank:
             drain(work)
             return
-        record = follow(work, live_line, f"{resolved.method} --live {dataclasses.asdict(resolved.live)['mode']}")
+        record = follow(work, live_line, f"{resolved.method} --live {resolved.live.mode}")
     show_record(record, is_json)
 
 

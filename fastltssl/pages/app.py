@@ -1,6 +1,5 @@
 """The page of one visitor: side bar, tabs, address, files."""
 
-import csv
 import hmac
 import io
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from fastltssl.pages import drawing as d
 from fastltssl.pages import map as map_page
 from fastltssl.pages import overview, pseudo_labels, refit, samples
 from fastltssl.pages.session import AT_HAND, SLIDERS, Options, Session, moved, open_session, reset
+from fastltssl.tables import as_csv
 
 PAGES = {
     "Overview": overview.page,
@@ -93,15 +93,6 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
     _follow(session, tabs)
     moved(session)
     return side, [tabs]
-
-
-def as_csv(lines: list[dict[str, Any]]) -> str:
-    """Lines as CSV with the columns of all of them; empty without lines."""
-    held = io.StringIO()
-    writer = csv.DictWriter(held, list(dict.fromkeys(name for line in lines for name in line)))
-    writer.writeheader()
-    writer.writerows(lines)
-    return held.getvalue()
 
 
 def _side_bar(session: Session, download: Any) -> list[Any]:
