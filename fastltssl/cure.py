@@ -128,6 +128,11 @@ def score(insight: Insight, cache: Cache) -> Scored:
             f"hold its features: its history is there, and for sliders train the method from the cache: "
             f"fastltssl train {config.method} --cache {config.cache}"
         )
+    if config.ensemble:
+        raise RunError(
+            f"{insight.folder} adds zero-shot scores to those of {config.ensemble}, so it has no head to move: its "
+            "history is there, and sliders are with the run it adds to"
+        )
     if fingerprint(cache) != insight.record["cache_fingerprint"]:
         raise RunError(
             f"{insight.folder} was trained on a cache with fingerprint {insight.record['cache_fingerprint']}, and "

@@ -115,6 +115,16 @@ def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
     return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
 
 
+def reporting(insight: Insight) -> str:
+    """A sentence where the run's record reports anything but its last evaluation (--report); "" where it does not."""
+    if insight.config.report == "mean20":
+        return "The run's own table has means over its last 20 evaluations."
+    if insight.config.report == "val" and "val_bacc" in insight.curves:
+        best = int(insight.steps[insight.curves["val_bacc"].argmax()])
+        return f"The run's own table has the step that is best on validation rows, which is {best} with this seed."
+    return ""
+
+
 def at_step(insight: Insight, place: int = -1) -> Labels | None:
     """The pseudo-labels at an evaluation (0 to T - 1, or -1 for the last); None where the method makes none."""
     label, confidence = insight.recorded.label, insight.recorded.confidence

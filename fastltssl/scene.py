@@ -1,6 +1,7 @@
 """One sample of a pool, and the pool as a map: images, scores by view and branch, neighbours, two dimensions."""
 
 import base64
+import importlib.util
 import io
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastltssl.neighbors import nearest
 from fastltssl.sources import SourceError, open_source
 
 SIDE = 112  # pixels of a thumbnail
+NO_UMAP = "no UMAP without umap-learn: pip install umap-learn. PCA needs nothing"
 
 
 class MapError(RuntimeError):
@@ -57,21 +59,32 @@ class Wanted(NamedTuple):
 def open_album(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Album:
     """The images that a cache was made from; `dataset` and `root` where they have moved."""
     name = dataset or cache.attributes["provenance"].get("dataset")
+    if name is None:
+        return no_album("the cache was imported from features. Say where its images are with --dataset")
     try:
         source = open_source(str(name), root)
     except (SourceError, OSError) as error:
-        why = str(error).split(". ")[0]
-        return Album({}, {}, f"Images are not at hand, so ids are shown: {why}. Say where they are with --dataset")
+        return no_album(f"{str(error).split('. ')[0]}. Say where they are with --dataset")
     groups: dict[str, Any] = {group: images for group, images in source.groups.items() if group in cache.groups}
     place = {group: {image_id: row for row, image_id in enumerate(images.ids)} for group, images in groups.items()}
     first = {group: rows.ids[0] for group, rows in cache.groups.items() if rows.ids}
     if any(image_id not in place.get(group, {}) for group, image_id in first.items()):
-        return Album({}, {}, f"Images are not at hand, so ids are shown: {name} holds other images than the cache")
+        return no_album(f"{name} holds other images than the cache")
     return Album(groups, place, "")
 
 
-def thumbnails(album: Album, group: str, ids: list[str]) -> list[str]:
-    """A square PNG of each image as a data address, "" where there is none or it cannot be read."""
+def no_album(why: str) -> Album:
+    """No images, and the reason."""
+    return Album({}, {}, f"Images are not at hand, so ids are shown: {why}")
+
+
+def thumbnails(album: Album, group: str | None, ids: list[str]) -> list[str]:
+    """A square PNG of each image as a data address, "" where there is none or it cannot be read.
+
+    Without a group, it is the first one that has all the ids.
+    """
+    if group is None:
+        group = next((name for name, rows in album.place.items() if all(each in rows for each in ids)), "")
     if group not in album.images:
         return [""] * len(ids)
     return [_thumbnail(album.images[group], album.place[group].get(image_id, -1)) for image_id in ids]
@@ -116,11 +129,16 @@ def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, "M"] | None, wan
     return rows[confidence[rows].argsort(descending=True, stable=True)].numpy()
 
 
-def ids_of(scored: Scored, rows: Int[np.ndarray, "K"]) -> list[str]:
-    """The ids of rows of the pool."""
-    split = scored.one.split
-    ids = scored.trained.cache.groups[split.unlabelled_group].ids
-    return [ids[split.unlabelled[row]] for row in rows]
+def ids_of(insight: Insight, rows: Int[np.ndarray, "K"]) -> list[str]:
+    """The ids of rows of the pool, as the run has kept them."""
+    stamp = (insight.folder / "rows.npz").stat().st_mtime_ns
+    return _pool_ids(insight.folder, insight.seed, stamp)[rows].tolist()
+
+
+@lru_cache(maxsize=4)
+def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
+    with np.load(folder / "rows.npz") as stored:
+        return np.asarray(stored[f"seed{seed}.unlabelled.ids"])
 
 
 def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:
@@ -156,12 +174,17 @@ def flat_pca(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K
     return (centred @ vectors[:, -2:].flip(1)).numpy()
 
 
+def has_umap() -> bool:
+    """Whether umap-learn is installed."""
+    return importlib.util.find_spec("umap") is not None
+
+
 def flat_umap(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K 2"]:
     """UMAP of the same; raises MapError where umap-learn is not installed."""
-    try:
-        import umap
-    except ImportError:
-        raise MapError("no UMAP without umap-learn: pip install umap-learn. PCA needs nothing") from None
+    if not has_umap():
+        raise MapError(NO_UMAP)
+    import umap
+
     made: Any = umap.UMAP(n_components=2, metric="cosine", random_state=0)
     return np.asarray(made.fit_transform(_unit(scored, rows).numpy()))
 

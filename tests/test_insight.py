@@ -1,6 +1,7 @@
 """The numbers behind a run: its own at the neutral knobs, and slow loops for everything else."""
 
 import dataclasses
+import importlib.machinery
 import sys
 import types
 
@@ -155,8 +156,8 @@ def test_a_gallery_takes_what_it_is_asked_for(trained):
 
 
 def test_a_sample_has_images_views_branches_and_neighbours(trained, world):
-    _, scored = trained["ulfine"]
-    album, ids = scene.open_album(world), scene.ids_of(scored, np.array([5, 2]))
+    read, scored = trained["ulfine"]
+    album, ids = scene.open_album(world), scene.ids_of(read, np.array([5, 2]))
     assert ids[0] == world.groups[scored.one.split.unlabelled_group].ids[scored.one.split.unlabelled[5]]
     pictures = scene.thumbnails(album, scored.one.split.unlabelled_group, [*ids, "nothing"])
     assert pictures[0].startswith("data:image/png;base64,")
@@ -189,7 +190,9 @@ def test_the_map_is_the_principal_components(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(scene.MapError, match="pip install umap-learn"):
         scene.flat_umap(scored, rows)
-    made = types.SimpleNamespace(UMAP=lambda **_: types.SimpleNamespace(fit_transform=lambda x: x[:, :2]))
+    made = types.ModuleType("umap")
+    made.__spec__ = importlib.machinery.ModuleSpec("umap", None)
+    made.UMAP = lambda **_: types.SimpleNamespace(fit_transform=lambda x: x[:, :2])
     monkeypatch.setitem(sys.modules, "umap", made)
     assert scene.flat_umap(scored, rows).shape == (len(rows), 2)
 

@@ -3,6 +3,7 @@
 The package is called pages because `fastltssl.studio` is the function.
 """
 
+import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LOCAL = ("127.0.0.1", "localhost")
+EVERY = ("0.0.0.0", "::")
 
 
 class StudioError(RuntimeError):
@@ -72,22 +74,30 @@ def served(
     except ImportError:
         raise StudioError('no studio without panel: pip install "fastltssl[studio]"') from None
     from fastltssl.pages.app import page
-    from fastltssl.pages.session import AT_HAND, Options
+    from fastltssl.pages.session import Options, at_hand
 
     if not folders:
         raise StudioError("the studio needs a run folder, such as runs/RUN. Runs are written by `fastltssl train`")
     for folder in folders:
-        AT_HAND(folder, None)
+        at_hand(folder, None)
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     port = _free_port(host, port)
     options = Options(folders, cache, dataset, root)
-    origins = [f"{name}:{port}" for name in LOCAL[:2]] if token is None else ["*"]
+    origins = [f"{name}:{port}" for name in LOCAL] if token is None else ["*"]
     pn.extension()
+    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)  # warns of "*", which the token is for
     server = pn.serve(
         {"/": lambda: page(options, token)}, address=host, port=port, websocket_origin=origins, show=False,
         start=in_thread, threaded=in_thread, verbose=False, title="fastltssl studio",
     )  # fmt: skip
-    return server, f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    return server, f"http://{_reachable(host)}:{port}/" + (f"?token={token}" if token else "")
+
+
+def _reachable(host: str) -> str:
+    """The host as another machine asks for it: this machine's name, where it listens to every address."""
+    if host in EVERY:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _free_port(host: str, port: int) -> int:

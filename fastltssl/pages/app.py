@@ -5,13 +5,13 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import panel as pn
 
 from fastltssl.pages import drawing as d
 from fastltssl.pages import map as map_page
 from fastltssl.pages import overview, pseudo_labels, refit, samples
-from fastltssl.pages.session import AT_HAND, SLIDERS, Options, Session, moved, open_session, reset
+from fastltssl.pages.address import Address
+from fastltssl.pages.session import SLIDERS, Options, Session, at_hand, moved, open_session, reset
 from fastltssl.tables import as_csv
 
 PAGES = {
@@ -37,11 +37,12 @@ def page(options: Options, token: str | None) -> Any:
     )  # fmt: skip
     made.header.append(pn.pane.HTML(THEME_LINK.format(other="light" if is_dark else "dark"), align="center"))
     body, side = pn.Column(sizing_mode="stretch_width"), pn.Column(sizing_mode="stretch_width")
-    made.main.append(body)
+    address = Address(asked)
+    made.main.extend([body, address.line])
     made.sidebar.append(side)
 
     def enter() -> None:
-        side.objects, body.objects = _filled(open_session(options, is_dark, asked))
+        side.objects, body.objects = _filled(open_session(options, is_dark, address))
 
     if token is None or hmac.compare_digest(asked.get("token", "").encode(), token.encode()):
         enter()
@@ -51,6 +52,7 @@ def page(options: Options, token: str | None) -> Any:
     def tried(_: Any) -> None:
         if hmac.compare_digest(str(word.value).encode(), token.encode()):
             enter()
+            address.tell("token", token)
         else:
             word.label = "That is not the token that the terminal shows"
 
@@ -82,8 +84,9 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
 
     def as_file() -> io.BytesIO:
         name = list(PAGES)[tabs.active].lower()
-        download.filename = f"{session.run.value}-{name}.csv".replace(" ", "-")
-        return io.BytesIO(as_csv(built[tabs.active][2]()).encode())
+        download.filename = f"{session.run.value}-seed{session.seed.value}-{name}.csv".replace(" ", "-")
+        lines = built[tabs.active][2]() or [{"note": "nothing is shown here"}]
+        return io.BytesIO(as_csv(lines).encode())
 
     session.repaint = repaint
     download = pn.widgets.FileDownload(
@@ -117,10 +120,10 @@ def _side_bar(session: Session, download: Any) -> list[Any]:
 
 
 def _follow(session: Session, tabs: Any) -> None:
-    """Keep the widgets in the address, and repaint when they move."""
+    """Repaint when a widget moves, and keep the tab in the address."""
 
     def other_run(_: Any) -> None:
-        seeds = list(AT_HAND(session.folder, None).config.seeds)
+        seeds = list(at_hand(session.folder, None).config.seeds)
         kept = session.seed.value if session.seed.value in seeds else seeds[0]
         session.seed.param.update(options=seeds, value=kept)
         restart(None)
@@ -130,15 +133,7 @@ def _follow(session: Session, tabs: Any) -> None:
         reset(session)
         moved(session)
 
-    location = pn.state.location
-    synced = {"run": session.run, "seed": session.seed, "step": session.step} | session.sliders
-    if location is not None:
-        for name, widget in synced.items():
-            location.sync(widget, {"value": name})
-        location.sync(tabs, {"active": "tab"})
-    for name in set(SLIDERS) - {"prior"}:  # an address can ask for anything
-        slider: Any = session.sliders[name]
-        slider.value = float(np.clip(slider.value, slider.start, slider.end))
+    session.address.keep("active", tab=tabs)
     session.run.param.watch(other_run, "value")
     session.seed.param.watch(restart, "value")
     for widget in (session.step, *session.sliders.values()):

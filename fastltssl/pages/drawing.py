@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import panel as pn
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, FixedTicker, HoverTool
+from bokeh.models import (
+    BasicTicker,
+    BasicTickFormatter,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    FixedTicker,
+    HoverTool,
+)
 from bokeh.models.annotations import Legend, Span
 from bokeh.plotting import figure
 
@@ -43,7 +50,8 @@ th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 .number b { display: block; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .number span { font-size: 12px; color: var(--soft); }
 .note { font-size: 13px; color: var(--soft); line-height: 1.4; margin: 2px 0; }
-.chip { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
+.chip { display: inline-block; box-sizing: border-box; width: 11px; height: 11px; border-radius: 3px;
+        margin-right: 6px; }
 """
 LIGHT = ":host, :root { --ink: #2b313a; --soft: #69717d; --line: #e3e6ea; --paper: #ffffff; }"
 DARK = ":host, :root { --ink: #e4e7eb; --soft: #9aa3af; --line: #3a4149; --paper: #262c33; }"
@@ -118,14 +126,21 @@ def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool)
 
 
 def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -> None:
-    """Class names along an axis whose places are ranks; none where they are too many to read."""
+    """Class names along an axis whose places are ranks; ranks where they are too many to read."""
     axis = made.xaxis[0] if axis is None else axis
-    is_same = isinstance(axis.formatter, CustomJSTickFormatter) and axis.formatter.args["names"] == list(names)
-    if len(names) > LABELLED_CLASSES or is_same:
+    if len(names) > LABELLED_CLASSES:
+        if isinstance(axis.formatter, CustomJSTickFormatter):
+            axis.ticker, axis.formatter, axis.major_label_orientation = (
+                BasicTicker(),
+                BasicTickFormatter(),
+                "horizontal",
+            )
         return
     names = [name if len(str(name)) <= LONG else f"{str(name)[: LONG - 1]}…" for name in names]
+    if isinstance(axis.formatter, CustomJSTickFormatter) and axis.formatter.args["names"] == names:
+        return
     axis.ticker = FixedTicker(ticks=list(range(len(names))))
-    axis.formatter = CustomJSTickFormatter(code="return names[tick] ?? ''", args={"names": list(names)})
+    axis.formatter = CustomJSTickFormatter(code="return names[tick] ?? ''", args={"names": names})
     axis.major_label_text_font_size = "11px" if len(names) <= 30 else "9.5px"
     if axis in made.xaxis:
         axis.major_label_orientation = math.pi / 2
@@ -166,8 +181,18 @@ def percent(value: float | None) -> str:
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
-def chip(place: int) -> str:
-    return f'<span class="chip" style="background:{CURVES[place % len(CURVES)][0]}"></span>'
+def look(place: int, is_dark: bool) -> tuple[str, str, str]:
+    """Colour, marker and dash of a run by its place among the runs; dotted from where colours come again."""
+    color = CURVES[place % len(CURVES)][0]
+    ink = INK[is_dark][0] if color == "#000000" else color
+    return ink, MARKERS[place % len(MARKERS)], "solid" if place < len(CURVES) else "dotted"
+
+
+def chip(place: int, is_dark: bool) -> str:
+    """The colour of a run beside its name: full, or a dotted frame where its curves are dotted."""
+    color, _, dash = look(place, is_dark)
+    style = f"background:{color}" if dash == "solid" else f"border:2px dotted {color}"
+    return f'<span class="chip" style="{style}"></span>'
 
 
 def column(values: Any) -> Any:

@@ -1,5 +1,7 @@
 """The pool in two dimensions: what is near what, and where the wrong pseudo-labels lie."""
 
+import asyncio
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from bokeh.palettes import Cividis256
 
 from fastltssl.pages import drawing as d
 from fastltssl.pages.session import Session, Shown, moved
-from fastltssl.scene import MapError, flat_pca, flat_umap, ids_of
+from fastltssl.scene import NO_UMAP, flat_pca, flat_umap, has_umap, ids_of
 
 POINTS = 20_000  # at most; evenly spaced rows of a larger pool
 COLORS = ("class", "correctness", "confidence", "group")
@@ -48,20 +50,41 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     bar = ColorBar(color_mapper=LinearColorMapper(palette=Cividis256, low=0, high=100), width=8, visible=False)
     bar.background_fill_color, bar.major_label_text_color = None, d.INK[dark][0]
     made.add_layout(bar, "right")
-    state: dict[str, Any] = {"rows": np.array([], dtype=int), "filling": False}
+    drawing = d.pane(made)
+    state: dict[str, Any] = {"rows": np.array([], dtype=int)}
+
+    async def lay_out(shown: Shown, document: Any) -> None:
+        """Work UMAP out beside the server, which goes on answering."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, placed, shown, "UMAP")
+        except (ValueError, TypeError, RuntimeError) as error:  # such as a pool of five rows
+            state["failed"] = shown.key, f"UMAP cannot be had ({error}); this is PCA. "
+        document.add_next_tick_callback(partial(moved, session))
+
+    def waiting_for(shown: Shown) -> str:
+        """Begin with UMAP if that can be; what is to be said meanwhile."""
+        if not has_umap():
+            return f"{NO_UMAP}. "
+        if state.get("failed", [None])[0] == shown.key:
+            return str(state["failed"][1])
+        if state.get("waiting") != shown.key:
+            state["waiting"] = shown.key
+            pn.state.execute(partial(lay_out, shown, pn.state.curdoc))
+        return "UMAP is being worked out, which can take a minute; this is PCA. "
 
     def repaint() -> None:
         shown = session.shown
         assert shown is not None
+        drawing.visible = by.visible = kind.visible = shown.scored is not None and shown.labels is not None
         if shown.scored is None or shown.labels is None:
             state["rows"], own.data = np.array([], dtype=int), {name: [] for name in own.data}
+            reading.object = ""
             line.object = d.note(shown.why or f"{shown.insight.config.method} has no pool here.")
             return
-        trouble = ""
-        try:
-            rows, places = placed(shown, kind.value)
-        except MapError as error:
-            trouble, (rows, places) = f"{error} ", placed(shown, "PCA")
+        trouble, wanted = "", kind.value
+        if wanted == "UMAP" and not is_placed(shown, wanted):
+            trouble, wanted = waiting_for(shown), "PCA"
+        rows, places = placed(shown, wanted)
         state["rows"] = rows
         _fill(shown, own, rows, places, by.value)
         reading.object = d.note(READING[by.value])
@@ -77,25 +100,35 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         line.object = d.note(picked or "Draw around points to see them under Samples.")
 
     own.selected.on_change("indices", brushed)
+    session.address.keep(layout=kind, colour=by)
     for widget in (kind, by):
         widget.param.watch(lambda _: moved(session), "value")
-    body = pn.Column(pn.Row(by, kind), reading, d.pane(made), line, sizing_mode="stretch_width")
+    body = pn.Column(pn.Row(by, kind), reading, drawing, line, sizing_mode="stretch_width")
     layout = d.card("Map of the pool", "Two dimensions of the features: rows that are near look alike to the encoder.",
                     body, dark)  # fmt: skip
     return layout, repaint, lambda: _lines(own)
 
 
-def placed(shown: Shown, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def placed(shown: Shown, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the pool and where they lie [K 2], worked out once for each split. Raises MapError."""
+    assert shown.scored is not None
+    count = len(shown.scored.one.problem.u)
+    rows = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
+    if not is_placed(shown, layout):
+        _KEPT[_key(shown, layout)] = LAYOUTS[layout](shown.scored, rows)
+    return rows, _KEPT[_key(shown, layout)]
+
+
+def is_placed(shown: Shown, layout: str) -> bool:
+    """Whether a layout of this pool has been worked out."""
+    return _key(shown, layout) in _KEPT
+
+
+def _key(shown: Shown, layout: str) -> Any:
     scored = shown.scored
     assert scored is not None
-    count = len(scored.one.problem.u)
-    rows = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
     split = scored.one.split.unlabelled
-    key = kind, str(scored.trained.cache.path), shown.insight.record["cache_fingerprint"], split.tobytes()
-    if key not in _KEPT:
-        _KEPT[key] = LAYOUTS[kind](scored, rows)
-    return rows, _KEPT[key]
+    return layout, str(scored.trained.cache.path), shown.insight.record["cache_fingerprint"], split.tobytes()
 
 
 def _fill(shown: Shown, own: Any, rows: np.ndarray, places: np.ndarray, by: str) -> None:
@@ -111,7 +144,7 @@ def _fill(shown: Shown, own: Any, rows: np.ndarray, places: np.ndarray, by: str)
         "name": [names[k] for k in label],
         "true": ["not known"] * len(rows) if truth is None else [names[k] for k in truth],
         "confidence": d.column(100 * confidence),
-        "id": ids_of(shown.scored, rows),
+        "id": ids_of(shown.insight, rows),
     }
     own.selected.indices = picked
 
@@ -136,5 +169,6 @@ def _scale(shown: Shown, bar: Any, by: str) -> None:
 
 def _lines(own: Any) -> list[dict[str, Any]]:
     """Every point of the map."""
-    columns = ("id", "x", "y", "true", "name", "confidence")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*(own.data[name] for name in columns), strict=True)]
+    columns = {"id": "id", "x": "x", "y": "y", "true": "true", "name": "label", "confidence": "confidence_percent"}
+    rows = zip(*(own.data[name] for name in columns), strict=True)
+    return [dict(zip(columns.values(), row, strict=True)) for row in rows]

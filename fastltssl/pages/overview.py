@@ -7,9 +7,9 @@ import numpy as np
 import panel as pn
 from bokeh.models import ColumnDataSource
 
-from fastltssl.insight import Insight
+from fastltssl.insight import Insight, reporting
 from fastltssl.pages import drawing as d
-from fastltssl.pages.session import AT_HAND, Session
+from fastltssl.pages.session import Session, at_hand
 
 PANELS = {  # metric -> title, axis, reading
     "bacc": ("Balanced accuracy", "balanced accuracy (%)", "Mean recall of the test classes; higher is better."),
@@ -25,14 +25,14 @@ PANELS = {  # metric -> title, axis, reading
     "pseudo_kl": ("Distance from the true prior", "KL (nats)", "Classes of accepted pseudo-labels against the true "
                   "classes of the pool; 0 is unbiased."),
 }  # fmt: skip
-UNIT = {"pseudo_kl": 1.0}  # what a value is multiplied by; percent otherwise
+NATS = ("pseudo_kl",)  # percent otherwise
 COLUMNS = ("top1", "bacc", "head", "medium", "tail", "ece", "pseudo_accuracy")
 
 
 def page(session: Session) -> tuple[Any, Any, Any]:
     """The layout, what repaints it, and the CSV of what it shows."""
     dark = session.is_dark
-    numbers = d.text("", dark)
+    numbers, notes = d.text("", dark), d.text("", dark)
     made = {metric: d.plot("training step", unit, dark, 210) for metric, (_, unit, _) in PANELS.items()}
     spans = [d.scrubber(each, dark) for each in made.values()]
     recall = d.plot("classes, most labelled first", "recall (%)", dark, 280)
@@ -44,8 +44,10 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         insights = _insights(session)
         for place, (name, insight) in enumerate(insights.items()):
             if (name, "recall") not in sources:
-                _add(name, place, insight, made, recall, reliability, sources)
+                _add(name, d.look(place, dark), made, recall, reliability, sources)
             _fill(name, insight, _place(session, insight), sources)
+        for metric, each in cards.items():
+            each.visible = any(len(sources[name, metric].data["x"]) for name in insights)
         shown = session.shown
         assert shown is not None
         for span in spans:
@@ -55,11 +57,16 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         numbers.object = d.table(
             ["run, at its step", *(_title(metric) for metric in COLUMNS)], _rows(session, insights)
         )
+        told = {name: reporting(insight) for name, insight in insights.items()}
+        notes.object = "".join(d.note(f"{name}: {text}") for name, text in told.items() if text)
 
-    cards = [d.card(title, reading, d.pane(made[metric]), dark) for metric, (title, _, reading) in PANELS.items()]
+    cards = {
+        metric: d.card(title, reading, d.pane(made[metric]), dark) for metric, (title, _, reading) in PANELS.items()
+    }
     layout = pn.Column(
-        d.card("Test metrics at the step", "At the evaluation nearest to the step, percent.", numbers, dark),
-        d.grid(*cards, columns=3),
+        d.card("Test metrics at the step", "At the evaluation nearest to the step, percent.",
+               pn.Column(numbers, notes, sizing_mode="stretch_width"), dark),
+        d.grid(*cards.values(), columns=3),
         d.grid(
             d.card("Recall of each class", "From the most to the least labelled class: a slope down to the right is "
                    "the bias of the long tail.", d.pane(recall), dark),
@@ -75,8 +82,8 @@ def _insights(session: Session) -> dict[str, Insight]:
     """Every run, at the chosen seed where it has that."""
     found = {}
     for name, folder in session.runs.items():
-        first = AT_HAND(folder, None)
-        found[name] = AT_HAND(folder, session.seed.value) if session.seed.value in first.config.seeds else first
+        first = at_hand(folder, None)
+        found[name] = at_hand(folder, session.seed.value) if session.seed.value in first.config.seeds else first
     return found
 
 
@@ -98,20 +105,20 @@ def _rows(session: Session, insights: dict[str, Insight]) -> list[list[str]]:
     for place, (name, insight) in enumerate(insights.items()):
         at = _place(session, insight)
         own = [insight.curves[metric][at] if metric in insight.curves else None for metric in COLUMNS]
-        cell = d.Markup(f"{d.chip(place)}{html.escape(name)}, step {insight.steps[at]}")
+        cell = d.Markup(f"{d.chip(place, session.is_dark)}{html.escape(name)}, step {insight.steps[at]}")
         rows.append([cell, *(d.percent(value) for value in own)])
     return rows
 
 
 def _add(
-    name: str, place: int, insight: Insight, made: dict[str, Any], recall: Any, reliability: Any,
+    name: str, look: tuple[str, str, str], made: dict[str, Any], recall: Any, reliability: Any,
     sources: dict[tuple[str, str], ColumnDataSource],
 ) -> None:  # fmt: skip
     """The glyphs of one more run."""
-    color, marker = d.CURVES[place % len(d.CURVES)][0], d.MARKERS[place % len(d.MARKERS)]
+    color, marker, dash = look
     for metric, plot in made.items():
         sources[name, metric] = own = d.source(f"{metric}/{name}", x=[], y=[], run=[])
-        plot.line("x", "y", source=own, line_color=color, line_width=2)
+        plot.line("x", "y", source=own, line_color=color, line_width=2, line_dash=dash)
         dots = plot.scatter("x", "y", source=own, color=color, size=6, marker=marker)
         d.hover(plot, [("run", "@run"), ("step", "@x"), (PANELS[metric][1], "@y{0.00}")], dots)
     sources[name, "recall"] = own = d.source(f"recall/{name}", x=[], y=[], run=[], name=[], labelled=[])
@@ -120,7 +127,7 @@ def _add(
         recall, [("run", "@run"), ("class", "@name"), ("labelled rows", "@labelled"), ("recall", "@y{0.0} %")], dots
     )
     sources[name, "reliability"] = own = d.source(f"reliability/{name}", x=[], y=[], rows=[], run=[])
-    reliability.line("x", "y", source=own, line_color=color, line_width=1.5)
+    reliability.line("x", "y", source=own, line_color=color, line_width=1.5, line_dash=dash)
     dots = reliability.scatter("x", "y", source=own, color=color, size=7, marker=marker)
     d.hover(reliability, [("run", "@run"), ("rows", "@rows"), ("accuracy", "@y{0.0} %")], dots)
 
@@ -129,7 +136,7 @@ def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], C
     for metric in PANELS:
         values = insight.curves.get(metric, np.full(len(insight.steps), np.nan))
         known = ~np.isnan(values)
-        y = UNIT.get(metric, 100.0) * values[known]
+        y = values[known] if metric in NATS else 100 * values[known]
         sources[name, metric].data = {"x": d.column(insight.steps[known]), "y": d.column(y), "run": [name] * len(y)}
     order = _ranked(insight)
     sources[name, "recall"].data = {
@@ -150,10 +157,14 @@ def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], C
 
 
 def _lines(insights: dict[str, Insight]) -> list[dict[str, Any]]:
-    """Every curve in view, one line a run and evaluation; fractions and nats."""
+    """Every curve in view, one line a run and evaluation."""
     return [
         {"run": name, "seed": insight.seed, "step": int(step)}
-        | {metric: values[at] for metric, values in insight.curves.items() if metric in PANELS}
+        | {
+            f"{metric}_{'nats' if metric in NATS else 'percent'}": values[at] * (1 if metric in NATS else 100)
+            for metric, values in insight.curves.items()
+            if metric in PANELS
+        }
         for name, insight in insights.items()
         for at, step in enumerate(insight.steps)
     ]

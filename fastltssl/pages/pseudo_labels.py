@@ -12,7 +12,7 @@ from bokeh.palettes import Cividis256
 
 from fastltssl import metrics
 from fastltssl.cure import Knobs
-from fastltssl.insight import BINS, mistakes
+from fastltssl.insight import BINS, mistakes, reporting
 from fastltssl.pages import drawing as d
 from fastltssl.pages import kept
 from fastltssl.pages.session import Session, Shown
@@ -36,15 +36,14 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         assert shown is not None
         strip.object = _strip(shown)
         plots.visible = shown.summary is not None
-        run = shown.insight.folder, shown.insight.seed, shown.scored is None
         if shown.summary is not None:
-            for fill in still if state.get("step") != (run, shown.place) else []:
+            for fill in still if state.get("step") != (shown.key, shown.place) else []:
                 fill(shown)
             for fill in moving:
                 fill(shown)
-            state["step"] = run, shown.place
-        if state.get("run") != run:
-            state["run"] = run
+            state["step"] = shown.key, shown.place
+        if state.get("run") != shown.key:
+            state["run"] = shown.key
             own.objects = [d.grid(*kept.cards(shown, dark))]
 
     plots = pn.Column(d.grid(*(each for each, _ in parts)), confusion, sizing_mode="stretch_width")
@@ -54,7 +53,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
 
 def _strip(shown: Shown) -> str:
     """The numbers that a cure should move, with what they were."""
-    found, before = shown.summary, shown.before
+    found, before, told = shown.summary, shown.before, reporting(shown.insight)
     items, missing = [], ""
     if found is None:
         missing = d.note(f"{shown.insight.config.method} makes no pseudo-labels here.")
@@ -69,7 +68,7 @@ def _strip(shown: Shown) -> str:
         was_tested = shown.metrics_before or {}
         for name, title in (("bacc", "test bACC, %"), ("tail", "test tail, %"), ("ece", "test ECE, %")):
             items.append(_item(title, shown.metrics[name], was_tested.get(name)))
-    return missing + (d.numbers(items) if items else "") + d.note(shown.why or _advice(shown))
+    return missing + (d.numbers(items) if items else "") + d.note(f"{shown.why or _advice(shown)} {told}".strip())
 
 
 def _advice(shown: Shown) -> str:
@@ -149,8 +148,8 @@ def _shares(dark: bool) -> Drawn:
 
 def _groups(dark: bool) -> Drawn:
     made = d.plot("group of the predicted class", "false accepted rows", dark, x_range=list(metrics.GROUPS))
-    own = d.source("groups", group=metrics.GROUPS, false=[0, 0, 0], was=[0, 0, 0], color=d.GROUP_COLORS)
-    bars = made.vbar("group", top="false", width=0.6, source=own, color="color", line_color=None)
+    own = d.source("groups", group=metrics.GROUPS, false=[0, 0, 0], was=[0, 0, 0])
+    bars = made.vbar("group", top="false", width=0.6, source=own, color=d.ORANGE, line_color=None)
     was = made.scatter("group", "was", source=own, marker="dash", size=44, line_width=2, color=d.INK[dark][0])
     made.y_range.start = 0
     d.legend(made, [("now", [bars]), ("as trained", [was])], dark)
@@ -250,7 +249,7 @@ def _curve_of(shown: Shown, values: np.ndarray) -> dict[str, Any]:
 
 
 def _confusion(dark: bool) -> Drawn:
-    mapper = LinearColorMapper(palette=Cividis256, low=0, high=100)
+    mapper = LinearColorMapper(palette=Cividis256, low=0, high=100, nan_color="rgba(0, 0, 0, 0)")
     made = d.plot("pseudo-label, most labelled first", "true class", dark, 420, tools="reset,save")
     own = d.source("confusion", image=[np.zeros((1, 1))], rows=[np.zeros((1, 1))], x=[0], y=[0], size=[1])
     image = made.image("image", "x", "y", "size", "size", source=own, color_mapper=mapper)
@@ -274,8 +273,12 @@ def _confusion(dark: bool) -> Drawn:
             pairs.object = d.note("The pool has no true labels, so nothing tells right from wrong.")
             return
         order.data = {"name": [names[k] for k in places]}
+        for axis in (made.xaxis[0], made.yaxis[0]):
+            d.class_axis(made, order.data["name"], axis)
+        made.height = max(420, 180 + 11 * min(len(places), d.LABELLED_CLASSES))
         sorted_ = confusion[places][:, places].numpy()
-        share = 100 * sorted_ / np.maximum(1, sorted_.sum(axis=1, keepdims=True))
+        whole = sorted_.sum(axis=1, keepdims=True)
+        share = np.where(whole > 0, 100 * sorted_ / np.maximum(1, whole), np.nan)
         own.data = {
             "image": [share.astype(np.float32)],
             "rows": [sorted_.astype(np.float32)],
@@ -287,7 +290,10 @@ def _confusion(dark: bool) -> Drawn:
         lines = [[names[pair.true], names[pair.label], f"{pair.rows:,}"] for pair in worst]
         pairs.object = d.table(["true class", "taken for", "rows"], lines) if lines else d.note("No false ones.")
 
-    reading = "Off the diagonal is what is taken for what, accepted rows only; columns that light up are sinks."
+    reading = (
+        "Off the diagonal is what is taken for what, accepted rows only; columns that light up are sinks, and a row "
+        "without colour has nothing accepted."
+    )
     body = pn.Row(d.pane(made), pairs, sizing_mode="stretch_width")
     return d.card("Confusion, and the worst pairs", reading, body, dark), fill
 
@@ -305,6 +311,6 @@ def _lines(session: Session) -> list[dict[str, Any]]:
         if found.by_class:
             own = found.by_class
             line |= {"right": int(own.right[k]), "true": int(own.true[k])}
-            line |= {"precision": float(own.precision[k]), "recall": float(own.recall[k])}
+            line |= {f"{name}_percent": 100 * float(getattr(own, name)[k]) for name in ("precision", "recall")}
         lines.append(line | {"step": int(shown.insight.steps[shown.place])} | knobs)
     return lines

@@ -2,6 +2,7 @@
 
 import asyncio
 import html
+import shlex
 import shutil
 import tempfile
 from functools import partial
@@ -15,12 +16,13 @@ from fastltssl import methods
 from fastltssl.heads import HEADS
 from fastltssl.methods import UnknownKnob
 from fastltssl.pages import drawing as d
-from fastltssl.pages.session import AT_HAND, Session, Shown, scored_of
+from fastltssl.pages.session import Session, Shown, at_hand, scored_of
 from fastltssl.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
-from fastltssl.runs import Config, RunError, new_folder
+from fastltssl.runs import Config, new_folder
 from fastltssl.train import drain, is_trained
 
 COUNTS = (5, 9, 15)  # points of a curve
+REFUSED = (ValueError, RuntimeError, OSError)  # a knob or an option that does not go, too little memory, a full disk
 
 SHOWN = {  # measure -> legend, colour, marker
     "bacc": ("bACC", d.BLUE, "circle"), "tail": ("tail", d.PINK, "square"),
@@ -41,11 +43,14 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         shown = session.shown
         assert shown is not None
         table.object = _table(session)
-        if state["run"] == (key := (session.folder, session.seed.value)):
+        if state["run"] == shown.key:
             return
-        state["run"] = key
+        state["run"] = shown.key
         message.object = d.note(shown.why) if shown.why else ""
+        for widget in form.objects:  # of the run before
+            session.address.tell(f"set.{widget.label}", None)
         form.objects = _form(shown.insight.config)
+        session.address.keep(**{f"set.{widget.label}": widget for widget in form.objects})
         begin_training(shown)
         begin_sweep(shown)
 
@@ -57,30 +62,43 @@ def page(session: Session) -> tuple[Any, Any, Any]:
 def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[Any, Any]:
     """The card that trains again and keeps what came of it, and what fits it to another run."""
     train = pn.widgets.Button(label="Train again", button_type="primary", width=140)
-    keep = pn.widgets.Button(label="Keep this run", width=140, disabled=True)
+    which = pn.widgets.Select(label="Refit", options=[], width=140, visible=False)
+    keep = pn.widgets.Button(label="Keep this run", width=140, visible=False, align="end")
     progress = pn.indicators.Progress(value=0, max=100, width=220, visible=False, bar_color="primary")
-    state = {"last": ""}
+
+    def offer(names: list[str]) -> None:
+        which.param.update(options=names, value=names[-1] if names else None)
+        which.visible = keep.visible = bool(names)
 
     async def retrain(_: Any) -> None:
-        train.loading = progress.visible = True
+        train.disabled = train.loading = progress.visible = True
         try:
-            state["last"] = name = await _refit(session, _config(session, form), progress)
-        except (RunError, UnknownKnob, ValueError) as error:
+            config = _config(session, form)
+            name = await _refit(session, config, progress)
+        except REFUSED as error:
             message.object = d.note(str(error))
         else:
-            keep.disabled = False
-            message.object = d.note(f"{name} is trained and stands beside the others on the overview.")
+            beyond = methods.outside(methods.configure(config.method, config.settings))
+            text = f"{name} is trained and stands beside the others on the overview."
+            message.object = d.note(" ".join([text, *(f"{each}." for each in beyond)]))
             session.run.param.update(options=list(session.runs))
             table.object = _table(session)
+            offer([*which.options, name])
         finally:
             train.loading = progress.visible = False
+            train.disabled = session.shown is None or session.shown.scored is None
 
     def keep_run(_: Any) -> None:
-        folder = session.runs[state["last"]]
-        target = new_folder(AT_HAND(folder, None).config)
+        folder = session.runs[which.value]
+        config = at_hand(folder, None).config
+        target = new_folder(config)
         shutil.copytree(folder, target)
-        keep.disabled = True
-        message.object = d.note(f"Kept as {target}. Next: fastltssl compare {session.folder} {target}")
+        offer([name for name in which.options if name != which.value])
+        seeds = max((at_hand(each, None).config.seeds for each in session.runs.values()), key=len)
+        words = ["compare", str(session.folder), str(target)]
+        if len(seeds) > 1:  # the refit has one
+            words = ["train", config.method, "--config", f"{target}/config.yaml", "--seeds", ",".join(map(str, seeds))]
+        message.object = d.note(f"Kept as {target}. Next: {shlex.join(['fastltssl', *words])}")
 
     def begin(shown: Shown) -> None:
         train.disabled = shown.scored is None
@@ -88,7 +106,8 @@ def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[An
     train.on_click(retrain)
     keep.on_click(keep_run)
     reading = "From the cache, with the run's own split, seed and batches: what changes is the knobs alone."
-    body = pn.Column(form, pn.Row(train, keep, progress), message, sizing_mode="stretch_width")
+    buttons = pn.Row(pn.Column(train, align="end"), which, keep, progress)
+    body = pn.Column(form, buttons, message, sizing_mode="stretch_width")
     return d.card("Train again", reading, body, session.is_dark), begin
 
 
@@ -100,27 +119,28 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
     made, own = _curve_plot(session.is_dark)
     drawn = d.pane(made)
 
-    def fill(values: list[float], found: dict[str, Any]) -> None:
+    def fill(name: str, values: list[float], found: dict[str, Any]) -> None:
         nothing = [float("nan")] * len(values)
-        columns = {name: d.column(100 * np.asarray(found.get(name, nothing))) for name in MEASURES}
+        columns = {each: d.column(100 * np.asarray(found.get(each, nothing))) for each in MEASURES}
+        own.tags = [name]
         own.data = {"x": d.column(values)} | columns
-        made.xaxis.axis_label = knob.value
+        made.xaxis.axis_label = name
 
     async def sweep(_: Any) -> None:
         document: Any = pn.state.curdoc
-        draw.loading = True
+        draw.disabled = draw.loading = True
         try:
-            config = _config(session, form)
-            values = knob_range(config, knob.value, count.value)
-            work = partial(curve, config, _scored(session), knob.value, values)
+            config, name = _config(session, form), knob.value
+            values = knob_range(config, name, count.value)
+            work = partial(curve, config, _scored(session), name, values)
             found = await asyncio.get_running_loop().run_in_executor(None, work)
-        except (RunError, UnknownKnob, ValueError) as error:
+        except REFUSED as error:
             message.object = d.note(str(error))
         else:
-            document.add_next_tick_callback(partial(fill, values, found))  # bokeh's own models want the lock
+            document.add_next_tick_callback(partial(fill, name, values, found))  # bokeh's own models want the lock
             drawn.visible = True
         finally:
-            draw.loading = False
+            draw.disabled = draw.loading = False
 
     def begin(shown: Shown) -> None:
         config = shown.insight.config
@@ -128,9 +148,12 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
         real = [name for name, each in methods.fields(method).items() if each.metadata["kind"] == "knob"]
         options = real + (["lr", "weight_decay"] if is_trained(method) else [])
         knob.param.update(options=options, value=options[0] if options else None)
+        session.address.restore("knob", knob)
         draw.disabled, drawn.visible = shown.scored is None or not options, False
 
     draw.on_click(sweep)
+    session.address.keep(points=count)
+    session.address.watch(knob=knob)
     reading = (
         "One run a point, trained together over the range the knob is meant for. Test rows are for looking: choose on "
         "validation rows (fastltssl sweep)."
@@ -155,7 +178,7 @@ def _curve_plot(dark: bool) -> tuple[Any, Any]:
 def _config(session: Session, form: Any) -> Any:
     """The run's config with what the form says. Raises UnknownKnob."""
     settings, options = _read(form)
-    return changed(AT_HAND(session.folder, session.seed.value), settings, options)
+    return changed(at_hand(session.folder, session.seed.value), settings, options)
 
 
 def _scored(session: Session) -> Any:
@@ -179,16 +202,23 @@ def _form(config: Any) -> list[Any]:
                                         width=150)  # fmt: skip
         made.description = meant["doc"]
         found.append(made)
-    for name in OPTIONS:
+    for name in _options(method):
         found.append(pn.widgets.TextInput(label=name, value=f"{getattr(config, name):g}", width=150))
     return found
+
+
+def _options(method: Any) -> list[str]:
+    """What can be changed of a method's training."""
+    if not is_trained(method):
+        return []
+    return [name for name in OPTIONS if name != "batch_u" or any(method.views)]
 
 
 def _read(form: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the method, and the options beside them. Raises UnknownKnob on a value that is none."""
     values = {widget.label: widget.value for widget in form.objects}
     options: dict[str, Any] = {}
-    for name in OPTIONS:
+    for name in [name for name in OPTIONS if name in values]:
         kind = int if name in ("steps", "batch", "batch_u") else float
         try:
             options[name] = kind(values.pop(name))
@@ -233,12 +263,12 @@ def _table(session: Session) -> str:
     titles = ("bACC", "top-1", "head", "medium", "tail", "ECE", "pseudo-labels right", "accepted", "changed")
     rows = []
     for place, (name, folder) in enumerate(session.runs.items()):
-        seeds = AT_HAND(folder, None).config.seeds
-        insight = AT_HAND(folder, session.seed.value if session.seed.value in seeds else seeds[0])
+        seeds = at_hand(folder, None).config.seeds
+        insight = at_hand(folder, session.seed.value if session.seed.value in seeds else seeds[0])
         cells = [insight.curves[each][-1] if each in insight.curves else None for each in names]
-        away = _changes(insight.config, AT_HAND(session.folder, None).config)
+        away = _changes(insight.config, at_hand(session.folder, None).config)
         text = ", ".join(away[:4]) + (" ..." if len(away) > 4 else "")
-        head = d.Markup(f"{d.chip(place)}{html.escape(name)}, seed {insight.seed}")
+        head = d.Markup(f"{d.chip(place, session.is_dark)}{html.escape(name)}, seed {insight.seed}")
         rows.append([head, *(d.percent(cell) for cell in cells), text])
     return d.table(["run", *titles], rows)
 
@@ -257,6 +287,7 @@ def _changes(config: Config, first: Config) -> list[str]:
 
 
 def _lines(own: Any) -> list[dict[str, Any]]:
-    """The curve of the sweep, percent."""
+    """The curve of the sweep."""
     rows = zip(*(own.data[name] for name in ("x", *MEASURES)), strict=True)
-    return [dict(zip(("value", *MEASURES), row, strict=True)) for row in rows]
+    names = (f"{own.tags[0]}", *(f"{name}_percent" for name in MEASURES)) if own.tags else ()
+    return [dict(zip(names, row, strict=True)) for row in rows]

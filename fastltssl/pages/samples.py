@@ -10,11 +10,12 @@ from bokeh.palettes import Cividis256
 
 from fastltssl import metrics
 from fastltssl.pages import drawing as d
-from fastltssl.pages.session import Session, moved
+from fastltssl.pages.session import Session, Shown, moved
 from fastltssl.scene import Wanted, branch_scores, chosen, ids_of, neighbours, thumbnails
 
 COLUMNS, ROWS = 8, 3  # of the gallery
 FRAME = 100  # pixels of an image and its frame
+LETTERS = 15  # of an id, a line in a frame without an image
 CLASSES = 6  # of one sample, most likely first
 ANY = "any"
 
@@ -22,18 +23,20 @@ ANY = "any"
 def page(session: Session) -> tuple[Any, Any, Any]:
     """The layout, what repaints it, and the CSV of what it shows."""
     dark = session.is_dark
-    filters = _filters()
+    filters = _filters(session)
     made, own = _gallery(dark)
     line, detail = d.text("", dark), pn.Column(sizing_mode="stretch_width")
-    found: dict[str, Any] = {"rows": np.array([], dtype=int)}
+    found: dict[str, Any] = {"rows": np.array([], dtype=int), "row": session.address.number("row")}
+    gallery = d.pane(made)
 
     def repaint() -> None:
         shown = session.shown
         assert shown is not None
         names = [ANY, *shown.insight.classes]
-        for name in ("true class", "pseudo-label"):
+        for name in ("true", "label"):
             if filters[name].options != names:
                 filters[name].options = names
+        gallery.visible = shown.labels is not None
         if shown.labels is None:
             found["rows"], detail.objects = np.array([], dtype=int), []
             own.data = {name: [] for name in own.data}
@@ -45,60 +48,60 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         start = (filters["page"].value - 1) * COLUMNS * ROWS
         _fill(session, own, rows[start : start + COLUMNS * ROWS])
         picked = "" if session.brushed is None else f" Of the {len(session.brushed):,} picked on the map."
-        line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {_why(session)}")
-        key = shown.insight.folder, shown.insight.seed
-        if found.get("run") != key or (found.get("row") is None and len(rows)):
-            found["run"], found["row"] = key, int(rows[0]) if len(rows) else None
-            found["knobs"] = None
-        if found["row"] is not None and found["knobs"] != shown.knobs:
-            look_closer(found["row"])
-        elif found["row"] is None:
+        line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {session.album.why}")
+        is_other = found.get("run", shown.key) != shown.key
+        if is_other or found["row"] is None or found["row"] >= len(shown.labels.label):
+            found["row"] = int(rows[0]) if len(rows) else None
+        seen = shown.key, found["row"], shown.knobs, shown.place
+        if found["row"] is None:
             detail.objects = []
-
-    def look_closer(row: int) -> None:
-        assert session.shown is not None
-        found["row"], found["knobs"] = row, session.shown.knobs
-        detail.objects = _closer(session, row)
+        elif found.get("seen") != seen:
+            detail.objects = _closer(session, found["row"])
+        found["run"], found["seen"] = shown.key, seen
 
     def picked(attribute: str, old: Any, new: list[int]) -> None:
         if new and session.shown is not None:
-            look_closer(int(own.data["row"][new[0]]))
+            found["row"] = int(own.data["row"][new[0]])
+            session.address.tell("row", found["row"])
+            detail.objects = _closer(session, found["row"])
 
     def unbrush(_: Any) -> None:
         session.brushed = None
         moved(session)
 
     own.selected.on_change("indices", picked)
+    session.address.keep(**filters)
     for widget in filters.values():
-        if isinstance(widget, pn.widgets.Button):
-            widget.on_click(unbrush)
-        else:
-            widget.param.watch(lambda _: moved(session), "value")
+        widget.param.watch(lambda _: moved(session), "value")
+    clear = pn.widgets.Button(label="Forget the map's choice", width=170, align="end")
+    clear.on_click(unbrush)
     reading = "Most confident first. Orange frames are wrong, blue ones right; click one to look closer."
-    body = pn.Column(pn.FlexBox(*filters.values()), line, d.pane(made), sizing_mode="stretch_width")
+    body = pn.Column(pn.FlexBox(*filters.values(), clear), line, gallery, sizing_mode="stretch_width")
     layout = pn.Column(d.card("Samples", reading, body, dark), detail, sizing_mode="stretch_width")
     return layout, repaint, lambda: _lines(session, found["rows"])
 
 
-def _filters() -> dict[str, Any]:
+def _filters(session: Session) -> dict[str, Any]:
+    """What picks the samples, by the names that the address has for them."""
+    assert session.shown is not None
+    names, first = [ANY, *session.shown.insight.classes], session.address.number("page") or 1
     return {
-        "kind": pn.widgets.Select(label="Show", options=["wrong", "right", "all"], width=90),
-        "true class": pn.widgets.Select(label="True class", options=[ANY], value=ANY, width=150),
-        "pseudo-label": pn.widgets.Select(label="Pseudo-label", options=[ANY], value=ANY, width=150),
+        "show": pn.widgets.Select(label="Show", options=["wrong", "right", "all"], width=90),
+        "true": pn.widgets.Select(label="True class", options=names, value=ANY, width=150),
+        "label": pn.widgets.Select(label="Pseudo-label", options=names, value=ANY, width=150),
         "group": pn.widgets.Select(label="Predicted group", options=[ANY, *metrics.GROUPS], value=ANY, width=120),
         "confidence": pn.widgets.RangeSlider(label="Confidence", start=0, end=1, step=0.01, value=(0, 1), width=190),
-        "page": pn.widgets.Select(label="Page", options=[1], value=1, width=70),
-        "clear": pn.widgets.Button(label="Forget the map's choice", width=170, align="end"),
+        "page": pn.widgets.Select(label="Page", options=[first], value=first, width=70),
     }
 
 
 def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
     assert session.shown is not None
     classes = list(session.shown.insight.classes)
-    true, label, group = (filters[name].value for name in ("true class", "pseudo-label", "group"))
+    true, label, group = (filters[name].value for name in ("true", "label", "group"))
     low, high = filters["confidence"].value
     return Wanted(
-        kind=filters["kind"].value,
+        kind=filters["show"].value,
         true=classes.index(true) if true in classes else None,
         label=classes.index(label) if label in classes else None,
         group=metrics.GROUPS.index(group) if group in metrics.GROUPS else None,
@@ -106,11 +109,6 @@ def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
         high=high,
         rows=session.brushed,
     )
-
-
-def _why(session: Session) -> str:
-    shown = session.shown
-    return "" if shown is None or shown.scored is None else session.album.why
 
 
 def _gallery(dark: bool) -> tuple[Any, Any]:
@@ -122,8 +120,9 @@ def _gallery(dark: bool) -> tuple[Any, Any]:
     made.ygrid.visible, made.min_border_left = False, 0
     ink = d.INK[dark][0]
     own = d.source(
-        "gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[], below=[], place=[]
-    )
+        "gallery", x=[], y=[], url=[], inside=[], row=[], color=[], true=[], label=[], confidence=[], id=[], below=[],
+        place=[],
+    )  # fmt: skip
     frame = made.rect(
         "x",
         "y",
@@ -152,6 +151,8 @@ def _gallery(dark: bool) -> tuple[Any, Any]:
         source=own,
         nonselection_global_alpha=1,
     )
+    made.text("x", "y", text="inside", source=own, text_align="center", text_baseline="middle", text_color=ink,
+              text_font_size="10px", nonselection_text_alpha=1)  # fmt: skip
     made.text("x", "place", text="below", source=own, text_align="center", text_baseline="top", text_color=ink,
               text_font_size="11px", nonselection_text_alpha=1)  # fmt: skip
     d.hover(made, [("id", "@id"), ("true class", "@true"), ("pseudo-label", "@label"),
@@ -167,14 +168,15 @@ def _fill(session: Session, own: Any, rows: np.ndarray) -> None:
     names, places = shown.insight.classes, np.arange(len(rows))
     label, confidence = (each[rows.tolist()].tolist() for each in shown.labels)
     truth = [-1] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
-    ids = ids_of(shown.scored, rows) if shown.scored else [f"row {row}" for row in rows]
-    urls = thumbnails(session.album, _group(session), ids) if shown.scored else [""] * len(rows)
+    ids = ids_of(shown.insight, rows)
+    urls = thumbnails(session.album, _group(shown), ids)
     own.selected.indices = []
     own.data = {
         "x": d.column(places % COLUMNS),
         "y": d.column(places // COLUMNS),
         "place": d.column(places // COLUMNS + 0.34),
         "url": urls,
+        "inside": ["" if url else _folded(image_id) for url, image_id in zip(urls, ids, strict=True)],
         "row": rows.tolist(),
         "color": [d.BLUE if a == b else d.ORANGE for a, b in zip(truth, label, strict=True)],
         "true": [names[k] if k >= 0 else "not known" for k in truth],
@@ -185,27 +187,31 @@ def _fill(session: Session, own: Any, rows: np.ndarray) -> None:
     }
 
 
+def _folded(image_id: str) -> str:
+    """The end of an id in lines that fit into a frame."""
+    tail = image_id[-4 * LETTERS :]
+    return "\n".join(tail[start : start + LETTERS] for start in range(0, len(tail), LETTERS))
+
+
 def _caption(names: tuple[str, ...], true: int, label: int, confidence: float) -> str:
     first = names[true] if true >= 0 else "?"
     return f"{first[:18]}\nas {names[label][:16]} {100 * confidence:.0f} %"
 
 
-def _group(session: Session) -> str:
-    assert session.shown is not None
-    assert session.shown.scored is not None
-    return session.shown.scored.one.split.unlabelled_group
+def _group(shown: Shown) -> str | None:
+    """The group of the cache that the pool is of, where that is known."""
+    return shown.scored.one.split.unlabelled_group if shown.scored else None
 
 
 def _closer(session: Session, row: int) -> list[Any]:
     """One sample: its image, the scores of its branches, of its views, and its labelled neighbours."""
     shown, dark = session.shown, session.is_dark
     assert shown is not None
-    if shown.scored is None or shown.labels is None:
-        return [d.text(d.note(shown.why), dark)]
-    scored, names = shown.scored, shown.insight.classes
-    image_id, true = ids_of(scored, np.array([row]))[0], None if shown.truth is None else int(shown.truth[row])
-    label = int(shown.labels.label[row])
-    picture = thumbnails(session.album, _group(session), [image_id])[0]
+    if shown.labels is None:
+        return []
+    names, image_id = shown.insight.classes, ids_of(shown.insight, np.array([row]))[0]
+    true, label = None if shown.truth is None else int(shown.truth[row]), int(shown.labels.label[row])
+    picture = thumbnails(session.album, _group(shown), [image_id])[0]
     lines = [
         ("id", image_id),
         ("true class", names[true] if true is not None else "not known"),
@@ -217,6 +223,10 @@ def _closer(session: Session, row: int) -> list[Any]:
     )
     cells = d.table(["sample", ""], [[name, value] for name, value in lines])
     head = f'<div style="display: flex; gap: 16px">{image}<div style="flex: 1">{cells}</div></div>'
+    if shown.scored is None:
+        body = d.text(head + d.note(shown.why), dark)
+        return [d.card("This sample", "Its pseudo-label as recorded at the step.", body, dark)]
+    scored = shown.scored
     near = "".join(_neighbour(session, one) for one in neighbours(scored, row))
     scores = {name: each.softmax(dim=-1).numpy() for name, each in branch_scores(scored, row).items()}
     top = _classes(scores, [label] if true is None else [label, true])
@@ -293,10 +303,10 @@ def _lines(session: Session, rows: np.ndarray) -> list[dict[str, Any]]:
     if shown is None or shown.labels is None or not len(rows):
         return []
     names = shown.insight.classes
-    ids = ids_of(shown.scored, rows) if shown.scored else [""] * len(rows)
-    label, confidence = (each[rows.tolist()].tolist() for each in shown.labels)
+    ids = ids_of(shown.insight, rows)
+    label, confidence = shown.labels.label[rows].tolist(), (100 * shown.labels.confidence[rows]).tolist()
     truth = [None] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
     return [
-        {"id": i, "row": int(r), "true": "" if t is None else names[t], "label": names[k], "confidence": c}
+        {"id": i, "row": int(r), "true": "" if t is None else names[t], "label": names[k], "confidence_percent": c}
         for i, r, t, k, c in zip(ids, rows, truth, label, confidence, strict=True)
     ]

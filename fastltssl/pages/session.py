@@ -5,6 +5,7 @@ Runs and caches are read once and shared by all visitors; everything else belong
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,15 +20,16 @@ from torch import Tensor
 from fastltssl.cache import CacheError, open_cache
 from fastltssl.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.insight import Insight, Labels, Summary, at_step, read_insight, summary
+from fastltssl.pages.address import Address
 from fastltssl.runs import RunError
-from fastltssl.scene import Album, open_album
+from fastltssl.scene import Album, no_album, open_album
 
 WAIT_MS = 15  # moves of a slider that arrive within this time are drawn once, while it is dragged
 DRAGGED_S = 0.06  # since the last move: a slider that rested longer is followed at once
 QUICK_MS = 1  # instead of the 50 ms for which panel collects what a widget sends; WAIT_MS does that here
 SLIDERS = ("threshold", "temperature", "tau", "bias", "eta", "prior")
 UNREADABLE = (RunError, CacheError, OSError)  # a cache that is gone, or a run that no cache explains
-AT_HAND = lru_cache(maxsize=64)(read_insight)
+_WRITTEN: dict[Path, int] = {}  # when a run was last seen to be written
 
 
 class Options(NamedTuple):
@@ -42,6 +44,7 @@ class Options(NamedTuple):
 class Shown(NamedTuple):
     """The numbers of one moment: a run, a step and the sliders."""
 
+    key: Any  # of the run: another one where it was trained anew, or its cache came back
     insight: Insight
     scored: Scored | None
     why: str  # there is no cure, "" where there is one
@@ -60,16 +63,40 @@ class Shown(NamedTuple):
         return self.insight.counts.argsort(descending=True, stable=True).tolist()
 
 
-@lru_cache(maxsize=4)
+def written(folder: Path) -> int:
+    """When a run was written; where it is gone or being trained anew, when it was last seen."""
+    with suppress(OSError):
+        _WRITTEN[folder] = (folder / "metrics.json").stat().st_mtime_ns
+    return _WRITTEN.get(folder, 0)
+
+
+def at_hand(folder: Path, seed: int | None) -> Insight:
+    """The history of a run, kept in memory until it is trained anew. Raises RunError where there never was one."""
+    return _insight(folder, seed, written(folder))
+
+
 def scored_of(folder: Path, seed: int, cache: str | None) -> Scored:
-    """A run with its cache; the last few are kept in memory."""
-    insight = AT_HAND(folder, seed)
+    """A run with its cache; the last few are kept in memory. Raises one of UNREADABLE."""
+    return _scored(folder, seed, cache, written(folder))
+
+
+@lru_cache(maxsize=64)
+def _insight(folder: Path, seed: int | None, written_ns: int) -> Insight:
+    return read_insight(folder, seed)
+
+
+@lru_cache(maxsize=4)
+def _scored(folder: Path, seed: int, cache: str | None, written_ns: int) -> Scored:
+    insight = _insight(folder, seed, written_ns)
     return score(insight, open_cache(cache or insight.config.cache))
 
 
 @lru_cache(maxsize=4)
 def album_of(cache: str, dataset: str | None, root: Path | None) -> Album:
-    return open_album(open_cache(cache), dataset, root)
+    try:
+        return open_album(open_cache(cache), dataset, root)
+    except (CacheError, OSError) as error:
+        return no_album(str(error))
 
 
 @dataclass
@@ -78,6 +105,7 @@ class Session:
 
     options: Options
     is_dark: bool
+    address: Address
     runs: dict[str, Path]
     run: Any = None
     seed: Any = None
@@ -97,19 +125,19 @@ class Session:
     @property
     def album(self) -> Album:
         """The images of the run's cache."""
-        path = self.options.cache or AT_HAND(self.folder, self.seed.value).config.cache
-        return album_of(path, self.options.dataset, self.options.root)
+        path = self.options.cache or at_hand(self.folder, self.seed.value).config.cache
+        return album_of(str(path), self.options.dataset, self.options.root)
 
 
-def open_session(options: Options, is_dark: bool, asked: dict[str, str]) -> Session:
+def open_session(options: Options, is_dark: bool, address: Address) -> Session:
     """The widgets at what the address asks for, else at the first run as it was trained."""
     runs = named(options.folders)
-    session = Session(options, is_dark, runs)
-    name = asked.get("run", "")
-    session.run = pn.widgets.Select(label="Run", options=list(runs), value=name if name in runs else next(iter(runs)))
-    seeds = list(AT_HAND(session.folder, None).config.seeds)
-    seed = int(asked["seed"]) if asked.get("seed", "").isdigit() else seeds[0]
-    session.seed = pn.widgets.Select(label="Seed", options=seeds, value=seed if seed in seeds else seeds[0])
+    session = Session(options, is_dark, address, runs)
+    session.run = pn.widgets.Select(label="Run", options=list(runs), value=next(iter(runs)))
+    address.keep(run=session.run)
+    seeds = list(at_hand(session.folder, None).config.seeds)
+    session.seed = pn.widgets.Select(label="Seed", options=seeds, value=seeds[0])
+    address.keep(seed=session.seed)
     session.step = pn.widgets.DiscreteSlider(label="Training step", options=[0])
     session.sliders = {
         "threshold": pn.widgets.FloatSlider(label="Threshold (confidence)", start=0, end=1, step=0.01),
@@ -122,6 +150,7 @@ def open_session(options: Options, is_dark: bool, asked: dict[str, str]) -> Sess
     for slider in (session.step, *session.sliders.values()):
         slider._debounce = QUICK_MS
     reset(session)
+    address.keep(step=session.step, **session.sliders)
     return session
 
 
@@ -138,10 +167,10 @@ def named(folders: tuple[Path, ...]) -> dict[str, Path]:
 
 def reset(session: Session) -> None:
     """Put the step at the end and the sliders where they leave the run as it is."""
-    insight = AT_HAND(session.folder, session.seed.value)
+    insight = at_hand(session.folder, session.seed.value)
     steps = [int(step) for step in insight.steps]
     session.step.param.update(options=steps, value=steps[-1], disabled=len(steps) < 2)
-    scored, _ = _scored(session)
+    scored, _ = _with_cache(session)
     neutral = scored.neutral if scored else Knobs(insight.recorded.threshold)
     sliders = session.sliders
     if scored:
@@ -161,7 +190,7 @@ def enable(session: Session) -> None:
         session.sliders[name].disabled = not (shown.scored and is_last and (has_text or not needs_text))
 
 
-def _scored(session: Session) -> tuple[Scored | None, str]:
+def _with_cache(session: Session) -> tuple[Scored | None, str]:
     try:
         return scored_of(session.folder, session.seed.value, session.options.cache), ""
     except UNREADABLE as error:
@@ -170,16 +199,16 @@ def _scored(session: Session) -> tuple[Scored | None, str]:
 
 def look(session: Session) -> Shown:
     """The numbers that the widgets ask for; what did not change since the last time is not worked out again."""
-    insight = AT_HAND(session.folder, session.seed.value)
-    scored, why = _scored(session)
+    insight = at_hand(session.folder, session.seed.value)
+    scored, why = _with_cache(session)
     steps = [int(step) for step in insight.steps]
     place = int(np.abs(np.array(steps) - session.step.value).argmin())
-    knobs = Knobs(**{name: within(widget) for name, widget in session.sliders.items()})
+    knobs = Knobs(**{name: widget.value for name, widget in session.sliders.items()})
     neutral = scored.neutral if scored else Knobs(insight.recorded.threshold)
     truth = insight.truth if scored is None or scored.truth is None else scored.truth
-    kept, key = session.labelled, (insight.folder, insight.seed)
+    kept, key = session.labelled, (insight.folder, insight.seed, written(insight.folder), scored is None)
     if kept.get("run") != key:
-        labels, metrics = as_trained(*key, session.options.cache)
+        labels, metrics = as_trained(key, session.options.cache)
         kept.clear()
         kept |= {"run": key, "before": (_summed(insight, labels, neutral, truth), metrics)}
         kept |= {"knobs": neutral._replace(threshold=0.0), "now": (labels, metrics)}
@@ -190,26 +219,19 @@ def look(session: Session) -> Shown:
             kept |= {"knobs": scores, "now": _measured(insight, scored, knobs)}
         labels, metrics = kept["now"]
     found = _summed(insight, labels, knobs, truth)
-    return Shown(insight, scored, why, place, knobs, truth, labels, found, metrics, *kept["before"])
+    return Shown(key, insight, scored, why, place, knobs, truth, labels, found, metrics, *kept["before"])
 
 
 @lru_cache(maxsize=4)
-def as_trained(folder: Path, seed: int, cache: str | None) -> tuple[Labels | None, dict[str, float | None] | None]:
+def as_trained(key: Any, cache: str | None) -> tuple[Labels | None, dict[str, float | None] | None]:
     """Pseudo-labels and test metrics with the sliders untouched, worked out for the first visitor."""
-    insight = AT_HAND(folder, seed)
+    folder, seed, *_ = key
+    insight = at_hand(folder, seed)
     try:
         scored = scored_of(folder, seed, cache)
     except UNREADABLE:
         return _measured(insight, None, Knobs(insight.recorded.threshold))
     return _measured(insight, scored, scored.neutral)
-
-
-def within(widget: Any) -> Any:
-    """The value of a slider, inside its range: an address can ask for anything."""
-    if not hasattr(widget, "start"):
-        return widget.value if widget.value in widget.options else widget.options[0]
-    value = float(widget.value)
-    return float(np.clip(value, widget.start, widget.end)) if value == value else float(widget.start)
 
 
 def _measured(
@@ -241,9 +263,6 @@ def moved(session: Session, *_: Any) -> None:
 
 def _refresh(session: Session) -> None:
     session.is_waiting = False
-    for slider in session.sliders.values():
-        if slider.value != (inside := within(slider)):
-            slider.value = inside
     with torch.no_grad(), pn.io.hold():
         session.shown = look(session)
         enable(session)

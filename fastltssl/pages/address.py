@@ -1,0 +1,101 @@
+"""The address of the page holds what a visitor has moved, so that a link brings it back."""
+
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import panel as pn
+
+WRITE = """const address = new URL(window.location)
+for (const [name, value] of new URLSearchParams(cb_obj.value))
+  value ? address.searchParams.set(name, value) : address.searchParams.delete(name)
+window.history.replaceState(window.history.state, '', address)"""  # no entry a move: Back leaves the page
+
+
+class Address:
+    """What was asked for by the link, and what has been moved since; `line` has to be in the page."""
+
+    def __init__(self, asked: dict[str, str]) -> None:
+        self.asked = asked
+        self.line = pn.widgets.TextInput(visible=False)
+        self.line.jscallback(value=WRITE)
+        self._told: dict[str, str] = {}
+
+    def keep(self, parameter: str = "value", /, **widgets: Any) -> None:
+        """Put each widget where the link asks for, as near as it goes, and keep it in the address under its name."""
+        for name, widget in widgets.items():
+            self.restore(name, widget, parameter)
+        self.watch(parameter, **widgets)
+
+    def watch(self, parameter: str = "value", /, **widgets: Any) -> None:
+        """Keep widgets in the address, wherever they are now."""
+        for name, widget in widgets.items():
+            widget.param.watch(partial(self._moved, name), parameter)
+
+    def restore(self, name: str, widget: Any, parameter: str = "value") -> None:
+        """Put a widget where the link asks for, once."""
+        if name in self.asked and put(widget, self.asked[name], parameter):
+            del self.asked[name]
+
+    def number(self, name: str) -> int | None:
+        """A whole number that the link asks for, from 0."""
+        text = self.asked.pop(name, "")
+        return int(text) if text.isdecimal() else None
+
+    def tell(self, name: str, value: Any) -> None:
+        """Write into the address; None takes the name out of it."""
+        self._told[name] = "" if value is None else as_text(value)
+        self.line.value = urlencode(self._told)
+
+    def _moved(self, name: str, event: Any) -> None:
+        self.tell(name, event.new)
+
+
+def as_text(value: Any) -> str:
+    """A widget's value as an address has it."""
+    if isinstance(value, tuple | list):
+        return "~".join(map(as_text, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def put(widget: Any, text: str, parameter: str = "value") -> bool:
+    """Give a widget the value nearest to what an address says; False, and it stays, where nothing is near."""
+    if (options := getattr(widget, "options", None)) is not None:
+        value = _option(list(options), text)
+    elif isinstance(getattr(widget, parameter), str):
+        value = text
+    elif isinstance(widget, pn.Tabs):
+        value = _option(list(range(len(widget))), text)
+    else:
+        value = _within(widget, text)
+    if value is not None:
+        widget.param.update(**{parameter: value})
+    return value is not None
+
+
+def _option(options: list[Any], text: str) -> Any:
+    """The option that reads so, else the nearest of numbers."""
+    by_text = {as_text(option): option for option in options}
+    number = _number(text)
+    if text in by_text or number is None or not all(isinstance(option, int | float) for option in options):
+        return by_text.get(text)
+    return min(options, key=lambda option: abs(option - number), default=None)
+
+
+def _within(widget: Any, text: str) -> Any:
+    """A number, or a pair of them, inside the range of a slider."""
+    found = [_number(part) for part in text.split("~")]
+    inside = [None if each is None else float(np.clip(each, widget.start, widget.end)) for each in found]
+    is_pair = isinstance(widget.value, tuple)
+    if None in inside or len(inside) != 1 + is_pair:
+        return None
+    return tuple(sorted(inside)) if is_pair else inside[0]
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return None if number != number else number
