@@ -12,7 +12,7 @@ from fastltssl import insight as numbers
 from fastltssl import run_figures as draw
 from fastltssl.insight import Insight, OverTime, PerClass, Summary
 from fastltssl.metrics import GROUPS
-from fastltssl.report import label
+from fastltssl.report import names_of
 from fastltssl.run_figures import BROAD, SMALL, Lines
 
 MOST_IN_SMALL = 45  # classes; figures of more are as wide as the page
@@ -60,13 +60,12 @@ Lacks = Callable[[Case], str]  # why a run cannot have a figure; empty where it 
 
 
 def cases(insights: Sequence[Insight]) -> list[Case]:
-    """The runs under names of their own: the method and its settings, with the folder where two are the same."""
-    labels = [label(one.record) for one in insights]
+    """The runs under names of their own, see report.names_of."""
+    names = names_of([one.record for one in insights], [one.folder for one in insights])
     found = []
-    for one, name in zip(insights, labels, strict=True):
+    for one, name in zip(insights, names, strict=True):
         last = numbers.at_step(one)
         summary = None if last is None else numbers.summary(one, last, one.recorded.threshold)
-        name = name if labels.count(name) == 1 else f"{name} ({one.folder.resolve().name})"
         found.append(Case(name, one, summary, numbers.method_state(one)))
     return found
 

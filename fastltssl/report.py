@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console
@@ -49,6 +50,15 @@ def label(row: dict[str, Any]) -> str:
     if row["steps"]:
         parts += [f"{name}={_short(row[name])}" for name, usual in (("steps", 500), ("lr", 0.03)) if row[name] != usual]
     return " ".join(parts)
+
+
+def names_of(records: Sequence[dict[str, Any]], folders: Sequence[Path]) -> list[str]:
+    """A name for each run: its method and settings, with as much of its folder as tells it from the others."""
+    labels = [label(record) for record in records]
+    short = [f"{name} ({folder.resolve().name})" for name, folder in zip(labels, folders, strict=True)]
+    long = [f"{name} ({folder.resolve()})" for name, folder in zip(labels, folders, strict=True)]
+    each = zip(labels, short, long, strict=True)
+    return [a if labels.count(a) == 1 else b if short.count(b) == 1 else c for a, b, c in each]
 
 
 def _live_parts(how: dict[str, Any] | None) -> list[str]:

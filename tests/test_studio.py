@@ -1,22 +1,25 @@
 """The studio in a real browser: every page, every slider against the numbers of layer 4, and no other host is asked."""
 
+import dataclasses
 import re
 import shutil
 import socket
 import subprocess
 import sys
-from urllib.parse import urlparse
+from contextlib import contextmanager
+from urllib.parse import quote, urlparse
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import fastltssl
-from fastltssl import cure, insight, scene
+from fastltssl import cure, insight, runs, scene
 from fastltssl.batches import resident
 from fastltssl.cli import cli
 from fastltssl.experiment import training
-from fastltssl.pages import drawing
+from fastltssl.pages import drawing, session
+from fastltssl.pages import map as map_page
 from fastltssl.runs import Config
 from fastltssl.splits import Protocol
 from fastltssl.train import drain
@@ -44,16 +47,40 @@ def folders(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folders):
-    """A studio in a process of its own, as the command starts it."""
-    line = [sys.executable, "-m", "fastltssl", "studio", "ulfine", "fixmatch", "probe", "--threads", "1"]
-    process = subprocess.Popen(line, cwd=folders, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def others(world, folders, tmp_path_factory):
+    """A run through the encoder, an ensemble, one that reports its best step, and one without anything to train."""
+    top = tmp_path_factory.mktemp("others")
+    small = f"--cache {world.path} --n1 4 --m1 4 --device cpu"
+    lines = (
+        f"train fixmatch --live bitfit {small} --steps 4 --evals 2 --workers 0 --batch 8 --batch-u 8 --out {top}/live",
+        f"train gla --ensemble {folders}/probe --device cpu --out {top}/ensemble",
+        f"train fixmatch {small} --val 2 --report val --steps 40 --evals 4 --out {top}/best",
+        f"train zeroshot {small} --out {top}/zeroshot",
+    )
+    for line in lines:
+        result = CliRunner().invoke(cli, line.split())
+        assert result.exit_code == 0, (result.output, result.exception)
+    return top
+
+
+@contextmanager
+def served_in(folder, *runs):
+    """The address of a studio in a process of its own, as the command starts it."""
+    line = [sys.executable, "-m", "fastltssl", "studio", *runs, "--threads", "1"]
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    first = process.stdout.readline()
-    yield re.search(r"http://127\.0\.0\.1:\d+/", first).group(0)
-    process.terminate()
-    process.wait(20)
-    process.stdout.close()
+    try:
+        yield re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline()).group(0)
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def address(folders):
+    with served_in(folders, "ulfine", "fixmatch", "probe") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +134,11 @@ class Visit:
         found = f"{MODELS}.find(each => each.title === {title!r} && 'value' in each)"
         self.page.evaluate(f"value => {{ {found}.value = value }}", value)
 
+    def asked(self, name, wanted):
+        """Wait until the address says so."""
+        there = "([name, wanted]) => new URL(location).searchParams.get(name) === wanted"
+        self.page.wait_for_function(there, arg=[name, wanted], timeout=30000)
+
     def text(self):
         return self.page.evaluate("(() => { const out = []; const walk = n => { if (n.shadowRoot) walk(n.shadowRoot);"
                                   "for (const c of n.childNodes) c.nodeType === 3 ? out.push(c.data) : walk(c) };"
@@ -148,16 +180,16 @@ def expected(scored, name, knobs):
 def test_the_overview_shows_the_curves_of_all_runs_and_follows_the_step(visit, scored):
     opened = visit()
     for name, (read, _) in scored.items():
-        opened.until(f"bacc/{name}", "y", 100 * read.curves["bacc"])
+        opened.until(f"bacc/{name} steps=40", "y", 100 * read.curves["bacc"])
     read = scored["ulfine"][0]
     order = read.counts.argsort(descending=True, stable=True)
-    opened.until("recall/ulfine", "y", 100 * read.recorded.test_recall[-1][order])
+    opened.until("recall/ulfine steps=40", "y", 100 * read.recorded.test_recall[-1][order])
     handle = opened.page.locator(".noUi-handle").first
     handle.focus()
     for _ in range(2):
         opened.page.keyboard.press("ArrowLeft")
-    opened.until("recall/ulfine", "y", 100 * read.recorded.test_recall[1][order])
-    assert "step=20" in opened.page.url
+    opened.until("recall/ulfine steps=40", "y", 100 * read.recorded.test_recall[1][order])
+    opened.asked("step", "20")
 
 
 SLIDERS = {
@@ -187,7 +219,7 @@ def test_each_slider_moves_the_plots_to_the_numbers_of_the_cure(visit, scored):
     found, order = expected(scored, "ulfine", knobs._replace(prior="true"))
     opened.until("counts", "accepted", found.accepted[order])
     assert f"{100 * cure.tested(one, knobs._replace(prior='true'))['bacc']:.1f}" in opened.text()
-    assert "tau=1" in opened.page.url
+    opened.asked("tau", "1")
 
 
 def test_a_slider_moves_by_the_keyboard_too(visit, scored):
@@ -198,8 +230,7 @@ def test_a_slider_moves_by_the_keyboard_too(visit, scored):
     handle.focus()
     for _ in range(10):
         opened.page.keyboard.press("ArrowLeft")
-    there = "() => Math.abs(new URL(location).searchParams.get('threshold') - 0.6) < 1e-6"
-    opened.page.wait_for_function(there, timeout=30000)
+    opened.asked("threshold", "0.6")
     found, order = expected(scored, "fixmatch", one.neutral._replace(threshold=0.6))
     opened.until("counts", "accepted", found.accepted[order])
 
@@ -218,10 +249,29 @@ def test_an_address_out_of_range_is_brought_back_into_it(visit, scored):
     assert f"{100 * cure.tested(scored['fixmatch'][1], knobs)['bacc']:.1f}" in opened.text()
 
 
+def test_an_address_that_means_nothing_is_as_opened(visit, scored):
+    opened = visit("?tab=none&run=nothing&seed=none&tau=much&prior=none")
+    read = scored["ulfine"][0]
+    opened.until("bacc/ulfine steps=40", "y", 100 * read.curves["bacc"])
+    opened = visit("?tab=1&seed=0&step=27")  # between evaluations: the nearest
+    found = insight.summary(read, insight.at_step(read, 2), read.recorded.threshold)
+    order = read.counts.argsort(descending=True, stable=True)
+    opened.until("counts", "accepted", found.accepted[order])
+
+
+def test_back_leaves_the_page_however_many_sliders_were_moved(visit):
+    opened = visit("?tab=1")
+    before = opened.page.evaluate("history.length")
+    for value in (0.3, 0.5, 0.7):
+        opened.set("Threshold (confidence)", value)
+        opened.asked("threshold", str(value))
+    assert opened.page.evaluate("history.length") == before
+
+
 def test_a_run_without_a_pool_shows_no_plots_of_another(visit, scored):
     opened = visit("?tab=3&run=ulfine")
     opened.page.get_by_text("Nearest labelled images").wait_for()
-    opened.set("Run", "probe")
+    opened.set("Run", "probe steps=20")
     opened.page.get_by_text("probe makes no pseudo-labels here").wait_for()
     assert opened.columns("gallery")["id"] == []
     opened = visit("?tab=1&run=probe")
@@ -258,7 +308,7 @@ def test_a_refit_stands_beside_the_others_and_can_be_kept(visit, folders):
     assert insight.read_insight(kept).config.settings["tau"] == "1"
     opened.page.get_by_role("button", name="Draw the curve").click()
     opened.page.wait_for_function(
-        f"() => {MODELS}.find(each => each.name === 'sweep').data.x.length === 5", timeout=30000
+        f"() => {MODELS}.find(each => each.name === 'sweep')?.data.x.length === 5", timeout=30000
     )
     opened.page.get_by_text("Overview").click()
     assert len(opened.columns("bacc/refit 1")["y"]) == 4
@@ -275,6 +325,7 @@ def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     opened.page.get_by_text("Nearest labelled images").wait_for()
     opened.set("Predicted group", "tail")
     opened.until("gallery", "row", scene.chosen(read, labels, one.truth, scene.Wanted(group=2))[:24])
+    opened.asked("group", "tail")
     opened.set("Predicted group", "any")
     opened.page.get_by_text("Map", exact=True).click()
     every = np.arange(len(labels.label))
@@ -284,6 +335,84 @@ def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     opened.page.get_by_text("Samples", exact=True).click()
     wanted = scene.Wanted(rows=every[3:12])
     opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted))
+
+
+def test_a_link_brings_back_filters_colours_and_knobs(visit, scored):
+    read, one = scored["ulfine"]
+    labels = cure.relabelled(one, one.neutral)
+    opened = visit("?tab=3&show=all&label=" + quote(read.classes[3]) + "&confidence=0.2~0.9&row=7")
+    wanted = scene.Wanted(kind="all", label=3, low=0.2, high=0.9)
+    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted)[:24])
+    assert scene.ids_of(read, np.array([7]))[0] in opened.text()
+    opened = visit("?tab=4&colour=group")
+    groups = read.groups[labels.label].tolist()
+    opened.page.get_by_text("blue head, yellow medium, pink tail").wait_for()
+    assert opened.columns("map")["color"] == [drawing.GROUP_COLORS[group] for group in groups]
+    opened = visit("?tab=2&run=fixmatch&set.tau=0.7&points=9&knob=threshold")
+    opened.page.get_by_role("button", name="Train again").wait_for()
+    found = "[...Bokeh.documents[0]._all_models.values()].find(each => each.title === '{}' && 'value' in each).value"
+    assert [opened.page.evaluate(found.format(name)) for name in ("tau", "Points", "Knob")] == ["0.7", "9", "threshold"]
+    opened.set("Run", "ulfine steps=40")
+    opened.page.wait_for_function("() => !location.search.includes('set.tau')")
+
+
+def test_what_a_refit_refuses_is_told(visit):
+    opened = visit("?tab=2&run=fixmatch&set.tau=much")
+    button = opened.page.get_by_role("button", name="Train again")
+    button.click()
+    opened.page.get_by_text("tau='much' is not a number").wait_for()
+    opened.set("tau", "0")
+    opened.set("threshold", "2")
+    button.click()
+    opened.page.get_by_text("threshold=2 is outside").wait_for()
+
+
+def test_runs_without_sliders_show_their_history_and_say_why(browser, others):
+    with served_in(others, "live", "ensemble", "best", "zeroshot") as address:
+        one = Visit(browser, address, "?tab=3")
+        one.page.get_by_text("was trained through the encoder").first.wait_for()
+        read = insight.read_insight(others / "live")
+        rows = scene.chosen(read, insight.at_step(read), read.truth, scene.Wanted())[:24]
+        one.until("gallery", "row", rows)
+        cards = one.columns("gallery")
+        assert cards["id"] == scene.ids_of(read, rows)
+        assert all(url.startswith("data:image/png") for url in cards["url"])
+        one.page.get_by_text("Map", exact=True).click()
+        one.page.get_by_text("was trained through the encoder").first.wait_for()
+        one.page.get_by_text("Overview").click()
+        one.until("bacc/fixmatch live bitfit steps=4", "y", 100 * read.curves["bacc"])
+        assert "that is best on validation rows" in one.text()
+        one.set("Run", "gla ensemble=probe tau=1")
+        for tab in ("Pseudo-labels", "Refit", "Samples", "Map"):
+            one.page.get_by_text(tab, exact=True).click()
+            one.page.get_by_text("so it has no head to move").first.wait_for()
+        one.set("Run", "zeroshot")
+        one.page.get_by_text("Refit", exact=True).click()
+        one.page.get_by_text("A small sweep").wait_for()
+        one.page.wait_for_function(f"() => !{MODELS}.some(each => each.title === 'lr')")
+        one.close()
+
+
+def test_a_run_that_was_trained_anew_is_read_again(world, tmp_path):
+    config = Config("fixmatch", str(world.path), Protocol(n1=8, m1=8), (0,), 4, evals=1)
+    drain(training(config, world, resident(world), tmp_path / "run"))
+    first = session.at_hand(tmp_path / "run", None)
+    assert session.at_hand(tmp_path / "run", None) is first
+    runs.clear(tmp_path / "run")
+    assert session.at_hand(tmp_path / "run", None) is first  # while it is being trained
+    drain(training(dataclasses.replace(config, steps=6), world, resident(world), tmp_path / "run"))
+    assert session.at_hand(tmp_path / "run", None).steps.tolist() == [6]
+
+
+def test_a_map_of_many_rows_takes_some_evenly(monkeypatch, scored):
+    read, one = scored["ulfine"]
+    monkeypatch.setattr(map_page, "POINTS", 50)
+    monkeypatch.setattr(map_page, "_KEPT", {})
+    shown = session.Shown(None, read, one, "", 0, one.neutral, *[None] * 6)
+    rows, places = map_page.placed(shown, "PCA")
+    assert rows[[0, -1]].tolist() == [0, len(one.one.problem.u) - 1]
+    assert places.shape == (len(rows), 2)
+    assert len(rows) == 50
 
 
 def test_visitors_do_not_disturb_each_other(visit, scored):
@@ -302,7 +431,7 @@ def test_what_is_shown_can_be_kept_as_a_file_and_seen_on_a_dark_theme(visit, sco
     with opened.page.expect_download() as waiting:
         opened.page.get_by_text("CSV of what is shown").click()
     lines = waiting.value.path().read_text().splitlines()
-    assert waiting.value.suggested_filename == "ulfine-seed0-pseudo-labels.csv"
+    assert waiting.value.suggested_filename == "ulfine-steps=40-seed0-pseudo-labels.csv"
     assert lines[0].startswith("class,labelled,accepted,right,true,precision_percent,recall_percent,step,threshold")
     assert len(lines) == 41
     ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -335,7 +464,7 @@ def test_a_notebook_gets_a_frame_and_other_hosts_need_the_token(browser, folders
         one.page.locator("input[type=password]").fill(token)
         one.page.keyboard.press("Enter")
         one.page.get_by_text("Threshold (confidence)").wait_for()
-        one.page.wait_for_function("token => new URL(location).searchParams.get('token') === token", arg=token)
+        one.asked("token", token)
         one.close()
     finally:
         server.stop()

@@ -7,6 +7,7 @@ from typing import Any
 
 import panel as pn
 
+from fastltssl.exhibits import slug
 from fastltssl.pages import drawing as d
 from fastltssl.pages import map as map_page
 from fastltssl.pages import overview, pseudo_labels, refit, samples
@@ -83,8 +84,8 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
             built[tabs.active][1]()
 
     def as_file() -> io.BytesIO:
-        name = list(PAGES)[tabs.active].lower()
-        download.filename = f"{session.run.value}-seed{session.seed.value}-{name}.csv".replace(" ", "-")
+        name = f"{session.run.value} seed{session.seed.value} {list(PAGES)[tabs.active]}"
+        download.filename = f"{slug(name)}.csv"
         lines = built[tabs.active][2]() or [{"note": "nothing is shown here"}]
         return io.BytesIO(as_csv(lines).encode())
 

@@ -43,7 +43,8 @@ table { border-collapse: collapse; font-size: 13px; color: var(--ink); width: 10
         font-variant-numeric: tabular-nums; }
 th { font-weight: 600; text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; }
 .numbers { display: flex; gap: 10px; flex-wrap: wrap; }
 .number { flex: 1; min-width: 108px; border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px;
           background: var(--paper); color: var(--ink); }
@@ -75,7 +76,7 @@ def note(message: str) -> str:
 def card(title: str, reading: str, body: Any, is_dark: bool, **settings: Any) -> pn.Column:
     """A plot under its title and the sentence that says how to read it."""
     head = text(f'<h3>{html.escape(title)}</h3><p class="reading">{html.escape(reading)}</p>', is_dark)
-    settings = {"sizing_mode": "stretch_width", "margin": 6} | settings
+    settings = {"sizing_mode": "stretch_width", "margin": 6, "styles": {"height": "calc(100% - 12px)"}} | settings
     return pn.Column(head, body, css_classes=["plate"], stylesheets=[sheet(is_dark)], **settings)
 
 
@@ -173,7 +174,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rows = [[cell if isinstance(cell, Markup) else html.escape(str(cell)) for cell in row] for row in rows]
     head = "".join(f"<th>{column}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def percent(value: float | None) -> str:

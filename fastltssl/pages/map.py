@@ -50,7 +50,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     bar = ColorBar(color_mapper=LinearColorMapper(palette=Cividis256, low=0, high=100), width=8, visible=False)
     bar.background_fill_color, bar.major_label_text_color = None, d.INK[dark][0]
     made.add_layout(bar, "right")
-    drawing = d.pane(made)
+    whole, body = [pn.Row(by, kind), reading, d.pane(made), line], pn.Column(sizing_mode="stretch_width")
     state: dict[str, Any] = {"rows": np.array([], dtype=int)}
 
     async def lay_out(shown: Shown, document: Any) -> None:
@@ -75,10 +75,11 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     def repaint() -> None:
         shown = session.shown
         assert shown is not None
-        drawing.visible = by.visible = kind.visible = shown.scored is not None and shown.labels is not None
+        is_there = shown.scored is not None and shown.labels is not None
+        if len(body) != len(whole if is_there else [line]):
+            body.objects = whole if is_there else [line]
         if shown.scored is None or shown.labels is None:
             state["rows"], own.data = np.array([], dtype=int), {name: [] for name in own.data}
-            reading.object = ""
             line.object = d.note(shown.why or f"{shown.insight.config.method} has no pool here.")
             return
         trouble, wanted = "", kind.value
@@ -103,7 +104,6 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     session.address.keep(layout=kind, colour=by)
     for widget in (kind, by):
         widget.param.watch(lambda _: moved(session), "value")
-    body = pn.Column(pn.Row(by, kind), reading, drawing, line, sizing_mode="stretch_width")
     layout = d.card("Map of the pool", "Two dimensions of the features: rows that are near look alike to the encoder.",
                     body, dark)  # fmt: skip
     return layout, repaint, lambda: _lines(own)

@@ -16,7 +16,7 @@ PANELS = {  # metric -> title, axis, reading
     "top1": ("Top-1 accuracy", "accuracy (%)", "Share of test rows that are right; higher is better."),
     "ece": ("Calibration error", "ECE (%)", "Mean gap between confidence and accuracy; lower is better."),
     "head": ("Head classes", "recall (%)", "The third with the most labels; the bias favours them."),
-    "medium": ("Medium classes", "recall (%)", "The third in between."),
+    "medium": ("Medium classes", "recall (%)", "The third in between, where what a cure takes from the head may land."),
     "tail": ("Tail classes", "recall (%)", "The third with the fewest labels; the bias costs them most."),
     "pseudo_accuracy": ("Pseudo-label accuracy", "right, of accepted (%)", "Share of accepted pseudo-labels that are "
                         "right; read it with the next plot."),
@@ -46,8 +46,9 @@ def page(session: Session) -> tuple[Any, Any, Any]:
             if (name, "recall") not in sources:
                 _add(name, d.look(place, dark), made, recall, reliability, sources)
             _fill(name, insight, _place(session, insight), sources)
-        for metric, each in cards.items():
-            each.visible = any(len(sources[name, metric].data["x"]) for name in insights)
+        known = {metric for (_, metric), own in sources.items() if metric in cards and len(own.data["x"])}
+        if (wanted := [each for metric, each in cards.items() if metric in known]) != curves.objects:
+            curves.objects = wanted
         shown = session.shown
         assert shown is not None
         for span in spans:
@@ -63,10 +64,11 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     cards = {
         metric: d.card(title, reading, d.pane(made[metric]), dark) for metric, (title, _, reading) in PANELS.items()
     }
+    curves = d.grid(columns=3)
     layout = pn.Column(
         d.card("Test metrics at the step", "At the evaluation nearest to the step, percent.",
                pn.Column(numbers, notes, sizing_mode="stretch_width"), dark),
-        d.grid(*cards.values(), columns=3),
+        curves,
         d.grid(
             d.card("Recall of each class", "From the most to the least labelled class: a slope down to the right is "
                    "the bias of the long tail.", d.pane(recall), dark),

@@ -35,7 +35,8 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         shown = session.shown
         assert shown is not None
         strip.object = _strip(shown)
-        plots.visible = shown.summary is not None
+        if bool(plots.objects) != (shown.summary is not None):
+            plots.objects = drawn if shown.summary is not None else []
         if shown.summary is not None:
             for fill in still if state.get("step") != (shown.key, shown.place) else []:
                 fill(shown)
@@ -46,7 +47,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
             state["run"] = shown.key
             own.objects = [d.grid(*kept.cards(shown, dark))]
 
-    plots = pn.Column(d.grid(*(each for each, _ in parts)), confusion, sizing_mode="stretch_width")
+    drawn, plots = [d.grid(*(each for each, _ in parts)), confusion], pn.Column(sizing_mode="stretch_width")
     layout = pn.Column(strip, plots, own, sizing_mode="stretch_width")
     return layout, repaint, lambda: _lines(session)
 

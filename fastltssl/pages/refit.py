@@ -117,7 +117,8 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
     count = pn.widgets.Select(label="Points", options=list(COUNTS), value=COUNTS[0], width=80)
     draw = pn.widgets.Button(label="Draw the curve", width=140, align="end")
     made, own = _curve_plot(session.is_dark)
-    drawn = d.pane(made)
+    drawn, controls = d.pane(made), pn.Row(knob, count, draw)
+    body = pn.Column(controls, sizing_mode="stretch_width")
 
     def fill(name: str, values: list[float], found: dict[str, Any]) -> None:
         nothing = [float("nan")] * len(values)
@@ -138,7 +139,7 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
             message.object = d.note(str(error))
         else:
             document.add_next_tick_callback(partial(fill, name, values, found))  # bokeh's own models want the lock
-            drawn.visible = True
+            body.objects = [controls, drawn]
         finally:
             draw.disabled = draw.loading = False
 
@@ -149,7 +150,7 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
         options = real + (["lr", "weight_decay"] if is_trained(method) else [])
         knob.param.update(options=options, value=options[0] if options else None)
         session.address.restore("knob", knob)
-        draw.disabled, drawn.visible = shown.scored is None or not options, False
+        draw.disabled, body.objects = shown.scored is None or not options, [controls]
 
     draw.on_click(sweep)
     session.address.keep(points=count)
@@ -158,7 +159,6 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
         "One run a point, trained together over the range the knob is meant for. Test rows are for looking: choose on "
         "validation rows (fastltssl sweep)."
     )
-    body = pn.Column(pn.Row(knob, count, draw), drawn, sizing_mode="stretch_width")
     return d.card("A small sweep", reading, body, session.is_dark), begin, own
 
 

@@ -21,6 +21,7 @@ from fastltssl.cache import CacheError, open_cache
 from fastltssl.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.insight import Insight, Labels, Summary, at_step, read_insight, summary
 from fastltssl.pages.address import Address
+from fastltssl.report import names_of
 from fastltssl.runs import RunError
 from fastltssl.scene import Album, no_album, open_album
 
@@ -131,7 +132,10 @@ class Session:
 
 def open_session(options: Options, is_dark: bool, address: Address) -> Session:
     """The widgets at what the address asks for, else at the first run as it was trained."""
-    runs = named(options.folders)
+    folders = list({folder.resolve(): folder for folder in options.folders}.values())
+    runs = dict(zip(names_of([at_hand(folder, None).record for folder in folders], folders), folders, strict=True))
+    by_folder = {folder.resolve().name: name for name, folder in runs.items()}  # which a link may name too
+    address.asked["run"] = by_folder.get(address.asked.get("run", ""), address.asked.get("run", ""))
     session = Session(options, is_dark, address, runs)
     session.run = pn.widgets.Select(label="Run", options=list(runs), value=next(iter(runs)))
     address.keep(run=session.run)
@@ -154,17 +158,6 @@ def open_session(options: Options, is_dark: bool, address: Address) -> Session:
     return session
 
 
-def named(folders: tuple[Path, ...]) -> dict[str, Path]:
-    """A short name for each run folder, all different."""
-    found: dict[str, Path] = {}
-    for folder in folders:
-        name = folder.resolve().name
-        while name in found:
-            name += "'"
-        found[name] = folder
-    return found
-
-
 def reset(session: Session) -> None:
     """Put the step at the end and the sliders where they leave the run as it is."""
     insight = at_hand(session.folder, session.seed.value)
@@ -185,6 +178,7 @@ def enable(session: Session) -> None:
     assert shown is not None
     is_last = shown.place == len(shown.insight.steps) - 1
     has_text = shown.scored is not None and shown.scored.label_bias is not None
+    session.sliders["threshold"].disabled = shown.summary is None
     for name in SLIDERS[1:]:
         needs_text = name in ("bias", "eta")
         session.sliders[name].disabled = not (shown.scored and is_last and (has_text or not needs_text))
