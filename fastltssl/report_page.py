@@ -12,6 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fastltssl.exhibits import Case, Exhibit, Plot, Section
+from fastltssl.insight import reporting
 from fastltssl.report import label, mark_below_la, protocol_line, spread
 from fastltssl.run_figures import BROAD, Lines, as_svg
 from fastltssl.runs import RunError
@@ -26,6 +27,7 @@ LEGEND = (
     "share of the pool. seconds: of training, all seeds. Mean ± standard deviation over seeds. below LP+LA: balanced "
     "accuracy under that of the logit-adjusted probe on the same labels."
 )
+NAMED = 3  # runs in the title
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,7 +73,10 @@ nav a { text-decoration: none; }
 .plots { gap: 18px 26px; margin-top: 8px; }
 figure { margin: 0; min-width: 0; }
 figcaption { color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, var(--paper) 30%, transparent) local,
+  linear-gradient(270deg, var(--paper) 30%, transparent) 100% local, linear-gradient(90deg, var(--line), transparent),
+  linear-gradient(270deg, var(--line), transparent) 100%; background-repeat: no-repeat;
+  background-size: 40px 100%, 40px 100%, 12px 100%, 12px 100%; }
 svg { display: block; width: 100%; height: auto; fill: currentColor; }
 svg text { font-family: inherit; }
 .broad svg { min-width: 720px; }
@@ -79,6 +84,7 @@ svg text { font-family: inherit; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 12px 3px 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child, .words td, .words th, .pairs :nth-child(2) { text-align: left; }
+td:first-child { white-space: normal; min-width: 130px; }
 .words td { white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 pre { overflow-x: auto; font-size: 12.5px; line-height: 1.4; margin: 8px 0; }
 summary { cursor: pointer; }
@@ -117,14 +123,15 @@ def page(runs: Sequence[Case], sections: Sequence[Section], origins: Sequence[Or
         f'<section aria-labelledby="s{place}"><h2 id="s{place}">{place} {title}</h2>\n{body}</section>'
         for place, (title, body) in enumerate(bodies, 1)
     ]
-    seeds = sorted({case.insight.seed for case in runs})
+    seeds, names = sorted({case.insight.seed for case in runs}), [case.name for case in runs]
+    told = [f" {case.name}: {reporting(case.insight)}" for case in runs if reporting(case.insight)]
     return PAGE.substitute(
-        title=_escaped(f"Report of {', '.join(case.name for case in runs)}"),
+        title=_escaped(f"Report of {', '.join(names) if len(names) <= NAMED else f'{len(names)} runs'}"),
         style=STYLE,
         contents="".join(entries),
         intro=f"Figures show seed {', '.join(map(str, seeds))}, where they do not run over training at its last "
         "evaluation; the table has all seeds. True labels of the pool are for this analysis alone: no method sees "
-        "them. The numbers behind each figure are in its CSV.",
+        f"them. The numbers behind each figure are in its CSV.{_escaped(''.join(told))}",
         body="\n".join(parts),
     )
 

@@ -39,6 +39,9 @@ ACCURACY = Question(
     "Test accuracy by class",
     "Bars that fall to the right show the minority bottleneck: classes with few labels are recognised worse.",
 )
+BALANCED_ACCURACY = Question(
+    "Test accuracy by class", "Every class has as many labels: what differs is how hard it is."
+)
 COUNTS = Question(
     "Accepted and true rows by class",
     "Where bars stay under the line a class gets too few pseudo-labels; over it, too many. Orange ones are wrong.",
@@ -102,7 +105,8 @@ def _accuracy(runs: Sequence[Case]) -> Exhibit:
         lines = class_lines(case.insight, accuracy_percent=100 * case.insight.recorded.test_recall[-1])
         return draw.class_bars(lines, "accuracy_percent", "test accuracy (%)", size_of(case, runs)), lines
 
-    return plot_each(ACCURACY, runs, plot, nothing)
+    is_balanced = all(case.insight.counts.unique().numel() == 1 for case in runs)
+    return plot_each(BALANCED_ACCURACY if is_balanced else ACCURACY, runs, plot, nothing)
 
 
 def _pseudo_labels(runs: Sequence[Case]) -> list[Exhibit]:
@@ -190,7 +194,9 @@ def _calibration(runs: Sequence[Case]) -> list[Exhibit]:
 
 def _over_training(runs: Sequence[Case]) -> list[Exhibit]:
     def accepted(case: Case) -> np.ndarray:
-        confidence = case.insight.recorded.confidence
+        if "pseudo_mask_rate" in case.insight.curves:
+            return 100 * case.insight.curves["pseudo_mask_rate"]
+        confidence = case.insight.recorded.confidence  # half as precise; where the true labels are not known
         assert confidence is not None
         return 100 * (confidence >= case.insight.recorded.threshold).mean(axis=1)
 

@@ -20,6 +20,7 @@ GREEN, PINK, YELLOW = (CURVES[place][0] for place in (2, 3, 4))
 INK, LINE = "#3b3b3b", "#c8c8c8"  # of text, and of axes and grid; a page puts its own in their place
 GROUP_COLORS = dict(zip(GROUPS, (BLUE, YELLOW, PINK), strict=True))
 SMALL, BROAD = (4.8, 3.1), (9.8, 3.4)  # inches
+LEGEND_LINES = 3  # that a figure has room for
 LONGEST_NAME = 20  # letters of a class name on an axis
 SMALLEST_TYPE = 4.2  # points; class names that would be smaller are left out
 STYLE: Any = {
@@ -272,6 +273,8 @@ def _legend(figure: Any, axes: Any) -> None:
         return
     widths, room = [4.9 * len(name) + 26 for name in names], 72 * figure.get_figwidth()  # about, in points
     columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
+    more = math.ceil(len(names) / columns) - LEGEND_LINES
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, more))  # inches a line, so that axes keep their room
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.3,
                   borderaxespad=0.2)  # fmt: skip
 

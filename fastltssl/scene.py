@@ -185,7 +185,7 @@ def flat_umap(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "
         raise MapError(NO_UMAP)
     import umap
 
-    made: Any = umap.UMAP(n_components=2, metric="cosine", random_state=0)
+    made: Any = umap.UMAP(n_components=2, metric="cosine", random_state=0, n_jobs=1)
     return np.asarray(made.fit_transform(_unit(scored, rows).numpy()))
 
 

@@ -83,7 +83,10 @@ def lp_lft_fft(
     found = strategy_study.findings(results)
     show(_table(results, line))
     for one in found:
-        show(_finding(one))
+        if one["difference"]:
+            show(_finding(one))
+    if missing := sum(one["difference"] is None for one in found):
+        show(f"not measured: {missing} of {len(found)} findings, which take two seeds that both have")
     written = _write(folder, results, found, line)
     show(f"{time.perf_counter() - began:.0f} s\nwrote {', '.join(map(str, written))}")
     show(f"next: fastltssl compare {folder}/runs/*")
@@ -128,7 +131,7 @@ def _finding(one: dict[str, Any]) -> str:
     """A finding in one line: the verdict, the claim and the difference."""
     found = one["difference"]
     if found is None:
-        return f"{one['verdict']} (it takes two seeds that both have): {one['claim']}"
+        return f"{one['verdict']}: {one['claim']}"
     interval = "" if one["measure"] == "seconds" else f" [{found['low']:+.1f}, {found['high']:+.1f}]"
     what = f"{one['measure'].replace('_', ' ')} of {one['ours']} minus {one['theirs']}"
     return f"{one['verdict']}: {one['claim']} ({what}: {found['mean']:+.1f}{interval})"
@@ -175,5 +178,6 @@ def _report(results: list[dict[str, Any]], found: list[dict[str, Any]], line: st
         text += [f"**{name}** ({len(each)} of {len(found)})", ""] if each else []
         text += [f"- {_finding(one).partition(': ')[2]}" for one in each] + ([""] if each else [])
     text += ["A finding holds, or is reversed, where the 95 % interval of the difference, paired by seed, is on one",
-             "side of zero; else it is left open. Seconds are compared as measured."]  # fmt: skip
+             "side of zero; else it is left open; it takes two seeds that both have. Seconds are compared as",
+             "measured."]  # fmt: skip
     return "\n".join(text) + "\n"
