@@ -58,9 +58,10 @@ class Wanted(NamedTuple):
 
 def open_album(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Album:
     """The images that a cache was made from; `dataset` and `root` where they have moved."""
-    name = dataset or cache.attributes["provenance"].get("dataset")
-    if name is None:
-        return no_album("the cache was imported from features. Say where its images are with --dataset")
+    made = cache.attributes["provenance"]
+    if made.get("model") == "imported":
+        return no_album("the cache was imported from features, and does not know which images they are of")
+    name = dataset or made.get("dataset")
     try:
         source = open_source(str(name), root)
     except (SourceError, OSError) as error:

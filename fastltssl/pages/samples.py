@@ -247,8 +247,8 @@ def _neighbour(session: Session, one: Any) -> str:
     picture = thumbnails(session.album, "train", [one.image_id])[0]
     assert session.shown is not None
     name = session.shown.insight.classes[one.label]
-    image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else ""
     tip, name = html.escape(one.image_id), html.escape(name)
+    image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else f"{tip}<br>"
     return f'<div class="note" style="width:92px" title="{tip}">{image}{name}<br>cosine {one.cosine:.2f}</div>'
 
 
