@@ -30,6 +30,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 ]  # fmt: skip
 MODELS = "[...Bokeh.documents[0]._all_models.values()]"
+pytestmark = pytest.mark.flaky(reruns=1, only_rerun="Timeout")  # a browser on busy cores may be late once
 PANEL_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning:panel", "ignore::DeprecationWarning:bokeh")
 
 
