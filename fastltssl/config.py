@@ -129,6 +129,9 @@ def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], whe
 def _live(given: dict[str, Any], where: str) -> Live | None:
     """How to train through the encoder, taken out of what was given: flags over the mapping of a file."""
     stored = given.pop("live", None)
+    if isinstance(stored, dict):  # by the names of the fields, or of the flags
+        fields = {flag.replace("-", "_"): name for name, flag in FLAGS.items()}
+        stored = {fields.get(str(name).replace("-", "_"), name): value for name, value in stored.items()}
     found = _known({"mode": stored} if isinstance(stored, str) else stored or {}, LIVE.keys(), f"{where}, live")
     found |= {name: given.pop(f"live_{name}") for name in LIVE if f"live_{name}" in given}
     if found and "mode" not in found:

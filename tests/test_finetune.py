@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fastltssl import extract, live
 from fastltssl.batches import make_stream, resident
 from fastltssl.cache import open_cache
 from fastltssl.cli import cli
+from fastltssl.config import resolve
 from fastltssl.encoder import load_encoder
 from fastltssl.experiment import seeds_of
 from fastltssl.finetune import Trainee, asked_at, finetuning, live_step
@@ -448,6 +450,17 @@ def test_flags_of_live_training_need_it(cache, tmp_path):
         result = CliRunner().invoke(cli, [*own, *more])
         assert result.exit_code == 2, result.output
         assert message in result.output
+
+
+def test_a_file_takes_the_names_of_the_flags_and_those_a_run_writes(cache, tmp_path):
+    file, flags = tmp_path / "live.yaml", {"cache_name": "some", "set_": ()}
+    wanted = Live("lora:4", lr=0.01, views="cached", compiled=True)
+    for keys in ("encoder-lr: .01, live-views: cached, compile: true", "lr: .01, views: cached, compiled: true"):
+        file.write_text(f"live: {{mode: 'lora:4', {keys}}}")
+        assert resolve("fixmatch", file, dict(flags)).live == wanted
+    file.write_text("live: {mode: fft, rate: 1}")
+    with pytest.raises(click.UsageError, match="unknown key 'rate'"):
+        resolve("fixmatch", file, dict(flags))
 
 
 def test_images_that_the_data_set_lacks_are_named(cache, opened):

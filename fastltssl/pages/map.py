@@ -32,24 +32,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     kind = pn.widgets.RadioButtonGroup(label="Layout", options=list(LAYOUTS), value="PCA")
     by = pn.widgets.RadioButtonGroup(label="Colour", options=list(COLORS), value="correctness")
     line, reading = d.text("", dark), d.text("", dark)
-    made = d.plot(
-        "first dimension (no unit)",
-        "second dimension (no unit)",
-        dark,
-        560,
-        output_backend="webgl",
-        tools="lasso_select,box_select,pan,wheel_zoom,tap,reset,save",
-        active_drag="lasso_select",
-    )
-    own = d.source("map", x=[], y=[], color=[], name=[], true=[], confidence=[], id=[])
-    dots = made.scatter("x", "y", source=own, color="color", size=6, alpha=0.75, line_color=None,
-                        nonselection_alpha=0.12)  # fmt: skip
-    d.hover(made, [("id", "@id"), ("pseudo-label", "@name"), ("true class", "@true"),
-                   ("confidence", "@confidence{0.0} %")], dots)  # fmt: skip
-    made.toolbar.autohide = False
-    bar = ColorBar(color_mapper=LinearColorMapper(palette=Cividis256, low=0, high=100), width=8, visible=False)
-    bar.background_fill_color, bar.major_label_text_color = None, d.INK[dark][0]
-    made.add_layout(bar, "right")
+    made, own, bar = _plot(dark)
     whole, body = [pn.Row(by, kind), reading, d.pane(made), line], pn.Column(sizing_mode="stretch_width")
     state: dict[str, Any] = {"rows": np.array([], dtype=int)}
 
@@ -107,6 +90,29 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     layout = d.card("Map of the pool", "Two dimensions of the features: rows that are near look alike to the encoder.",
                     body, dark)  # fmt: skip
     return layout, repaint, lambda: _lines(own)
+
+
+def _plot(dark: bool) -> tuple[Any, Any, Any]:
+    """The empty map, the source of its points and its scale."""
+    made = d.plot(
+        "first dimension (no unit)",
+        "second dimension (no unit)",
+        dark,
+        560,
+        output_backend="webgl",
+        tools="lasso_select,box_select,pan,wheel_zoom,tap,reset,save",
+        active_drag="lasso_select",
+    )
+    own = d.source("map", x=[], y=[], color=[], name=[], true=[], confidence=[], id=[])
+    dots = made.scatter("x", "y", source=own, color="color", size=6, alpha=0.75, line_color=None,
+                        nonselection_alpha=0.12)  # fmt: skip
+    d.hover(made, [("id", "@id"), ("pseudo-label", "@name"), ("true class", "@true"),
+                   ("confidence", "@confidence{0.0} %")], dots)  # fmt: skip
+    made.toolbar.autohide = False
+    bar = ColorBar(color_mapper=LinearColorMapper(palette=Cividis256, low=0, high=100), width=8, visible=False)
+    bar.background_fill_color, bar.major_label_text_color = None, d.INK[dark][0]
+    made.add_layout(bar, "right")
+    return made, own, bar
 
 
 def placed(shown: Shown, layout: str) -> tuple[np.ndarray, np.ndarray]:
