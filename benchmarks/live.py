@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from fastltssl import live
+from fastltssl import live, live_split
 from fastltssl.batches import batch_at, make_stream, resident
 from fastltssl.cache import Cache, open_cache
 from fastltssl.encoder import load_encoder
@@ -47,7 +47,7 @@ class Prepared:
                              batch=batch, batch_u=batch)  # fmt: skip
         self.opened = live.open_images(cache, device)
         self.one = seeds_of(self.config, cache, resident(cache, device))[0]
-        self.pool = live.Pool(self.config, self.one, cache, self.opened)
+        self.pool = live_split.LiveSplit(self.config, self.one, cache, self.opened)
         self.method = configure("fixmatch", {"head.scale": 25})
         self.tower = tuned(self.opened.encoder.tower, parse_mode(mode), n_classes=40, generator=seeded(0, "tower"))
 

@@ -17,6 +17,7 @@ from fastltssl import live, metrics
 from fastltssl.batches import Rows
 from fastltssl.cache import Cache
 from fastltssl.experiment import training
+from fastltssl.live_split import Opened
 from fastltssl.methods import configure
 from fastltssl.records import difference
 from fastltssl.runs import Config, Live, Recorded, RunError, check, read_audit
@@ -78,7 +79,7 @@ def config_of(arm: Arm, common: Config, live_seeds: Sequence[int]) -> Config:
 
 
 def studying(
-    config: Config, cache: Cache, rows: Rows, opened: live.Opened, out: Path
+    config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path
 ) -> Generator[Any, None, dict[str, Any]]:
     """Train one arm; returns its record."""
     if config.live:

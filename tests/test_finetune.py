@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from fastltssl import extract, live
+from fastltssl import extract, live, live_split
 from fastltssl.batches import make_stream, resident
 from fastltssl.cache import open_cache
 from fastltssl.cli import cli
@@ -68,7 +68,7 @@ class Setup:
         self.config = config_of(cache, method, mode, own.pop("steps", STEPS), settings=settings, **own)
         self.method = configure(method, settings or {})
         self.one = seeds_of(self.config, cache, resident(cache, taps=taps))[0]
-        self.pool = live.Pool(self.config, self.one, cache, opened)
+        self.pool = live_split.LiveSplit(self.config, self.one, cache, opened)
         self.mode, self.encoder = parse_mode(mode), opened.encoder
 
     def tower(self, stream="tower"):
@@ -143,7 +143,7 @@ def test_a_step_in_parts_or_recomputed_has_the_gradients_of_the_whole_one(cache,
     for parts, is_recomputed in ((1, False), (3, False), (1, True)):
         tower = own.tower()
         if is_recomputed:
-            live.recompute(tower)
+            live_split.recompute(tower)
         params = torch.utils._pytree.tree_map(
             lambda leaf: leaf.clone().requires_grad_(), own.method.init(problem, seeded(0, "init"))
         )
@@ -423,17 +423,17 @@ def test_a_step_that_memory_does_not_hold_is_refused_with_what_fits(cache, opene
     own = Setup(cache, opened, mode="fft")
     trainee = own.trainee(own.tower())
     sample = trainee.inputs(Seen(np.array([0, 1]), ("center", "center")))
-    one, two = live.step_bytes(trainee, sample[:1]), live.step_bytes(trainee, sample)
+    one, two = live_split.step_bytes(trainee, sample[:1]), live_split.step_bytes(trainee, sample)
     assert 37 * 128 * 4 * 4 < one < 4 * 2**20  # more than the tokens of four blocks
     assert two == pytest.approx(2 * one, rel=0.05)
     tower = own.tower()
-    live.recompute(tower)
-    assert live.step_bytes(own.trainee(tower), sample[:1]) < one / 3
-    live.check_memory(one, 16, 1, 100 * one)
+    live_split.recompute(tower)
+    assert live_split.step_bytes(own.trainee(tower), sample[:1]) < one / 3
+    live_split.check_memory(one, 16, 1, 100 * one)
     with pytest.raises(RunError, match=r"8 images would fit\. Pass --accumulate 2, which changes no number"):
-        live.check_memory(one, 16, 1, 10 * one)
+        live_split.check_memory(one, 16, 1, 10 * one)
     with pytest.raises(RunError, match=r"0 images would fit\. Pass --recompute"):
-        live.check_memory(one, 16, 4, one)
+        live_split.check_memory(one, 16, 4, one)
 
 
 def test_flags_of_live_training_need_it(cache, tmp_path):
