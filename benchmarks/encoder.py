@@ -15,8 +15,9 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastltssl.encoder import DTYPES, TINY, load_encoder
+from fastltssl.encoder import DTYPES, load_encoder
 from fastltssl.report import grid, show
+from fastltssl.weights import TINY
 
 
 def seconds(work: Callable[[], torch.Tensor], repeats: int) -> float:

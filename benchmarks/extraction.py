@@ -21,13 +21,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastltssl.encoder import TINY, load_encoder
+from fastltssl.encoder import load_encoder
 from fastltssl.extract import extract
 from fastltssl.report import grid, show
 from fastltssl.sources import open_source
 from fastltssl.sources.world import STYLES, render
 from fastltssl.train import drain
 from fastltssl.views import parse_views
+from fastltssl.weights import TINY
 
 
 def make_images(folder: Path, count: int) -> None:

@@ -34,7 +34,8 @@ def _torch() -> Finding:
 
 
 def _encoder() -> Finding:
-    from fastltssl.encoder import EncoderError, load_encoder
+    from fastltssl.encoder import load_encoder
+    from fastltssl.weights import EncoderError
 
     try:
         encoder = load_encoder("tiny", None)

@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from fastltssl.cache import Cache
 from fastltssl.contents import Block, GroupSpec
-from fastltssl.encoder import Encoder, EncoderError
+from fastltssl.encoder import Encoder
 from fastltssl.features import reader
 from fastltssl.pipeline import Encoded, pipeline
 from fastltssl.prompts import prompts
@@ -27,6 +27,7 @@ from fastltssl.prompts import templates as patterns
 from fastltssl.ranks import ALONE, Ranks
 from fastltssl.sources import Images, Source, evenly_spaced
 from fastltssl.views import View
+from fastltssl.weights import EncoderError
 from fastltssl.writer import Writer, create
 
 GATE, GATE_ROWS = 0.999, 64  # least mean cosine between features in low precision and in fp32, on so many images

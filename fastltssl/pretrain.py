@@ -28,13 +28,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastltssl.encoder import TINY
 from fastltssl.prompts import prompts
 from fastltssl.sources.painting import Style, drawings
 from fastltssl.sources.scenery import uniforms
 from fastltssl.sources.shapes import nameless
 from fastltssl.sources.world import CAPTION_RATIO, CLASSES, STYLES, caption_prior, captions, render
 from fastltssl.types import seeded
+from fastltssl.weights import TINY
 
 MERGES = "bpe_tiny.txt.gz"
 CHECKPOINT, WARMED = "unfinished.pt", "warmup.safetensors"

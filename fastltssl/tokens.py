@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float16
 
 from fastltssl.contents import SLAB, all_blocks
-from fastltssl.encoder import Encoder, EncoderError
+from fastltssl.encoder import Encoder
 from fastltssl.extract import Progress
 from fastltssl.features import SPARE, available_memory
 from fastltssl.pipeline import pipeline
 from fastltssl.sources import Source
 from fastltssl.views import View
+from fastltssl.weights import EncoderError
 
 SAMPLE, REPEATS = 16, 3  # images, and measurements of which the fastest counts
 

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from fastltssl import encoder as stage
 from fastltssl import towers
-from fastltssl.encoder import TINY, EncoderError, load_encoder
+from fastltssl import weights as where
+from fastltssl.encoder import load_encoder
 from fastltssl.sources import SourceError, statistics
+from fastltssl.weights import TINY, EncoderError
 
 PROMPTS = [["a photo of a cat", "a cat", "a red cat"], ["a photo of a tree", "a tree", "a red tree"]]
 SMALL = {
@@ -76,7 +77,7 @@ def test_the_features_of_the_tiny_model_are_open_clips_embeddings(tiny, plain_ti
 def test_the_features_of_a_vit_times_its_projection_are_open_clips_embeddings(small, tmp_path):
     encoder = load_encoder(small, "none")
     with torch.random.fork_rng():
-        torch.manual_seed(stage.RANDOM_SEED)
+        torch.manual_seed(where.RANDOM_SEED)
         plain = open_clip.create_model(small).eval()
     x = pixels(5, 32)
     with torch.inference_mode():
@@ -257,11 +258,11 @@ def test_an_archive_of_openai_is_known_by_its_program_and_takes_quickgelu(tmp_pa
     torch.save({"a": torch.zeros(2)}, weights)
     tags = open_clip.list_pretrained_tags_by_model("ViT-B-16")
     notes = []
-    settings = stage._file_settings("ViT-B-16", program, tags, notes)
+    settings = where.file_settings("ViT-B-16", program, tags, notes)
     assert settings["force_quick_gelu"] is True
     assert settings["weights_only"] is False
     assert notes == []
-    settings = stage._file_settings("ViT-B-16", weights, tags, notes)
+    settings = where.file_settings("ViT-B-16", weights, tags, notes)
     assert settings["force_quick_gelu"] is False
     assert settings["weights_only"] is True
     assert notes == [
@@ -272,7 +273,7 @@ def test_an_archive_of_openai_is_known_by_its_program_and_takes_quickgelu(tmp_pa
 def test_a_file_of_siglip_weights_gets_the_preprocessing_its_tags_agree_on(tmp_path):
     (tmp_path / "siglip.safetensors").write_bytes(b"")
     tags = open_clip.list_pretrained_tags_by_model("ViT-B-16-SigLIP")
-    settings = stage._file_settings("ViT-B-16-SigLIP", tmp_path / "siglip.safetensors", tags, [])
+    settings = where.file_settings("ViT-B-16-SigLIP", tmp_path / "siglip.safetensors", tags, [])
     assert tuple(settings["image_mean"]) == (0.5, 0.5, 0.5)
     assert settings["image_resize_mode"] == "squash"
 

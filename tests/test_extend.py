@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import fastltssl.features
 from fastltssl.cache import open_cache, read_features
 from fastltssl.cli import cli
-from fastltssl.encoder import EncoderError, load_encoder
+from fastltssl.encoder import load_encoder
 from fastltssl.extend import add_views, beside
 from fastltssl.extract import extract
 from fastltssl.features import stream_features
@@ -18,6 +18,7 @@ from fastltssl.sources import open_source
 from fastltssl.tokens import plan, tokens
 from fastltssl.train import drain
 from fastltssl.views import parse_views
+from fastltssl.weights import EncoderError
 
 DATASET, FEW, MANY = "world:mild:4:2:3", "center,weak:1,strong:1", "center,weak:3,strong:2"
 

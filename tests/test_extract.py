@@ -14,18 +14,20 @@ import torch
 from PIL import Image
 
 from fastltssl.cache import info, open_cache, read_features, verify
-from fastltssl.encoder import EncoderError, load_encoder
+from fastltssl.encoder import load_encoder
 from fastltssl.extract import extract, provenance
 from fastltssl.manifest import LOCK, MANIFEST, CacheError, CacheMismatch
 from fastltssl.prompts import prompts
 from fastltssl.sources import BrokenImage, open_source
 from fastltssl.train import drain
 from fastltssl.views import image_key, make_view, parse_views
+from fastltssl.weights import EncoderError
 
 DATASET, VIEWS = "world:mild:3:2", "center,weak:1,strong:2"  # 120 images x 4 views, 80 x 1: two blocks each
 CHILD = """
 import sys, torch
-from fastltssl.encoder import EncoderError, load_encoder
+from fastltssl.encoder import load_encoder
+from fastltssl.weights import EncoderError
 from fastltssl.extract import extract
 from fastltssl.sources import open_source
 from fastltssl.views import parse_views

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from fastltssl import pretrain
-from fastltssl.encoder import TINY, load_encoder
+from fastltssl.encoder import load_encoder
 from fastltssl.pretrain import BROAD, EASY, PretrainError, Recipe
 from fastltssl.sources.world import caption_prior
+from fastltssl.weights import TINY
 
 SHORT = Recipe(shapes=6, warmup_steps=4, caption_steps=3, batch=12)
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with torch 2.9")
