@@ -14,15 +14,19 @@ import pytest
 from click.testing import CliRunner
 
 import fastltssl
-from fastltssl import cure, insight, runs, scene
+from fastltssl import cure, extract, insight, runs, scene
 from fastltssl.batches import resident
+from fastltssl.cache import open_cache
 from fastltssl.cli import cli
+from fastltssl.encoder import load_encoder
 from fastltssl.experiment import training
 from fastltssl.pages import drawing, session
 from fastltssl.pages import map as map_page
 from fastltssl.runs import Config
+from fastltssl.sources import Subset, open_source
 from fastltssl.splits import Protocol
 from fastltssl.train import drain
+from fastltssl.views import parse_views
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = [
@@ -251,7 +255,7 @@ def test_an_address_out_of_range_is_brought_back_into_it(visit, scored):
 
 
 def test_an_address_that_means_nothing_is_as_opened(visit, scored):
-    opened = visit("?tab=none&run=nothing&seed=none&tau=much&prior=none")
+    opened = visit("?tab=none&run=%ff&seed=none&tau=much&prior=none")
     read = scored["ulfine"][0]
     opened.until("bacc/ulfine steps=40", "y", 100 * read.curves["bacc"])
     opened = visit("?tab=1&seed=0&step=27")  # between evaluations: the nearest
@@ -328,6 +332,11 @@ def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     opened.until("gallery", "row", scene.chosen(read, labels, one.truth, scene.Wanted(group=2))[:24])
     opened.asked("group", "tail")
     opened.set("Predicted group", "any")
+    opened.until("gallery", "row", rows[:24])
+    box = opened.page.locator(".bk-Figure").first.bounding_box()
+    opened.page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] / 6)  # the third
+    opened.asked("row", str(rows[2]))
+    assert opened.page.get_by_text(scene.ids_of(read, rows[2:3])[0], exact=True).first.is_visible()
     opened.page.get_by_text("Map", exact=True).click()
     every = np.arange(len(labels.label))
     opened.until("map", "x", scene.flat_pca(one, every)[:, 0])
@@ -336,6 +345,13 @@ def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     opened.page.get_by_text("Samples", exact=True).click()
     wanted = scene.Wanted(rows=every[3:12])
     opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted))
+    opened.page.get_by_role("button", name="Forget the map's choice").click()
+    opened.until("gallery", "row", rows[:24])
+    opened.page.get_by_text("Map", exact=True).click()
+    picked = f"{MODELS}.find(each => each.name === 'map').selected.indices.length"
+    opened.page.wait_for_function(f"() => {picked} === 0")
+    opened.set("Run", "fixmatch steps=40")
+    opened.asked("row", None)
 
 
 def test_a_link_brings_back_filters_colours_and_knobs(visit, scored):
@@ -366,6 +382,71 @@ def test_what_a_refit_refuses_is_told(visit):
     opened.set("threshold", "2")
     button.click()
     opened.page.get_by_text("threshold=2 is outside").wait_for()
+
+
+def test_a_sweep_that_ends_under_another_run_is_dropped(visit):
+    opened = visit("?tab=2&run=fixmatch&points=15")
+    button = opened.page.get_by_role("button", name="Draw the curve")
+    button.click()
+    opened.set("Run", "probe steps=20")
+    opened.page.get_by_text("lambda_u", exact=True).first.wait_for(state="detached")
+    opened.page.wait_for_function(
+        f"() => {MODELS}.some(each => each.label === 'Draw the curve' && !each.disabled)", timeout=60000
+    )
+    assert not opened.page.get_by_text("pseudo-labels right", exact=True).nth(1).is_visible()
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_text("CSV of what is shown").click()
+    lines = waiting.value.path().read_text().splitlines()
+    assert waiting.value.suggested_filename == "probe-steps=20-seed0-refit.csv"
+    assert [line.split(",")[0] for line in lines[1:4]] == [f"{name} steps={n}" for name, n in
+            (("ulfine", 40), ("fixmatch", 40), ("probe", 20))]  # fmt: skip
+    assert "sweep of" not in "".join(lines)
+
+
+def test_a_run_that_is_deleted_meanwhile_is_told_and_leaves_the_others_alone(browser, folders, tmp_path):
+    for name in ("ulfine", "fixmatch"):
+        shutil.copytree(folders / name, tmp_path / name)
+    read = insight.read_insight(tmp_path / "fixmatch", 3)
+    with served_in(tmp_path, "ulfine", "fixmatch") as address:
+        one = Visit(browser, address, "?tab=1")
+        one.columns("counts")
+        shutil.rmtree(tmp_path / "ulfine")
+        one.page.get_by_text("Samples", exact=True).click()
+        one.page.get_by_text("ulfine steps=40 cannot be read").wait_for()
+        one.set("Seed", "3")
+        one.page.get_by_text("is not a finished run").wait_for()
+        one.set("Run", "fixmatch steps=40")
+        one.page.get_by_text("Overview").click()
+        one.until("bacc/fixmatch steps=40", "y", 100 * read.curves["bacc"])
+        one.page.get_by_text("cannot be read").wait_for(state="detached")
+        one.close()
+
+
+def test_a_pool_without_true_labels_shows_neither_right_nor_wrong(browser, tmp_path):
+    source = open_source("world:mild:30:8")
+    pool = source.groups["train"]
+    hidden = Subset(tuple(f"u{k}" for k in range(400)), np.full(400, -1), pool, np.arange(400))
+    source = source._replace(groups=source.groups | {"unlabeled": hidden})
+    work = extract.extract(source, load_encoder("tiny", None), parse_views("center,weak:1,strong:1"),
+                           tmp_path / "cache.zarr", templates="world")  # fmt: skip
+    drain(work)
+    cache = open_cache(tmp_path / "cache.zarr")
+    config = Config("fixmatch", str(cache.path), Protocol(n1=10), (0,), 20, evals=2)
+    drain(training(config, cache, resident(cache), tmp_path / "run"))
+    read = insight.read_insight(tmp_path / "run")
+    found = insight.summary(read, insight.at_step(read), read.recorded.threshold)
+    with served_in(tmp_path, "run") as address:
+        one = Visit(browser, address, "?tab=1")
+        order = read.counts.argsort(descending=True, stable=True)
+        one.until("counts", "accepted", found.accepted[order])
+        one.until("counts", "right", found.accepted[order])
+        legend = "each.type === 'LegendItem' && ['accepted', 'all rows'].includes(each.label.value)"
+        assert one.page.evaluate(f"{MODELS}.filter(each => {legend}).length") >= 2
+        one.page.get_by_text("nothing tells right from wrong").wait_for()
+        one.page.get_by_text("Samples", exact=True).click()
+        one.page.wait_for_function(f"() => {MODELS}.find(each => each.name === 'gallery')?.data.row.length === 24")
+        assert set(one.columns("gallery")["color"]) == {drawing.GREY}
+        one.close()
 
 
 def test_runs_without_sliders_show_their_history_and_say_why(browser, others):

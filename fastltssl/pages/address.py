@@ -48,6 +48,13 @@ class Address:
         self._told[name] = "" if value is None else as_text(value)
         self.line.value = urlencode(self._told)
 
+    def forget(self, *names: str) -> None:
+        """Take names, and those that begin so with a full stop, out of the address and of what the link asked for."""
+        for name in {*self.asked, *self._told}:
+            if name in names or f"{name.partition('.')[0]}." in names:
+                self.asked.pop(name, None)
+                self.tell(name, None)
+
     def _moved(self, name: str, event: Any) -> None:
         self.tell(name, event.new)
 

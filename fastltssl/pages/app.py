@@ -12,7 +12,7 @@ from fastltssl.pages import drawing as d
 from fastltssl.pages import map as map_page
 from fastltssl.pages import overview, pseudo_labels, refit, samples
 from fastltssl.pages.address import Address
-from fastltssl.pages.session import SLIDERS, Options, Session, at_hand, moved, open_session, reset
+from fastltssl.pages.session import SLIDERS, Options, Session, at_hand, moved, open_session, reset, telling
 from fastltssl.tables import as_csv
 
 PAGES = {
@@ -22,6 +22,7 @@ PAGES = {
     "Samples": samples.page,
     "Map": map_page.page,
 }
+OF_A_RUN = ("set.", "row", "page", "true", "label", "knob")  # what an address says of one run alone
 THEME_LINK = (
     '<a class="theme" href="#" style="color:inherit;font-size:14px" onclick="const a=new URL(window.location);'
     "a.searchParams.set('theme','{other}');window.location=a;return false\">{other} theme</a>"
@@ -30,7 +31,7 @@ THEME_LINK = (
 
 def page(options: Options, token: str | None) -> Any:
     """The template for one visitor; where there is a token, a form until it is given."""
-    asked = {name: values[0].decode() for name, values in pn.state.session_args.items()}
+    asked = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items()}
     is_dark = asked.get("theme") == "dark"
     made: Any = pn.template.BootstrapTemplate(
         title="fastltssl studio", theme="dark" if is_dark else "default", sidebar_width=290,
@@ -96,7 +97,7 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
     side = _side_bar(session, download)
     _follow(session, tabs)
     moved(session)
-    return side, [tabs]
+    return side, [session.notice, tabs]
 
 
 def _side_bar(session: Session, download: Any) -> list[Any]:
@@ -124,6 +125,7 @@ def _follow(session: Session, tabs: Any) -> None:
     """Repaint when a widget moves, and keep the tab in the address."""
 
     def other_run(_: Any) -> None:
+        session.address.forget(*OF_A_RUN)
         seeds = list(at_hand(session.folder, None).config.seeds)
         kept = session.seed.value if session.seed.value in seeds else seeds[0]
         session.seed.param.update(options=seeds, value=kept)
@@ -131,7 +133,8 @@ def _follow(session: Session, tabs: Any) -> None:
 
     def restart(_: Any) -> None:
         session.brushed = None
-        reset(session)
+        with telling(session):
+            reset(session)
         moved(session)
 
     session.address.keep("active", tab=tabs)

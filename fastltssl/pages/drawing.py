@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import panel as pn
+from bokeh.core.properties import value as literal
 from bokeh.models import (
     BasicTicker,
     BasicTickFormatter,
@@ -115,8 +116,8 @@ def hover(made: Any, tips: Sequence[tuple[str, str]], *renderers: Any, **setting
     made.add_tools(HoverTool(tooltips=list(tips), renderers=list(renderers), **settings))
 
 
-def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool) -> None:
-    """A line of names above the plot."""
+def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool) -> Any:
+    """A line of names above the plot; returned so that a name can change."""
     ink, _ = INK[is_dark]
     added = Legend(items=[(name, list(each)) for name, each in items], orientation="horizontal", spacing=14, margin=0)
     added.label_text_color = ink
@@ -124,6 +125,7 @@ def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool)
     added.background_fill_color = added.border_line_color = None
     added.glyph_width = added.glyph_height = 14
     made.add_layout(added, "above")
+    return added
 
 
 def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -> None:
@@ -145,6 +147,12 @@ def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -
     axis.major_label_text_font_size = "11px" if len(names) <= 30 else "9.5px"
     if axis in made.xaxis:
         axis.major_label_orientation = math.pi / 2
+
+
+def rename(legend: Any, place: int, name: str) -> None:
+    """Give an item of a legend another name."""
+    if legend.items[place].label != literal(name):
+        legend.items[place].label = literal(name)
 
 
 def scrubber(made: Any, is_dark: bool) -> Span:

@@ -71,6 +71,9 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         rows, places = placed(shown, wanted)
         state["rows"] = rows
         _fill(shown, own, rows, places, by.value)
+        picked = [] if session.brushed is None else np.flatnonzero(np.isin(rows, session.brushed)).tolist()
+        if own.selected.indices != picked:
+            own.selected.indices = picked
         reading.object = d.note(READING[by.value])
         _scale(shown, bar, by.value)
         many = f"{len(rows):,} of {len(shown.labels.label):,} rows, evenly spaced. " if len(rows) < len(
@@ -140,7 +143,7 @@ def _key(shown: Shown, layout: str) -> Any:
 def _fill(shown: Shown, own: Any, rows: np.ndarray, places: np.ndarray, by: str) -> None:
     assert shown.labels is not None
     assert shown.scored is not None
-    names, picked = shown.insight.classes, own.selected.indices
+    names = shown.insight.classes
     label, confidence = (each[rows.tolist()].numpy() for each in shown.labels)
     truth = None if shown.truth is None else shown.truth[rows.tolist()].numpy()
     own.data = {
@@ -152,7 +155,6 @@ def _fill(shown: Shown, own: Any, rows: np.ndarray, places: np.ndarray, by: str)
         "confidence": d.column(100 * confidence),
         "id": ids_of(shown.insight, rows),
     }
-    own.selected.indices = picked
 
 
 def _colors(shown: Shown, by: str, label: np.ndarray, confidence: np.ndarray, truth: np.ndarray | None) -> list[str]:

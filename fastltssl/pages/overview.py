@@ -9,7 +9,7 @@ from bokeh.models import ColumnDataSource
 
 from fastltssl.insight import Insight, reporting
 from fastltssl.pages import drawing as d
-from fastltssl.pages.session import Session, at_hand
+from fastltssl.pages.session import Session, insights_of
 
 PANELS = {  # metric -> title, axis, reading
     "bacc": ("Balanced accuracy", "balanced accuracy (%)", "Mean recall of the test classes; higher is better."),
@@ -41,10 +41,10 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     reliability.line([0, 100], [0, 100], line_color=d.GREY, line_dash="dashed")
 
     def repaint() -> None:
-        insights = _insights(session)
-        for place, (name, insight) in enumerate(insights.items()):
+        insights = insights_of(session)
+        for name, insight in insights.items():
             if (name, "recall") not in sources:
-                _add(name, d.look(place, dark), made, recall, reliability, sources)
+                _add(name, d.look(list(session.runs).index(name), dark), made, recall, reliability, sources)
             _fill(name, insight, _place(session, insight), sources)
         known = {metric for (_, metric), own in sources.items() if metric in cards and len(own.data["x"])}
         if (wanted := [each for metric, each in cards.items() if metric in known]) != curves.objects:
@@ -77,16 +77,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         ),
         sizing_mode="stretch_width",
     )  # fmt: skip
-    return layout, repaint, lambda: _lines(_insights(session))
-
-
-def _insights(session: Session) -> dict[str, Insight]:
-    """Every run, at the chosen seed where it has that."""
-    found = {}
-    for name, folder in session.runs.items():
-        first = at_hand(folder, None)
-        found[name] = at_hand(folder, session.seed.value) if session.seed.value in first.config.seeds else first
-    return found
+    return layout, repaint, lambda: _lines(insights_of(session))
 
 
 def _place(session: Session, insight: Insight) -> int:
@@ -104,10 +95,12 @@ def _title(metric: str) -> str:
 
 def _rows(session: Session, insights: dict[str, Insight]) -> list[list[str]]:
     rows = []
-    for place, (name, insight) in enumerate(insights.items()):
-        at = _place(session, insight)
+    for name, insight in insights.items():
+        place, at = list(session.runs).index(name), _place(session, insight)
         own = [insight.curves[metric][at] if metric in insight.curves else None for metric in COLUMNS]
-        cell = d.Markup(f"{d.chip(place, session.is_dark)}{html.escape(name)}, step {insight.steps[at]}")
+        cell = d.Markup(
+            f"{d.chip(place, session.is_dark)}{html.escape(name)}, seed {insight.seed}, step {insight.steps[at]}"
+        )
         rows.append([cell, *(d.percent(value) for value in own)])
     return rows
 
@@ -135,16 +128,17 @@ def _add(
 
 
 def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], ColumnDataSource]) -> None:
+    who = f"{name}, seed {insight.seed}"
     for metric in PANELS:
         values = insight.curves.get(metric, np.full(len(insight.steps), np.nan))
         known = ~np.isnan(values)
         y = values[known] if metric in NATS else 100 * values[known]
-        sources[name, metric].data = {"x": d.column(insight.steps[known]), "y": d.column(y), "run": [name] * len(y)}
+        sources[name, metric].data = {"x": d.column(insight.steps[known]), "y": d.column(y), "run": [who] * len(y)}
     order = _ranked(insight)
     sources[name, "recall"].data = {
         "x": d.column(range(len(order))),
         "y": d.column(100 * insight.recorded.test_recall[at][order]),
-        "run": [name] * len(order),
+        "run": [who] * len(order),
         "name": [insight.classes[k] for k in order],
         "labelled": [int(insight.counts[k]) for k in order],
     }
@@ -154,7 +148,7 @@ def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], C
         "x": d.column(100 * confidence[kept]),
         "y": d.column(100 * accuracy[kept]),
         "rows": d.column(rows[kept]),
-        "run": [name] * int(kept.sum()),
+        "run": [who] * int(kept.sum()),
     }
 
 

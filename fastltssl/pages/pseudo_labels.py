@@ -100,7 +100,7 @@ def _counts(dark: bool) -> Drawn:
     right = made.vbar("x", top="right", width=0.86, source=own, color=d.BLUE, line_color=None)
     true = made.scatter("x", "true", source=own, marker="dash", size=11, line_width=2.5, color=d.INK[dark][0])
     made.y_range.start = 0
-    d.legend(made, [("right", [right]), ("false", [bars]), ("true rows", [true])], dark)
+    names = d.legend(made, [("right", [right]), ("false", [bars]), ("true rows", [true])], dark)
     tips = [("class", "@name"), ("labelled rows", "@labelled"), ("accepted", "@accepted"), ("right", "@right")]
     d.hover(made, [*tips, ("true rows", "@true")], bars)
 
@@ -109,10 +109,11 @@ def _counts(dark: bool) -> Drawn:
         assert found is not None
         by_class = found.by_class
         accepted = found.accepted[order].numpy()
+        d.rename(names, 0, "right" if by_class else "accepted")
         own.data = {
             "x": d.column(range(len(order))),
             "accepted": d.column(accepted),
-            "right": d.column(by_class.right[order] if by_class else accepted * 0),
+            "right": d.column(by_class.right[order] if by_class else accepted),
             "true": d.column(by_class.true[order] if by_class else np.full(len(order), np.nan)),
             "name": [shown.insight.classes[k] for k in order],
             "labelled": shown.insight.counts[order].tolist(),
@@ -174,13 +175,14 @@ def _confidence(dark: bool) -> Drawn:
     wrong = made.quad("left", "right", "top", "correct", source=own, color=d.ORANGE, line_color=None, alpha=0.9)
     line = d.scrubber(made, dark)
     made.y_range.start = 0
-    d.legend(made, [("right", [correct]), ("wrong", [wrong])], dark)
+    names = d.legend(made, [("right", [correct]), ("wrong", [wrong])], dark)
     d.hover(made, [("confidence", "@left to @right %"), ("right", "@correct"), ("wrong", "@wrong")], correct, wrong)
 
     def fill(shown: Shown) -> None:
         found = shown.summary
         assert found is not None
         right, bad = found.right_histogram.numpy(), found.wrong_histogram.numpy()
+        d.rename(names, 0, "right" if found.by_class else "all rows")
         own.data = {
             "left": d.column(EDGES[:-1]),
             "right": d.column(EDGES[1:]),
@@ -271,6 +273,7 @@ def _confusion(dark: bool) -> Drawn:
     def fill(shown: Shown) -> None:
         confusion, places, names = shown.summary and shown.summary.confusion, shown.ranked, shown.insight.classes
         if confusion is None:
+            own.data = dict(own.data) | {"image": [np.full((1, 1), np.nan)], "rows": [np.zeros((1, 1))]}
             pairs.object = d.note("The pool has no true labels, so nothing tells right from wrong.")
             return
         order.data = {"name": [names[k] for k in places]}

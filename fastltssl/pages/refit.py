@@ -5,6 +5,7 @@ import html
 import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ import panel as pn
 
 from fastltssl import methods
 from fastltssl.heads import HEADS
+from fastltssl.insight import Insight
 from fastltssl.methods import UnknownKnob
 from fastltssl.pages import drawing as d
-from fastltssl.pages.session import Session, Shown, at_hand, scored_of
+from fastltssl.pages.session import Session, Shown, at_hand, insights_of, scored_of
 from fastltssl.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
 from fastltssl.runs import Config, new_folder
 from fastltssl.train import drain, is_trained
 
+TABLE = {  # measure -> title
+    "bacc": "bACC", "top1": "top-1", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE",
+    "pseudo_accuracy": "pseudo-labels right", "pseudo_mask_rate": "accepted",
+}  # fmt: skip
 COUNTS = (5, 9, 15)  # points of a curve
 REFUSED = (ValueError, RuntimeError, OSError)  # a knob or an option that does not go, too little memory, a full disk
 
@@ -56,7 +62,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
 
     reading = "Percent, at the last step; changed: what differs from the run in the side bar."
     runs = d.card("Runs at their last step", reading, table, session.is_dark)
-    return pn.Column(train, runs, sweep, sizing_mode="stretch_width"), repaint, lambda: _lines(own)
+    return pn.Column(train, runs, sweep, sizing_mode="stretch_width"), repaint, lambda: _lines(session, own)
 
 
 def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[Any, Any]:
@@ -101,7 +107,7 @@ def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[An
         message.object = d.note(f"Kept as {target}. Next: {shlex.join(['fastltssl', *words])}")
 
     def begin(shown: Shown) -> None:
-        train.disabled = shown.scored is None
+        train.disabled = shown.scored is None or train.loading
 
     train.on_click(retrain)
     keep.on_click(keep_run)
@@ -120,28 +126,34 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
     drawn, controls = d.pane(made), pn.Row(knob, count, draw)
     body = pn.Column(controls, sizing_mode="stretch_width")
 
-    def fill(name: str, values: list[float], found: dict[str, Any]) -> None:
+    def show(key: Any, name: str, values: list[float], found: dict[str, Any]) -> None:
+        if session.shown is None or session.shown.key != key:  # another run is in view by now
+            return
         nothing = [float("nan")] * len(values)
         columns = {each: d.column(100 * np.asarray(found.get(each, nothing))) for each in MEASURES}
         own.tags = [name]
         own.data = {"x": d.column(values)} | columns
         made.xaxis.axis_label = name
+        body.objects = [controls, drawn]
 
     async def sweep(_: Any) -> None:
         document: Any = pn.state.curdoc
         draw.disabled = draw.loading = True
         try:
-            config, name = _config(session, form), knob.value
+            assert session.shown is not None
+            key, config, name = session.shown.key, _config(session, form), knob.value
             values = knob_range(config, name, count.value)
             work = partial(curve, config, _scored(session), name, values)
             found = await asyncio.get_running_loop().run_in_executor(None, work)
         except REFUSED as error:
             message.object = d.note(str(error))
         else:
-            document.add_next_tick_callback(partial(fill, name, values, found))  # bokeh's own models want the lock
-            body.objects = [controls, drawn]
+            document.add_next_tick_callback(partial(show, key, name, values, found))  # its models want the lock
         finally:
-            draw.disabled = draw.loading = False
+            draw.loading, draw.disabled = False, not can_draw()
+
+    def can_draw() -> bool:
+        return session.shown is not None and session.shown.scored is not None and bool(knob.options)
 
     def begin(shown: Shown) -> None:
         config = shown.insight.config
@@ -150,7 +162,8 @@ def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]
         options = real + (["lr", "weight_decay"] if is_trained(method) else [])
         knob.param.update(options=options, value=options[0] if options else None)
         session.address.restore("knob", knob)
-        draw.disabled, body.objects = shown.scored is None or not options, [controls]
+        draw.disabled, body.objects = not can_draw(), [controls]
+        own.tags, own.data = [], {name: [] for name in own.data}
 
     draw.on_click(sweep)
     session.address.keep(points=count)
@@ -259,18 +272,21 @@ def _counted(work: Any, progress: Any) -> Any:
 
 
 def _table(session: Session) -> str:
-    names = ("bacc", "top1", "head", "medium", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate")
-    titles = ("bACC", "top-1", "head", "medium", "tail", "ECE", "pseudo-labels right", "accepted", "changed")
+    titles = (*TABLE.values(), "changed")
     rows = []
-    for place, (name, folder) in enumerate(session.runs.items()):
-        seeds = at_hand(folder, None).config.seeds
-        insight = at_hand(folder, session.seed.value if session.seed.value in seeds else seeds[0])
-        cells = [insight.curves[each][-1] if each in insight.curves else None for each in names]
-        away = _changes(insight.config, at_hand(session.folder, None).config)
+    for name, insight, cells, away in _at_last(session):
+        head = f"{d.chip(list(session.runs).index(name), session.is_dark)}{html.escape(name)}, seed {insight.seed}"
         text = ", ".join(away[:4]) + (" ..." if len(away) > 4 else "")
-        head = d.Markup(f"{d.chip(place, session.is_dark)}{html.escape(name)}, seed {insight.seed}")
-        rows.append([head, *(d.percent(cell) for cell in cells), text])
+        rows.append([d.Markup(head), *(d.percent(cell) for cell in cells), text])
     return d.table(["run", *titles], rows)
+
+
+def _at_last(session: Session) -> Iterator[tuple[str, Insight, list[float | None], list[str]]]:
+    """Every run with its measures of TABLE at the last step, as fractions, and what it changes."""
+    first = at_hand(session.folder, None).config
+    for name, insight in insights_of(session).items():
+        cells = [float(insight.curves[each][-1]) if each in insight.curves else None for each in TABLE]
+        yield name, insight, cells, _changes(insight.config, first)
 
 
 def _changes(config: Config, first: Config) -> list[str]:
@@ -286,8 +302,13 @@ def _changes(config: Config, first: Config) -> list[str]:
     ]
 
 
-def _lines(own: Any) -> list[dict[str, Any]]:
-    """The curve of the sweep."""
+def _lines(session: Session, own: Any) -> list[dict[str, Any]]:
+    """The runs at their last step, and the curve of the sweep."""
+    found: list[dict[str, Any]] = []
+    for name, insight, cells, away in _at_last(session):
+        measured = {f"{each}_percent": cell and 100 * cell for each, cell in zip(TABLE, cells, strict=True)}
+        found.append({"run": name, "seed": insight.seed} | measured | {"changed": ", ".join(away)})
+    names = [*own.tags, *(f"{name}_percent" for name in MEASURES)]
     rows = zip(*(own.data[name] for name in ("x", *MEASURES)), strict=True)
-    names = (f"{own.tags[0]}", *(f"{name}_percent" for name in MEASURES)) if own.tags else ()
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    sweep = {"run": f"sweep of {session.run.value}", "seed": session.seed.value}
+    return found + [sweep | dict(zip(names, row, strict=True)) for row in rows]

@@ -24,7 +24,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
     """The layout, what repaints it, and the CSV of what it shows."""
     dark = session.is_dark
     filters = _filters(session)
-    made, own = _gallery(dark)
+    made, own, pictures = _gallery(dark)
     line, detail = d.text("", dark), pn.Column(sizing_mode="stretch_width")
     found: dict[str, Any] = {"rows": np.array([], dtype=int), "row": session.address.number("row")}
     gallery = d.pane(made)
@@ -39,19 +39,20 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         gallery.visible = shown.labels is not None
         if shown.labels is None:
             found["rows"], detail.objects = np.array([], dtype=int), []
-            own.data = {name: [] for name in own.data}
+            own.data, pictures.data = ({name: [] for name in each.data} for each in (own, pictures))
             line.object = d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
             return
         found["rows"] = rows = chosen(shown.insight, shown.labels, shown.truth, _wanted(session, filters))
         pages = max(1, -(-len(rows) // (COLUMNS * ROWS)))
         filters["page"].param.update(options=list(range(1, pages + 1)), value=min(filters["page"].value, pages))
         start = (filters["page"].value - 1) * COLUMNS * ROWS
-        _fill(session, own, rows[start : start + COLUMNS * ROWS])
+        _fill(session, own, pictures, rows[start : start + COLUMNS * ROWS])
         picked = "" if session.brushed is None else f" Of the {len(session.brushed):,} picked on the map."
         line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {session.album.why}")
         is_other = found.get("run", shown.key) != shown.key
         if is_other or found["row"] is None or found["row"] >= len(shown.labels.label):
             found["row"] = int(rows[0]) if len(rows) else None
+            session.address.tell("row", None)
         seen = shown.key, found["row"], shown.knobs, shown.place
         if found["row"] is None:
             detail.objects = []
@@ -111,8 +112,8 @@ def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
     )
 
 
-def _gallery(dark: bool) -> tuple[Any, Any]:
-    """The grid of images; a tap picks one."""
+def _gallery(dark: bool) -> tuple[Any, Any, Any]:
+    """The grid of images, of which a tap picks one, the source of its frames and that of what is in them."""
     made = d.plot("", "", dark, 158 * ROWS, tools="tap", x_range=(-0.55, COLUMNS - 0.45), y_range=(ROWS - 0.42, -0.36),
                   toolbar_location=None)  # fmt: skip
     for axis in made.axis:
@@ -120,9 +121,9 @@ def _gallery(dark: bool) -> tuple[Any, Any]:
     made.ygrid.visible, made.min_border_left = False, 0
     ink = d.INK[dark][0]
     own = d.source(
-        "gallery", x=[], y=[], url=[], inside=[], row=[], color=[], true=[], label=[], confidence=[], id=[], below=[],
-        place=[],
+        "gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[]
     )  # fmt: skip
+    pictures = d.source("pictures", x=[], y=[], url=[], inside=[], below=[], place=[])  # a tap selects frames alone
     frame = made.rect(
         "x",
         "y",
@@ -148,20 +149,19 @@ def _gallery(dark: bool) -> tuple[Any, Any]:
         w_units="screen",
         h_units="screen",
         anchor="center",
-        source=own,
-        nonselection_global_alpha=1,
+        source=pictures,
     )
-    made.text("x", "y", text="inside", source=own, text_align="center", text_baseline="middle", text_color=ink,
-              text_font_size="10px", nonselection_text_alpha=1)  # fmt: skip
-    made.text("x", "place", text="below", source=own, text_align="center", text_baseline="top", text_color=ink,
-              text_font_size="11px", nonselection_text_alpha=1)  # fmt: skip
+    made.text("x", "y", text="inside", source=pictures, text_align="center", text_baseline="middle", text_color=ink,
+              text_font_size="10px")  # fmt: skip
+    made.text("x", "place", text="below", source=pictures, text_align="center", text_baseline="top", text_color=ink,
+              text_font_size="11px")  # fmt: skip
     d.hover(made, [("id", "@id"), ("true class", "@true"), ("pseudo-label", "@label"),
                    ("confidence", "@confidence{0.0} %")], frame)  # fmt: skip
     made.select_one(TapTool).renderers = [frame]
-    return made, own
+    return made, own, pictures
 
 
-def _fill(session: Session, own: Any, rows: np.ndarray) -> None:
+def _fill(session: Session, own: Any, pictures: Any, rows: np.ndarray) -> None:
     shown = session.shown
     assert shown is not None
     assert shown.labels is not None
@@ -171,19 +171,21 @@ def _fill(session: Session, own: Any, rows: np.ndarray) -> None:
     ids = ids_of(shown.insight, rows)
     urls = thumbnails(session.album, _group(shown), ids)
     own.selected.indices = []
-    own.data = {
-        "x": d.column(places % COLUMNS),
-        "y": d.column(places // COLUMNS),
+    corner = {"x": d.column(places % COLUMNS), "y": d.column(places // COLUMNS)}
+    pictures.data = corner | {
         "place": d.column(places // COLUMNS + 0.34),
         "url": urls,
         "inside": ["" if url else _folded(image_id) for url, image_id in zip(urls, ids, strict=True)],
+        "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
+    }
+    own.data = corner | {
+        "url": urls,
         "row": rows.tolist(),
-        "color": [d.BLUE if a == b else d.ORANGE for a, b in zip(truth, label, strict=True)],
+        "color": [d.GREY if a < 0 else d.BLUE if a == b else d.ORANGE for a, b in zip(truth, label, strict=True)],
         "true": [names[k] if k >= 0 else "not known" for k in truth],
         "label": [names[k] for k in label],
         "confidence": d.column(100 * np.asarray(confidence)),
         "id": ids,
-        "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
     }
 
 

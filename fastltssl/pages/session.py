@@ -4,8 +4,8 @@ Runs and caches are read once and shared by all visitors; everything else belong
 """
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from fastltssl.cache import CacheError, open_cache
 from fastltssl.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.insight import Insight, Labels, Summary, at_step, read_insight, summary
 from fastltssl.pages.address import Address
+from fastltssl.pages.drawing import note, text
 from fastltssl.report import names_of
 from fastltssl.runs import RunError
 from fastltssl.scene import Album, no_album, open_album
@@ -115,6 +116,7 @@ class Session:
     shown: Shown | None = None
     brushed: np.ndarray | None = None  # rows of the pool picked on the map
     repaint: Callable[[], None] = lambda: None
+    notice: Any = None  # a pane above the tabs, for what cannot be read
     labelled: dict[Any, Any] = field(default_factory=dict)  # the last pseudo-labels and test metrics, by what made them
     is_waiting: bool = False
     drawn_s: float = 0.0  # when the plots were last repainted
@@ -136,7 +138,7 @@ def open_session(options: Options, is_dark: bool, address: Address) -> Session:
     runs = dict(zip(names_of([at_hand(folder, None).record for folder in folders], folders), folders, strict=True))
     by_folder = {folder.resolve().name: name for name, folder in runs.items()}  # which a link may name too
     address.asked["run"] = by_folder.get(address.asked.get("run", ""), address.asked.get("run", ""))
-    session = Session(options, is_dark, address, runs)
+    session = Session(options, is_dark, address, runs, notice=text("", is_dark))
     session.run = pn.widgets.Select(label="Run", options=list(runs), value=next(iter(runs)))
     address.keep(run=session.run)
     seeds = list(at_hand(session.folder, None).config.seeds)
@@ -156,6 +158,16 @@ def open_session(options: Options, is_dark: bool, address: Address) -> Session:
     reset(session)
     address.keep(step=session.step, **session.sliders)
     return session
+
+
+def insights_of(session: Session) -> dict[str, Insight]:
+    """Every run that can still be read, at the chosen seed where it has that."""
+    found = {}
+    for name, folder in session.runs.items():
+        with suppress(*UNREADABLE):
+            first = at_hand(folder, None)
+            found[name] = at_hand(folder, session.seed.value) if session.seed.value in first.config.seeds else first
+    return found
 
 
 def reset(session: Session) -> None:
@@ -241,6 +253,16 @@ def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Te
     return None if labels is None else summary(insight, labels, knobs.threshold, truth)
 
 
+@contextmanager
+def telling(session: Session) -> Iterator[None]:
+    """Say above the tabs what cannot be read, such as a run that was deleted; they keep what they showed."""
+    try:
+        yield
+        session.notice.object = ""
+    except UNREADABLE as error:
+        session.notice.object = note(f"{session.run.value} cannot be read: {error}. What is shown is of before.")
+
+
 def moved(session: Session, *_: Any) -> None:
     """A widget moved: repaint soon, once for all the moves that arrive meanwhile."""
     document = pn.state.curdoc
@@ -257,7 +279,7 @@ def moved(session: Session, *_: Any) -> None:
 
 def _refresh(session: Session) -> None:
     session.is_waiting = False
-    with torch.no_grad(), pn.io.hold():
+    with torch.no_grad(), pn.io.hold(), telling(session):
         session.shown = look(session)
         enable(session)
         session.repaint()
