@@ -84,8 +84,6 @@ def load_encoder(
     With `taps` the encoder gives the TAPS beside the features; `compiled` runs the tower through torch.compile.
     `statistics` are mean and standard deviation per channel to normalise by, in place of the model's own.
     """
-    from open_clip.transformer import QuickGELU
-
     where = torch.device(device)
     precision = ("bf16" if where.type == "cuda" else "fp32") if precision == "auto" else precision
     if precision not in DTYPES:
@@ -121,11 +119,7 @@ def load_encoder(
         # where a file lies is no property of the features, its hash is
         "pretrained": "file" if pretrained and Path(pretrained).is_file() else pretrained,
         "weights_sha256": weights,
-        "preprocessing": {
-            "size": side, "mean": list(mean), "std": list(std),
-            "resize": settings["resize_mode"], "interpolation": settings["interpolation"],
-        },
-        "quick_gelu": any(isinstance(part, QuickGELU) for part in tower.modules()),
+        **_numerics(tower, side, mean, std),
         "precision": precision, "is_trimmed": is_trimmed, **({"is_compiled": True} if compiled else {}),
     }  # fmt: skip
     embed_width = width if projection is None else projection.shape[1]
@@ -136,6 +130,20 @@ def load_encoder(
         projection, ln_post, _scalar(clip.logit_scale.exp()), _scalar(getattr(clip, "logit_bias", None)),
         where, tower, _normalised(where, mean, std), provenance, tuple(notes), TAPS if taps else (),
     )  # fmt: skip
+
+
+def _numerics(tower: Any, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    """What changes the features of given weights: preprocessing and activation."""
+    from open_clip.transformer import QuickGELU
+
+    settings = tower.preprocess_cfg
+    return {
+        "preprocessing": {
+            "size": side, "mean": list(mean), "std": list(std),
+            "resize": settings["resize_mode"], "interpolation": settings["interpolation"],
+        },
+        "quick_gelu": any(isinstance(part, QuickGELU) for part in tower.modules()),
+    }  # fmt: skip
 
 
 def _side(model: str, settings: dict[str, Any]) -> int:
