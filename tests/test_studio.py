@@ -443,6 +443,7 @@ def test_a_pool_without_true_labels_shows_neither_right_nor_wrong(browser, tmp_p
         legend = "each.type === 'LegendItem' && ['accepted', 'all rows'].includes(each.label.value)"
         assert one.page.evaluate(f"{MODELS}.filter(each => {legend}).length") >= 2
         one.page.get_by_text("nothing tells right from wrong").wait_for()
+        assert "Precision and recall of each class" not in one.text()
         one.page.get_by_text("Samples", exact=True).click()
         one.page.wait_for_function(f"() => {MODELS}.find(each => each.name === 'gallery')?.data.row.length === 24")
         assert set(one.columns("gallery")["color"]) == {drawing.GREY}

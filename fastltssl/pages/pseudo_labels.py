@@ -35,8 +35,11 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         shown = session.shown
         assert shown is not None
         strip.object = _strip(shown)
-        if bool(plots.objects) != (shown.summary is not None):
-            plots.objects = drawn if shown.summary is not None else []
+        has = _has(shown)
+        if (wanted := [card for (card, _), is_there in zip(parts, has, strict=True) if is_there]) != grid.objects:
+            grid.objects = wanted
+        if bool(plots.objects) != bool(wanted):
+            plots.objects = [grid, confusion] if wanted else []
         if shown.summary is not None:
             for fill in still if state.get("step") != (shown.key, shown.place) else []:
                 fill(shown)
@@ -47,9 +50,18 @@ def page(session: Session) -> tuple[Any, Any, Any]:
             state["run"] = shown.key
             own.objects = [d.grid(*kept.cards(shown, dark))]
 
-    drawn, plots = [d.grid(*(each for each, _ in parts)), confusion], pn.Column(sizing_mode="stretch_width")
+    grid, plots = d.grid(), pn.Column(sizing_mode="stretch_width")
     layout = pn.Column(strip, plots, own, sizing_mode="stretch_width")
     return layout, repaint, lambda: _lines(session)
+
+
+def _has(shown: Shown) -> list[bool]:
+    """Which of the plots have anything to show: counts, shares, groups, confidence, over training, distance."""
+    found, curves = shown.summary, shown.insight.curves
+    if found is None:
+        return [False] * 6
+    has_history = "pseudo_mask_rate" in curves, "pseudo_kl" in curves or "prior_kl" in curves
+    return [True, found.by_class is not None, found.by_group is not None, True, *has_history]
 
 
 def _strip(shown: Shown) -> str:
