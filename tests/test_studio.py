@@ -240,6 +240,17 @@ def test_a_slider_moves_by_the_keyboard_too(visit, scored):
     opened.until("counts", "accepted", found.accepted[order])
 
 
+def test_a_burst_of_moves_ends_on_the_last_one(visit, scored):
+    opened, (_, one) = visit("?tab=1&run=fixmatch"), scored["fixmatch"]
+    opened.columns("counts")
+    for last in (0.35, 0.81, 0.52):
+        for value in (*np.linspace(0.2, 0.9, 12), last):
+            opened.set("Threshold (confidence)", float(value))
+        found, order = expected(scored, "fixmatch", one.neutral._replace(threshold=last))
+        opened.until("counts", "accepted", found.accepted[order])
+        opened.until("confidence", "wrong", found.wrong_histogram)
+
+
 def test_the_address_brings_back_what_was_in_view(visit, scored):
     opened = visit("?tab=1&run=fixmatch&seed=0&threshold=0.55&tau=0.5&prior=uniform&step=40")
     found, order = expected(scored, "fixmatch", scored["fixmatch"][1].neutral._replace(threshold=0.55))

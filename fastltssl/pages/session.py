@@ -272,14 +272,23 @@ def moved(session: Session, *_: Any) -> None:
         return _refresh(session)
     session.is_waiting = True
     if time.monotonic() - session.drawn_s > DRAGGED_S:
-        document.add_next_tick_callback(lambda: _refresh(session))
+        document.add_next_tick_callback(lambda: _held(session, document))
     else:
-        document.add_timeout_callback(lambda: _refresh(session), WAIT_MS)
+        document.add_timeout_callback(lambda: _held(session, document), WAIT_MS)
+
+
+def _held(session: Session, document: Any) -> None:
+    """Repaint, and send all that changed at once and in its order; messages of panel's own hold may overtake others."""
+    document.hold("combine")
+    try:
+        _refresh(session)
+    finally:
+        document.unhold()
 
 
 def _refresh(session: Session) -> None:
     session.is_waiting = False
-    with torch.no_grad(), pn.io.hold(), telling(session):
+    with torch.no_grad(), telling(session):
         session.shown = look(session)
         enable(session)
         session.repaint()
