@@ -24,7 +24,7 @@ from fastltssl import metrics
 from fastltssl.adapters import wants_taps
 from fastltssl.batches import Rows, resident, views_of
 from fastltssl.bias import LabelBias, class_prior, log_prior
-from fastltssl.cache import Cache, fingerprint
+from fastltssl.cache import Cache
 from fastltssl.evaluation import CHUNK, threshold_of
 from fastltssl.experiment import SeedSplit, seeds_of, with_templates
 from fastltssl.heads import text_branch, text_scores, zero_shot_bias
@@ -132,11 +132,6 @@ def score(insight: Insight, cache: Cache) -> Scored:
         raise RunError(
             f"{insight.folder} adds zero-shot scores to those of {config.ensemble}, so it has no head to move: its "
             "history is there, and sliders are with the run it adds to"
-        )
-    if fingerprint(cache) != insight.record["cache_fingerprint"]:
-        raise RunError(
-            f"{insight.folder} was trained on a cache with fingerprint {insight.record['cache_fingerprint']}, and "
-            f"{cache.path} has {fingerprint(cache)}. Name the run's own cache with --cache, or train the run again"
         )
     trained = load_run(insight.folder, cache, insight.seed)
     rows = with_templates(resident(cache, taps=wants_taps(trained.method)), cache, config.templates)

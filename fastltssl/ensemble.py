@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fastltssl.adapters import wants_taps
 from fastltssl.batches import Rows, resident
-from fastltssl.cache import Cache, fingerprint
+from fastltssl.cache import Cache
 from fastltssl.contents import all_blocks
 from fastltssl.encoder import Encoder
 from fastltssl.evaluation import CHUNK, evaluator, threshold_of
@@ -37,9 +37,9 @@ from fastltssl.live import source_of
 from fastltssl.methods import configure, gla
 from fastltssl.pictures import pictures_of
 from fastltssl.pipeline import pipeline
-from fastltssl.predict import ROWS, TrainedRun, encoder_of, load_run
+from fastltssl.predict import ROWS, TrainedRun, check_cache, encoder_of, load_run
 from fastltssl.records import METRICS, record_of
-from fastltssl.runs import Config, ConfigError, RunError, read_config, read_record, write
+from fastltssl.runs import Config, ConfigError, RunError, read_config, write
 from fastltssl.sources import Images, Source, Subset
 from fastltssl.types import Fitted, Knob, Problem, Run, Scores, choice, knob
 from fastltssl.views import parse_views
@@ -130,7 +130,7 @@ def ensembling(
     the cache is not the run's.
     """
     folder, config, began = plan.folder, plan.config, time.perf_counter()
-    _check_cache(folder, cache)
+    check_cache(folder, cache)
     source = source_of(cache, dataset, root) if plan.tuned.live else None
     method = Ensemble(config.settings["tau"], config.settings.get("scale", "fixed"))
     rows = with_templates(resident(cache), cache, config.templates)
@@ -151,15 +151,6 @@ def ensembling(
             metrics = measure(dataclasses.replace(method, tested=part), run) | {"step": torch.tensor(config.steps)}
             fitted[part].append(Fitted(run, {name: value[None] for name, value in metrics.items()}))
     return _recorded(plan, method, cache, seeds, fitted, time.perf_counter() - began, out)
-
-
-def _check_cache(folder: Path, cache: Cache) -> None:
-    known = read_record(folder)["cache_fingerprint"]
-    if fingerprint(cache) != known:
-        raise RunError(
-            f"{cache.path} is not the cache {folder} was trained from ({fingerprint(cache)}, {known}). Name that one "
-            "with --cache, or train the run again"
-        )
 
 
 def _gathered(rows: Rows, wanted: Wanted) -> Float[Tensor, "n D"]:

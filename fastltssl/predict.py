@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from fastltssl.adapters import wants_taps
 from fastltssl.batches import resident
-from fastltssl.cache import Cache
+from fastltssl.cache import Cache, fingerprint
 from fastltssl.contents import all_blocks
 from fastltssl.encoder import Encoder
 from fastltssl.experiment import seeds_of, with_templates
@@ -23,7 +23,7 @@ from fastltssl.extract import Progress
 from fastltssl.live import encoder_for
 from fastltssl.methods import configure
 from fastltssl.pipeline import pipeline
-from fastltssl.runs import TOWER, Live, RunError, leaf_name, read_config
+from fastltssl.runs import TOWER, Live, RunError, leaf_name, read_config, read_record
 from fastltssl.sources import Source
 from fastltssl.step import start
 from fastltssl.tuning import load_state, parse_mode, tuned
@@ -65,6 +65,7 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
         raise RunError(f"{folder} has no seed {seed}, only {', '.join(map(str, config.seeds))}")
+    check_cache(folder, cache)
     method = configure(config.method, config.settings)
     rows = with_templates(resident(cache, taps=wants_taps(method)), cache, config.templates)
     problem = seeds_of(dataclasses.replace(config, seeds=(seed,)), cache, rows)[0].problem
@@ -86,6 +87,16 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
     own = load_file(folder / TOWER) if config.live else {}
     tower = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
     return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed, config.live, tower)
+
+
+def check_cache(folder: Path, cache: Cache) -> None:
+    """Raise RunError where a run was trained on another cache: classes, images or weights may be others."""
+    known = read_record(folder)["cache_fingerprint"]
+    if fingerprint(cache) != known:
+        raise RunError(
+            f"{folder} was trained on a cache with fingerprint {known}, and {cache.path} has {fingerprint(cache)}. "
+            "Name the run's own cache with --cache, or train the run again"
+        )
 
 
 def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Encoder:

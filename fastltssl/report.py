@@ -53,12 +53,17 @@ def label(row: dict[str, Any]) -> str:
 
 
 def names_of(records: Sequence[dict[str, Any]], folders: Sequence[Path]) -> list[str]:
-    """A name for each run: its method and settings, with as much of its folder as tells it from the others."""
+    """A name for each run: its method and settings, with its pool or its folder where that tells it from others."""
     labels = [label(record) for record in records]
+    pools = [f"{name}, {one['protocol'].get('order')} pool" for name, one in zip(labels, records, strict=True)]
     short = [f"{name} ({folder.resolve().name})" for name, folder in zip(labels, folders, strict=True)]
     long = [f"{name} ({folder.resolve()})" for name, folder in zip(labels, folders, strict=True)]
-    each = zip(labels, short, long, strict=True)
-    return [a if labels.count(a) == 1 else b if short.count(b) == 1 else c for a, b, c in each]
+    kinds = (labels, pools, short)
+
+    def name(place: int) -> str:
+        return next((names[place] for names in kinds if names.count(names[place]) == 1), long[place])
+
+    return [name(place) for place in range(len(labels))]
 
 
 def _live_parts(how: dict[str, Any] | None) -> list[str]:
@@ -73,14 +78,17 @@ def _live_parts(how: dict[str, Any] | None) -> list[str]:
 
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """One row per record: accuracies in percent (mean, and spread over seeds), the audit, and seconds."""
+    orders = {row["protocol"]["order"] for row in rows}
+    pools = len(orders) > 1
+    if not pools and isinstance(rows[0]["protocol"]["m1"], int):
+        title = f"{title}, {orders.pop()} pool"
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    pools = len({row["protocol"]["order"] for row in rows}) > 1
+    table.add_column("method", overflow="fold", min_width=12)  # many knobs go over several lines
     if pools:
-        table.add_column("pool")
+        table.add_column("pool", no_wrap=True)
     for name in ("top-1 %", "bAcc %", "head", "medium", "tail", "ECE %", "pl acc %", "kept %", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column()
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
     for row in rows:
         audit = row["pseudo_label"] or {}
         table.add_row(

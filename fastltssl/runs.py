@@ -8,6 +8,7 @@ pseudo_labels.zarr has a group seed<n> for each seed, T evaluations long: see `R
 """
 
 import dataclasses
+import itertools
 import json
 import platform
 from collections.abc import Sequence
@@ -137,10 +138,18 @@ class Recorded(NamedTuple):
 
 
 def new_folder(config: Config, root: Path = ROOT) -> Path:
-    """A run folder that does not exist yet, named by time, method and cache."""
+    """A new, empty run folder, named by time, method and cache; made here, so that nobody else gets the same."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.method).stem}-{Path(config.cache).stem}"
-    tries = [root / stem, *(root / f"{stem}-{n}" for n in range(2, 1000))]
-    return next(path for path in tries if not path.exists())
+    for n in itertools.count(1):
+        path = root / (f"{stem}-{n}" if n > 1 else stem)
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{path} cannot be made ({error}). Choose another folder with --out") from None
+    return path
 
 
 def write(

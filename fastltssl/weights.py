@@ -37,6 +37,11 @@ def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[An
     reach: contextlib.AbstractContextManager[None]
     folder = TINY if model == "tiny" else Path(model.removeprefix("local-dir:"))
     if model == "tiny" or model.startswith("local-dir:"):
+        if pretrained is not None:
+            raise EncoderError(
+                f"--model {model} has weights of its own: leave out --pretrained {pretrained}, or name another model, "
+                "such as ViT-B-16"
+            )
         name, settings, reach = f"local-dir:{folder}", {}, contextlib.nullcontext()
         if not any(file.suffix in CHECKPOINTS for file in folder.glob("*")):
             raise EncoderError(

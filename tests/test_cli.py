@@ -1,6 +1,7 @@
 """Commands as a user types them: text, JSON, exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from fastltssl import demo
 from fastltssl.cli import COMMANDS, cli
 from fastltssl.config import parse_seeds
+from fastltssl.runs import Config, RunError, new_folder
 
 PROTOCOL = ["--n1", "20", "--m1", "30", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20"]
 
@@ -318,6 +321,38 @@ def test_compare_skips_what_is_no_run_and_heads_unlike_protocols_apart(run, worl
     assert "skipped: runs/c is not a finished run" in result.output
     assert "eval all" in result.output
     assert "compared 2 runs" in result.output
+
+
+def test_a_new_run_folder_is_nobody_elses(tmp_path):
+    config = Config("probe", "cache/demo.zarr")
+    found = [new_folder(config, tmp_path / "runs") for _ in range(3)]
+    assert len(set(found)) == 3
+    assert all(path.is_dir() for path in found)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="Choose another folder with --out"):
+        new_folder(config, tmp_path / "file")
+
+
+def test_the_demo_keeps_every_run(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FASTLTSSL_CACHE", raising=False)
+    monkeypatch.setattr(demo, "METHODS", demo.METHODS[:3])
+    monkeypatch.setattr(demo, "PER_CLASS", 180)
+    result = run("demo", "--steps", "2", "--threads", "1")
+    told = int(re.search(r"\((\d+) folders\)", result.output).group(1))
+    protocols = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in Path("runs").iterdir()]
+    assert len(protocols) == told == 6
+    assert sorted(one["order"] for one in protocols) == ["consistent"] * 3 + ["reversed"] * 3
+
+
+def test_many_knobs_leave_the_numbers_in_the_table(run, world):
+    knobs = {"mu": ".0259262", "eta": ".33123", "threshold": ".77123", "lambda_u": "1.23456", "pull": "7.92436"}
+    line = [part for name, value in knobs.items() for part in ("--set", f"{name}={value}")]
+    result = run("train", "ulfine", "--cache", str(world.path), "--n1", "8", "--m1", "8", "--order", "reversed",
+                 "--steps", "2", "--out", "knobs", *line)  # fmt: skip
+    assert "top-1 %" in result.output
+    assert "reversed pool" in " ".join(result.output.split())
+    assert f"{json.loads(Path('knobs/metrics.json').read_text())['bacc']['mean']:.1f}" in result.output
 
 
 def test_what_is_unusual_is_noted(world, tmp_path):

@@ -328,3 +328,8 @@ def test_weights_of_another_model_and_a_file_of_none_are_refused(small, tmp_path
             load_encoder(small, str(tmp_path / name))
     with pytest.raises(EncoderError, match="holds no weights"):
         load_encoder(f"local-dir:{tmp_path / 'nowhere'}", None)
+
+
+def test_the_embedded_model_takes_no_other_weights():
+    with pytest.raises(EncoderError, match="--model tiny has weights of its own: leave out --pretrained openai"):
+        load_encoder("tiny", "openai")

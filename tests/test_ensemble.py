@@ -232,9 +232,9 @@ def test_an_ensemble_is_no_run_to_train_predict_or_ensemble_from(world, cached, 
 
 
 def test_another_cache_or_other_images_are_refused(taps, cached, tuned, world, tmp_path):
-    with pytest.raises(RunError, match=r"small.zarr is not the cache .*probe was trained from"):
+    with pytest.raises(RunError, match=r"probe was trained on a cache with fingerprint .*small.zarr has"):
         ensembled(cached, taps)
-    assert "Name that one with --cache" in refused(
+    assert "Name the run's own cache with --cache" in refused(
         f"train gla --ensemble {cached} --cache {taps.path} --out {tmp_path / 'out'}"
     )
     with pytest.raises(RunError, match="Give the --dataset and --root it was made with"):

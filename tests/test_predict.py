@@ -92,3 +92,6 @@ def test_what_cannot_predict_is_refused(trained, world, tmp_path):
         predict.encoder_of(predict.load_run(tmp_path / "r", imported), None, "cpu")
     with pytest.raises(RunError, match="Name the run's own cache with --cache"):
         predict.load_run(tmp_path / "r", world)
+    alike = toy_cache.write(tmp_path / "other.zarr", noise=0.8)  # of the same shapes: only its content is another
+    with pytest.raises(RunError, match="was trained on a cache with fingerprint"):
+        predict.load_run(tmp_path / "r", alike)

@@ -19,6 +19,7 @@ from fastltssl.commands.common import (
     usable_device,
 )
 
+SAME = ("n1", "gamma_l", "seeds", "test_per_class")  # flags that the next command gets, too
 ACCURACIES = ("top1", "bacc", "bacc_uncorrected", "cross_fitted")
 
 
@@ -95,8 +96,8 @@ def bias(
         show(f"note: {len(absent)} classes without labelled rows get the mean bias: {', '.join(absent[:5])}")
     written = _write(folder, record, studies, config.seeds, cache.classes, prior)
     then = "gla --set scale=joint" if scale == "joint" else "zeroshot --set debias=labels"
-    also = "" if scale == "joint" else " (and gla, ulfine)"
-    show(f"wrote {', '.join(map(str, written))}\nnext: fastltssl train {then} --cache {config.cache} ...{also}")
+    asked = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items() if value and name in SAME)
+    show(f"wrote {', '.join(map(str, written))}\nnext: fastltssl train {then} --cache {config.cache} {asked}".rstrip())
     if is_json:
         click.echo(json.dumps(record | {"out": str(folder)}))
 

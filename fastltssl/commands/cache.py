@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, usable_device
+from fastltssl.commands.common import PATH, as_json, counted, example, extract_line, next_of, on_device, usable_device
 
 
 @click.group()
@@ -27,7 +27,7 @@ def cache_ls(is_json: bool) -> None:
     if found:
         columns = list(found[0])
         show(grid(columns, [[row[name] for name in columns] for row in found]))
-    show(f"{len(found)} caches in {folder}" + ("" if found else "; make one with: fastltssl extract --help"))
+    show(f"{counted(len(found), 'cache')} in {folder}" + ("" if found else "; make one with: fastltssl extract --help"))
     if is_json:
         click.echo(json.dumps(found, default=str))
 
@@ -124,7 +124,8 @@ def cache_add_views(
         statistics=(tuple(made["preprocessing"]["mean"]), tuple(made["preprocessing"]["std"])),
     )  # fmt: skip
     done = follow(add_views(path, source, encoder, parsed, workers=workers), extract_line, "add-views")
-    show(f"{done.views:,} views in {done.seconds:.1f} s ({done.views_per_s:,.0f} views/s)\nwrote {path}")
+    show(f"{done.views:,} views in {done.seconds:.1f} s ({done.views_per_s:,.0f} views/s)")
+    show(f"wrote {path}\n{next_of(path)}")
 
 
 @cache.command(
@@ -153,4 +154,4 @@ def cache_import(file: Path, out: Path | None, overwrite: bool, **keys: Any) -> 
 
     path = out or cache_folder() / f"{file.stem}.zarr"
     summary = import_file(file, path, overwrite=overwrite, **keys)
-    show(f"{summary}\nwrote {path}\nnext: fastltssl train zeroshot --cache {path} --eval all")
+    show(f"{summary}\nwrote {path}\n{next_of(path)}")

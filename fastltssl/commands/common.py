@@ -1,6 +1,7 @@
 """What several commands share: options, the device, lines of progress. Heavy modules are imported when called."""
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,7 +56,7 @@ def extract_line(record: Any) -> tuple[int, int, str]:
 
 def train_line(record: Any) -> tuple[int, int, str]:
     rate = record.step * record.runs / record.elapsed_s
-    return record.step, record.steps, f"loss {record.loss:.3f}, {rate:,.0f} steps/s over {record.runs} runs"
+    return record.step, record.steps, f"loss {record.loss:.3f}, {rate:,.0f} steps/s over {counted(record.runs, 'run')}"
 
 
 PROTOCOL_OPTIONS = [
@@ -192,10 +193,22 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
     from fastltssl.report import protocol_line, results_table, show
 
     show(results_table([record], protocol_line(record)))
-    where = f"{record['run']} {done}" if done else f"wrote {record['run']}"
-    show(f"{where}\nnext: fastltssl compare {record['run']} OTHER_RUN...")
+    run = Path(record["run"])
+    where = f"{run} {done}" if done else f"wrote {run}"
+    siblings = f"{shlex.quote(str(run.parent))}/*"
+    show(f"{where}\nnext: fastltssl studio {shlex.quote(str(run))}\n      fastltssl compare {siblings}")
     if is_json:
         click.echo(json.dumps(record))
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things: "1 run", "2 runs"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def next_of(cache: Path) -> str:
+    """What to do with a cache that was just written."""
+    return f"next: fastltssl train zeroshot --cache {shlex.quote(str(cache))} --eval all"
 
 
 def say_which_step(config: Any) -> None:

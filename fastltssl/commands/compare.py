@@ -1,6 +1,7 @@
 """`fastltssl compare`: finished runs side by side, or a grid of methods and protocols as the table of a paper."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,12 +12,14 @@ from fastltssl.commands.common import (
     PATH,
     Files,
     as_json,
+    counted,
     example,
     export,
     on_device,
     usable_device,
 )
 
+LONGEST = 160  # characters of runs named in full in a next line
 FILE = click.File("w", lazy=True)
 YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
 GRID_OPTIONS = ("methods", "seeds", "cache_name", "steps", "metric", "out")
@@ -108,7 +111,12 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
         for folder, record, found in zip(folders, records, differences, strict=True)
     ]
     export(files, sheet, lines)
-    show(f"compared {len(records)} runs")
+    for file in files.values():
+        if file is not None:
+            show(f"wrote {file.name}")
+    names = " ".join(shlex.quote(str(folder)) for folder in folders)
+    where = names if len(names) < LONGEST else f"{shlex.quote(str(folders[0].parent))}/*"
+    show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {where}")
     if is_json:
         click.echo(
             json.dumps({"results": records, "baseline": str(baseline or folders[0]), "differences": differences})

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, usable_device
+from fastltssl.commands.common import PATH, as_json, counted, example, extract_line, next_of, on_device, usable_device
 
 
 @click.command(epilog=example("extract --model ViT-B-16 --pretrained openai --dataset cifar100"))
@@ -62,10 +62,13 @@ def extract(device: str, threads: int | None, threshold: float, is_json: bool, *
 
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl extract ...
     """
+    from fastltssl.report import show
+
     summary = run_extract(device=usable_device(device, threads), **options)
     if summary is None:
         return
     summary["near_duplicates"] = _near_duplicates(Path(summary["path"]), threshold)
+    show(next_of(Path(summary["path"])))
     if is_json:
         click.echo(json.dumps(summary))
 
@@ -153,7 +156,7 @@ def run_extract(
     summary["path"] = str(summary["path"])
     if lost := summary["broken"]:
         shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        show(f"{len(lost)} images could not be decoded and are left out: {shown}")
+        show(f"{counted(len(lost), 'image')} could not be decoded, left out: {shown}")
     if summary["images"]:
         show(
             f"{summary['images']:,} images, {summary['views']:,} views in {summary['seconds']:.1f} s "

@@ -28,9 +28,9 @@ def run_grid(
     grid = read_grid(file, flags)
     choices = [protocol_grid.Choice(*each) for each in parse_methods(methods)]
     base, metric = _baseline(baseline, choices), _metric(metric)
+    cache, rows = experiment.open_rows(next(iter(grid.configs.values())).cache, device)
     folder = out or _new_folder(grid.name)
     plan = protocol_grid.plan(grid, choices, folder)
-    cache, rows = experiment.open_rows(next(iter(grid.configs.values())).cache, device)
     done = protocol_grid.settled(grid, plan, cache)
     output_folder(folder, overwrite=True)
     click.echo(_first_line(grid, len(choices), done, folder), err=True)

@@ -59,7 +59,7 @@ def run_live(
             click.echo(f"note: {note}", err=True)
         show_config(resolved, is_json)
     opened, rows = experiment.open_rows(resolved.cache, where)
-    folder = ranks.gather(out or runs.new_folder(resolved))[0]
+    folder = ranks.gather(out or (None if ranks.rank else runs.new_folder(resolved)))[0]
     if resume and (folder / "metrics.json").is_file():
         if not live.is_same(resolved, opened, folder):
             raise click.UsageError(f"{folder} holds another finished run. Choose another --out, or pass --overwrite")

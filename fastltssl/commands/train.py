@@ -99,8 +99,8 @@ def train(
     for note in methods.outside(chosen) + ([] if is_trained(chosen) else [f"{method} has no loss: nothing is trained"]):
         click.echo(f"note: {note}", err=True)
     where = usable_device(device, threads or 1)
-    show_config(resolved, is_json)
     opened, rows = experiment.open_rows(resolved.cache, where)
+    show_config(resolved, is_json)
     folder = output_folder(out or runs.new_folder(resolved), overwrite)
     with left_clean(folder):
         record = follow(experiment.training(resolved, opened, rows, folder), train_line, method)

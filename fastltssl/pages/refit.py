@@ -98,7 +98,7 @@ def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[An
         folder = session.runs[which.value]
         config = at_hand(folder, None).config
         target = new_folder(config)
-        shutil.copytree(folder, target)
+        shutil.copytree(folder, target, dirs_exist_ok=True)
         offer([name for name in which.options if name != which.value])
         seeds = max((at_hand(each, None).config.seeds for each in session.runs.values()), key=len)
         words = ["compare", str(session.folder), str(target)]

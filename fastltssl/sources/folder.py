@@ -46,8 +46,8 @@ def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
         raise BrokenImage(
-            f"image {image_id!r} cannot be decoded ({reason}). Leave such images out with --skip-broken, or replace or "
-            f"remove {where} and run again with --overwrite, as the data set has changed"
+            f"image {image_id!r} cannot be decoded ({reason}). Leave such images out with --skip-broken (and --resume "
+            f"a cache that was begun), or replace or remove {where} and begin anew, as the data set has changed"
         ) from reason
 
 
