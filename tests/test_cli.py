@@ -337,7 +337,7 @@ def test_the_demo_keeps_every_run(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FASTLTSSL_CACHE", raising=False)
     monkeypatch.setattr(demo, "METHODS", demo.METHODS[:3])
-    monkeypatch.setattr(demo, "PER_CLASS", 180)
+    monkeypatch.setattr(demo, "PER_CLASS", "27:2:150")
     result = run("demo", "--steps", "2", "--threads", "1")
     told = int(re.search(r"\((\d+) folders\)", result.output).group(1))
     protocols = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in Path("runs").iterdir()]

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from fastltssl import exhibits, figures, insight, run_figures
 from fastltssl.cli import cli
 from fastltssl.imports import import_features
+from fastltssl.report import names_of
 from fastltssl.report_sections import sections
 from fastltssl.runs import Live
 
@@ -297,3 +299,15 @@ def test_a_browser_opens_the_file_without_an_error_or_a_request(folder):
     assert [url for url in asked if not url.startswith("data:")] == [
         (folder / f"{name}.html").as_uri() for name in ("all", "wide")
     ]
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    def record(method, order="reversed"):
+        return {"method": method, "settings": {}, "steps": 500, "lr": 0.03, "protocol": {"order": order}}
+
+    records = [record("probe"), record("gla"), record("gla", "consistent"), record("ulfine"), record("ulfine")]
+    folders = [Path("runs", name) for name in "abcde"]
+    pools = ["gla, reversed pool", "gla, consistent pool"]
+    assert names_of(records, folders) == ["probe", *pools, "ulfine (d)", "ulfine (e)"]
+    same = names_of([record("gla")] * 2, [Path("one", "run"), Path("two", "run")])
+    assert same == [f"gla ({Path(top, 'run').resolve()})" for top in ("one", "two")]

@@ -98,8 +98,8 @@ def train(
         raise click.UsageError("torchrun is for training through the encoder (--live MODE); a cache needs one process")
     for note in methods.outside(chosen) + ([] if is_trained(chosen) else [f"{method} has no loss: nothing is trained"]):
         click.echo(f"note: {note}", err=True)
-    where = usable_device(device, threads or 1)
-    opened, rows = experiment.open_rows(resolved.cache, where)
+    runs.check(resolved)
+    opened, rows = experiment.open_rows(resolved.cache, usable_device(device, threads or 1))
     show_config(resolved, is_json)
     folder = output_folder(out or runs.new_folder(resolved), overwrite)
     with left_clean(folder):
