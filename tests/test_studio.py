@@ -1,5 +1,6 @@
 """The studio in a real browser: every page, every slider against the numbers of layer 4, and no other host is asked."""
 
+import csv
 import dataclasses
 import re
 import shutil
@@ -526,8 +527,27 @@ def test_what_is_shown_can_be_kept_as_a_file_and_seen_on_a_dark_theme(visit, sco
         opened.page.get_by_text("CSV of what is shown").click()
     lines = waiting.value.path().read_text().splitlines()
     assert waiting.value.suggested_filename == "ulfine-steps=40-seed0-pseudo-labels.csv"
-    assert lines[0].startswith("class,labelled,accepted,right,true,precision_percent,recall_percent,step,threshold")
-    assert len(lines) == 41
+    assert lines[0].startswith(
+        "plot,class,labelled,accepted,right,true,precision_percent,recall_percent,step,threshold"
+    )
+    rows = list(csv.DictReader(lines))
+    found, order = expected(scored, "ulfine", scored["ulfine"][1].neutral)
+    classes = [row for row in rows if row["plot"] == "classes"]
+    assert [int(row["accepted"]) for row in classes] == found.accepted[order].tolist()
+    wrong = sum(int(row["rows"]) for row in rows if row["plot"] == "confusion")
+    assert wrong == sum(int(row["wrong"]) for row in rows if row["plot"] == "false by group")
+    assert wrong == int((found.accepted - found.by_class.right).sum())
+    binned = [row for row in rows if row["plot"] == "confidence"]
+    assert [int(row["right"]) for row in binned] == found.right_histogram.tolist()
+    opened.page.get_by_text("Overview").click()
+    opened.columns("recall/ulfine steps=40")
+    with opened.page.expect_download() as waiting:
+        opened.page.get_by_text("CSV of what is shown").click()
+    rows = list(csv.DictReader(waiting.value.path().read_text().splitlines()))
+    read = scored["ulfine"][0]
+    recall = [float(row["recall_percent"]) for row in rows if row["plot"] == "recall of each class"][:40]
+    assert recall == pytest.approx((100 * read.recorded.test_recall[-1][order.numpy()]).tolist())
+    assert {row["plot"] for row in rows} == {"over training", "recall of each class", "reliability"}
     ground = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", ground)[:3])) < 200
 

@@ -77,7 +77,7 @@ def page(session: Session) -> tuple[Any, Any, Any]:
         ),
         sizing_mode="stretch_width",
     )  # fmt: skip
-    return layout, repaint, lambda: _lines(insights_of(session))
+    return layout, repaint, lambda: _lines(session, insights_of(session))
 
 
 def _place(session: Session, insight: Insight) -> int:
@@ -152,15 +152,25 @@ def _fill(name: str, insight: Insight, at: int, sources: dict[tuple[str, str], C
     }
 
 
-def _lines(insights: dict[str, Insight]) -> list[dict[str, Any]]:
-    """Every curve in view, one line a run and evaluation."""
-    return [
-        {"run": name, "seed": insight.seed, "step": int(step)}
-        | {
-            f"{metric}_{'nats' if metric in NATS else 'percent'}": values[at] * (1 if metric in NATS else 100)
-            for metric, values in insight.curves.items()
-            if metric in PANELS
-        }
-        for name, insight in insights.items()
-        for at, step in enumerate(insight.steps)
-    ]
+def _lines(session: Session, insights: dict[str, Insight]) -> list[dict[str, Any]]:
+    """What every plot shows, which the first column names: a line an evaluation, a class or a bin of a run."""
+    lines = []
+    for name, insight in insights.items():
+        at, who = _place(session, insight), {"run": name, "seed": insight.seed}
+        for place, step in enumerate(insight.steps):
+            values = {
+                f"{metric}_{'nats' if metric in NATS else 'percent'}": curve[place] * (1 if metric in NATS else 100)
+                for metric, curve in insight.curves.items()
+                if metric in PANELS
+            }
+            lines.append({"plot": "over training"} | who | {"step": int(step)} | values)
+        who["step"] = int(insight.steps[at])
+        for k in _ranked(insight):
+            own = {"class": insight.classes[k], "labelled": int(insight.counts[k])}
+            recall = {"recall_percent": 100 * float(insight.recorded.test_recall[at][k])}
+            lines.append({"plot": "recall of each class"} | who | own | recall)
+        for rows, confidence, accuracy in insight.recorded.test_reliability[at][0]:
+            if rows:
+                shown = {"rows": int(rows), "confidence_percent": 100 * confidence, "accuracy_percent": 100 * accuracy}
+                lines.append({"plot": "reliability"} | who | shown)
+    return lines

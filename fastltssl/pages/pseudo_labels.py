@@ -315,18 +315,29 @@ def _confusion(dark: bool) -> Drawn:
 
 
 def _lines(session: Session) -> list[dict[str, Any]]:
-    """One line a class: what the plots show at the sliders, which are in every line."""
+    """What the plots show at the sliders, which are in every line; the first column names the plot."""
     shown = session.shown
     if shown is None or shown.summary is None:
         return []
-    found, knobs = shown.summary, Knobs(*shown.knobs)._asdict()
-    lines = []
+    found, names = shown.summary, shown.insight.classes
+    lines: list[dict[str, Any]] = []
     for k in shown.ranked:
-        line = {"class": shown.insight.classes[k], "labelled": int(shown.insight.counts[k])}
+        line = {"plot": "classes", "class": names[k], "labelled": int(shown.insight.counts[k])}
         line["accepted"] = int(found.accepted[k])
         if found.by_class:
             own = found.by_class
             line |= {"right": int(own.right[k]), "true": int(own.true[k])}
             line |= {f"{name}_percent": 100 * float(getattr(own, name)[k]) for name in ("precision", "recall")}
-        lines.append(line | {"step": int(shown.insight.steps[shown.place])} | knobs)
-    return lines
+        lines.append(line)
+    bins = zip(EDGES, EDGES[1:], found.right_histogram.tolist(), found.wrong_histogram.tolist(), strict=False)
+    for low, high, right, wrong in bins:
+        rows = {"right": right, "wrong": wrong} if found.by_class else {"rows": right}
+        lines.append({"plot": "confidence", "from_percent": low, "to_percent": high} | rows)
+    for group in metrics.GROUPS if found.by_group else ():
+        lines.append({"plot": "false by group", "group": group, "wrong": int((found.by_group or {})[f"false_{group}"])})
+    for pair in [] if found.confusion is None else mistakes(found.confusion, len(names) ** 2):
+        lines.append(
+            {"plot": "confusion", "class": names[pair.true], "taken_for": names[pair.label], "rows": pair.rows}
+        )
+    state = {"step": int(shown.insight.steps[shown.place])} | Knobs(*shown.knobs)._asdict()
+    return [line | state for line in lines]
