@@ -168,11 +168,16 @@ def neighbours(scored: Scored, row: int, count: int = 6) -> list[Neighbour]:
 
 
 def flat_pca(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K 2"]:
-    """The two principal components of the normalised center views of rows of the pool."""
+    """The two principal components of the normalised center views of rows of the pool.
+
+    The largest loading of each is positive, so that the map lies the same way everywhere.
+    """
     x = _unit(scored, rows)
     centred = x - x.mean(dim=0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
-    return (centred @ vectors[:, -2:].flip(1)).numpy()
+    loadings = vectors[:, -2:].flip(1)
+    signs = loadings.gather(0, loadings.abs().argmax(dim=0, keepdim=True)).sign()
+    return (centred @ (loadings * signs)).numpy()
 
 
 def has_umap() -> bool:

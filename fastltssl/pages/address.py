@@ -1,5 +1,6 @@
 """The address of the page holds what a visitor has moved, so that a link brings it back."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import urlencode
@@ -20,7 +21,8 @@ class Address:
         self.asked = asked
         self.line = pn.widgets.TextInput(visible=False)
         self.line.jscallback(value=WRITE)
-        self._told: dict[str, str] = {}
+        self.changed: Callable[[], None] = self.write  # called when there is something to write
+        self._told = dict(asked)
 
     def keep(self, parameter: str = "value", /, **widgets: Any) -> None:
         """Put each widget where the link asks for, as near as it goes, and keep it in the address under its name."""
@@ -44,8 +46,14 @@ class Address:
         return int(text) if text.isdecimal() else None
 
     def tell(self, name: str, value: Any) -> None:
-        """Write into the address; None takes the name out of it."""
-        self._told[name] = "" if value is None else as_text(value)
+        """Write into the address, with the next repaint; None takes the name out of it."""
+        text = "" if value is None else as_text(value)
+        if self._told.get(name, "") != text:
+            self._told[name] = text
+            self.changed()
+
+    def write(self) -> None:
+        """Send what was told to the page."""
         self.line.value = urlencode(self._told)
 
     def forget(self, *names: str) -> None:

@@ -3,6 +3,7 @@
 import hmac
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import panel as pn
@@ -91,6 +92,7 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
         return io.BytesIO(as_csv(lines).encode())
 
     session.repaint = repaint
+    session.address.changed = partial(moved, session)
     download = pn.widgets.FileDownload(
         callback=as_file, filename="shown.csv", label="CSV of what is shown", sizing_mode="stretch_width"
     )

@@ -288,6 +288,7 @@ def _held(session: Session, document: Any) -> None:
 
 def _refresh(session: Session) -> None:
     session.is_waiting = False
+    session.address.write()
     with torch.no_grad(), telling(session):
         session.shown = look(session)
         enable(session)
