@@ -329,15 +329,18 @@ def _lines(session: Session) -> list[dict[str, Any]]:
             line |= {"right": int(own.right[k]), "true": int(own.true[k])}
             line |= {f"{name}_percent": 100 * float(getattr(own, name)[k]) for name in ("precision", "recall")}
         lines.append(line)
-    bins = zip(EDGES, EDGES[1:], found.right_histogram.tolist(), found.wrong_histogram.tolist(), strict=False)
+    histograms = found.right_histogram.tolist(), found.wrong_histogram.tolist()
+    bins = zip(EDGES[:-1], EDGES[1:], *histograms, strict=True)
     for low, high, right, wrong in bins:
         rows = {"right": right, "wrong": wrong} if found.by_class else {"rows": right}
         lines.append({"plot": "confidence", "from_percent": low, "to_percent": high} | rows)
-    for group in metrics.GROUPS if found.by_group else ():
-        lines.append({"plot": "false by group", "group": group, "wrong": int((found.by_group or {})[f"false_{group}"])})
-    for pair in [] if found.confusion is None else mistakes(found.confusion, len(names) ** 2):
-        lines.append(
+    if found.by_group is not None:
+        false = {group: int(found.by_group[f"false_{group}"]) for group in metrics.GROUPS}
+        lines += [{"plot": "false by group", "group": group, "wrong": rows} for group, rows in false.items()]
+    if found.confusion is not None:
+        lines += [
             {"plot": "confusion", "class": names[pair.true], "taken_for": names[pair.label], "rows": pair.rows}
-        )
+            for pair in mistakes(found.confusion, len(names) ** 2)
+        ]
     state = {"step": int(shown.insight.steps[shown.place])} | Knobs(*shown.knobs)._asdict()
     return [line | state for line in lines]
