@@ -223,7 +223,7 @@ def test_the_seed_of_the_figures_can_be_chosen_and_must_be_one_of_the_run(folder
 
 
 def test_a_folder_that_is_no_run_or_not_whole_is_refused_by_name(folder, tmp_path):
-    error = run("report", folder / "ulfine", tmp_path, "--out", tmp_path / "page.html", code=1).exception
+    error = run("report", tmp_path, "--out", tmp_path / "page.html", code=1).exception
     assert f"{tmp_path} is not a finished run" in str(error)
     shutil.copytree(folder / "probe", tmp_path / "copy")
     (tmp_path / "copy" / "environment.json").unlink()
@@ -299,6 +299,13 @@ def test_a_browser_opens_the_file_without_an_error_or_a_request(folder):
     assert [url for url in asked if not url.startswith("data:")] == [
         (folder / f"{name}.html").as_uri() for name in ("all", "wide")
     ]
+
+
+def test_a_folder_that_is_no_run_is_skipped_beside_others(folder, tmp_path):
+    (tmp_path / "bias").mkdir()
+    result = run("report", tmp_path / "bias", folder / "probe", "--out", tmp_path / "page.html")
+    assert f"skipped: {tmp_path / 'bias'} is not a finished run" in result.output
+    assert "1 run," in result.output
 
 
 def test_runs_are_named_by_what_tells_them_apart():

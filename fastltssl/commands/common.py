@@ -206,6 +206,24 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def finished(folders: tuple[Path, ...]) -> list[Path]:
+    """The finished runs among some folders, as runs/* also names others. Raises RunError where there is none."""
+    from fastltssl.runs import RunError, read_record
+
+    found, skipped = [], []
+    for folder in folders:
+        try:
+            read_record(folder)
+            found.append(folder)
+        except RunError as error:
+            skipped.append(error)
+    if skipped and not found:
+        raise skipped[0]
+    for reason in skipped:
+        click.echo(f"skipped: {reason}", err=True)
+    return found
+
+
 def next_of(cache: Path) -> str:
     """What to do with a cache that was just written."""
     return f"next: fastltssl train zeroshot --cache {shlex.quote(str(cache))} --eval all"

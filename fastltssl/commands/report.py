@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example
+from fastltssl.commands.common import PATH, as_json, example, finished
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FORMATS = click.Choice(["png", "svg", "pdf"])
@@ -32,7 +32,7 @@ def report(
     from fastltssl.report import show
     from fastltssl.report_sections import sections
 
-    folders = list({folder.resolve(): folder for folder in run_folders}.values())
+    folders = list({folder.resolve(): folder for folder in finished(run_folders)}.values())
     runs = [_with_label_bias(case) for case in exhibits.cases([read_insight(folder, seed) for folder in folders])]
     origins = [report_page.read_origin(folder) for folder in folders]
     for folder in (out.parent, *([figures] if figures else [])):

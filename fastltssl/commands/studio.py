@@ -23,13 +23,13 @@ def studio(
 
     Nothing leaves this machine. Open to other hosts, it asks for the token in its address.
     """
-    from fastltssl.commands.common import usable_device
+    from fastltssl.commands.common import finished, usable_device
     from fastltssl.pages import LOCAL, StudioError, served
     from fastltssl.report import show
 
     usable_device("cpu", threads or 1)
     try:
-        server, address = served(runs, host, port, cache_name, dataset, root)
+        server, address = served(tuple(finished(runs)), host, port, cache_name, dataset, root)
     except StudioError as error:
         raise click.ClickException(str(error)) from None
     if host not in LOCAL:
