@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint house clean
 
 demo: .venv/ready  ## environment, then the main job on the embedded world
 	$(BIN)/fastltssl demo
@@ -18,6 +18,9 @@ lint: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
+
+house:  ## the rooms of the package, and whether its layers hold
+	$(PYTHON) tests/house.py
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

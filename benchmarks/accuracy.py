@@ -16,12 +16,12 @@ from typing import Any
 
 import click
 
-from fastltssl.config import parse_seeds
-from fastltssl.experiment import open_rows, training_together
-from fastltssl.report import grid, mark_below_la, show
-from fastltssl.runs import Config
-from fastltssl.splits import Protocol
-from fastltssl.train import drain
+from fastltssl.cache.splits import Protocol
+from fastltssl.runs.config import parse_seeds
+from fastltssl.runs.experiment import open_rows, training_together
+from fastltssl.runs.folder import Config
+from fastltssl.show.terminal import grid, mark_below_la, show
+from fastltssl.training.fit import drain
 
 MAIN: list[tuple[str, dict[str, Any]]] = [
     ("zeroshot", {}), ("zeroshot", {"debias": "labels"}), ("tip", {}), ("ridge", {}), ("labelprop", {}),

@@ -20,14 +20,14 @@ from pathlib import Path
 import click
 import torch
 
-from fastltssl.cache import open_cache, verify
-from fastltssl.encoder import Encoder, load_encoder
-from fastltssl.extract import extract
-from fastltssl.manifest import CacheError, CacheLocked, read_manifest
-from fastltssl.ranks import ALONE, Ranks, joined
-from fastltssl.report import show
-from fastltssl.sources import Source, open_source
-from fastltssl.views import parse_views
+from fastltssl.cache.catalogue import open_cache, verify
+from fastltssl.cache.manifest import CacheError, CacheLocked, read_manifest
+from fastltssl.encoder.clip import Encoder, load_encoder
+from fastltssl.encoder.extract import extract
+from fastltssl.images import Source, open_source
+from fastltssl.images.views import parse_views
+from fastltssl.machine import ALONE, Ranks, joined
+from fastltssl.show.terminal import show
 
 VIEWS = "center,weak:2,strong:2"
 

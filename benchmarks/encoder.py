@@ -15,9 +15,9 @@ import open_clip
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastltssl.encoder import DTYPES, load_encoder
-from fastltssl.report import grid, show
-from fastltssl.weights import TINY
+from fastltssl.encoder.clip import DTYPES, load_encoder
+from fastltssl.encoder.weights import TINY
+from fastltssl.show.terminal import grid, show
 
 
 def seconds(work: Callable[[], torch.Tensor], repeats: int) -> float:

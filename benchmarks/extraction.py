@@ -21,14 +21,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastltssl.encoder import load_encoder
-from fastltssl.extract import extract
-from fastltssl.report import grid, show
-from fastltssl.sources import open_source
-from fastltssl.sources.world import STYLES, render
-from fastltssl.train import drain
-from fastltssl.views import parse_views
-from fastltssl.weights import TINY
+from fastltssl.encoder.clip import load_encoder
+from fastltssl.encoder.extract import extract
+from fastltssl.encoder.weights import TINY
+from fastltssl.images import open_source
+from fastltssl.images.views import parse_views
+from fastltssl.images.world.world import STYLES, render
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import drain
 
 
 def make_images(folder: Path, count: int) -> None:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten
 
 from fastltssl import methods
-from fastltssl.batches import make_stream
-from fastltssl.bias import class_prior
-from fastltssl.joint import pick
-from fastltssl.report import grid, show
-from fastltssl.train import fit, fit_many, is_trained
+from fastltssl.functional.bias import class_prior
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import fit, fit_many, is_trained
+from fastltssl.training.rows import make_stream
+from fastltssl.training.vmap import pick
 from fastltssl.types import Problem
 
 VIEWS = ("center", "weak0", "strong0", "strong1")

@@ -17,23 +17,24 @@ from typing import Any
 import click
 import torch
 
-from fastltssl import live, live_split
-from fastltssl.batches import batch_at, make_stream, resident
-from fastltssl.cache import Cache, open_cache
-from fastltssl.encoder import load_encoder
-from fastltssl.experiment import seeds_of
-from fastltssl.extract import extract
-from fastltssl.finetune import finetuning
+from fastltssl.cache.catalogue import Cache, open_cache
+from fastltssl.cache.splits import Protocol
+from fastltssl.encoder.clip import load_encoder
+from fastltssl.encoder.extract import extract
+from fastltssl.images import open_source
+from fastltssl.images.views import parse_views
+from fastltssl.live.modes import parse_mode, trainable, tuned
+from fastltssl.live.step import finetuning
 from fastltssl.methods import configure
-from fastltssl.report import grid, show
-from fastltssl.runs import Config, Live
-from fastltssl.sources import open_source
-from fastltssl.splits import Protocol
-from fastltssl.step import start, step
-from fastltssl.train import drain
-from fastltssl.tuning import parse_mode, trainable, tuned
+from fastltssl.runs import live
+from fastltssl.runs import live_seed as live_split
+from fastltssl.runs.experiment import seeds_of
+from fastltssl.runs.folder import Config, Live
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import drain
+from fastltssl.training.rows import batch_at, make_stream, resident
+from fastltssl.training.step import start, step
 from fastltssl.types import seeded
-from fastltssl.views import parse_views
 
 MODES = ("fft", "adaptformer", "lora", "vpt", "bitfit", "lastk:2", "lastblock")
 

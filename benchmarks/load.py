@@ -12,10 +12,10 @@ import click
 import numpy as np
 import zarr
 
-from fastltssl.cache import open_cache, read_features
-from fastltssl.contents import GroupSpec
-from fastltssl.report import grid, show
-from fastltssl.writer import create
+from fastltssl.cache.catalogue import open_cache, read_features
+from fastltssl.cache.layout import GroupSpec
+from fastltssl.cache.writer import create
+from fastltssl.show.terminal import grid, show
 
 
 def make(folder: Path, rows: int, width: int) -> None:

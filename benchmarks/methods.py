@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 from fastltssl import methods
-from fastltssl.batches import make_stream
-from fastltssl.bias import class_prior
-from fastltssl.report import grid, show
-from fastltssl.splits import long_tailed_counts
-from fastltssl.train import fit, is_trained, start
+from fastltssl.cache.splits import long_tailed_counts
+from fastltssl.functional.bias import class_prior
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import fit, is_trained, start
+from fastltssl.training.rows import make_stream
 from fastltssl.types import Problem
 
 VIEWS = ("center", "weak0", "weak1", "strong0", "strong1")

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastltssl import methods
-from fastltssl.batches import Stream, make_stream
-from fastltssl.bias import class_prior
-from fastltssl.joint import pick
+from fastltssl.functional.bias import class_prior
 from fastltssl.methods.ridge import ridge_path
-from fastltssl.population import advance, populate
-from fastltssl.report import grid, show
-from fastltssl.train import fit
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import fit
+from fastltssl.training.population import advance, populate
+from fastltssl.training.rows import Stream, make_stream
+from fastltssl.training.vmap import pick
 from fastltssl.types import Problem
 
 B, C, D, LR = 256, 100, 512, 0.1

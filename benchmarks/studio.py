@@ -21,12 +21,12 @@ from typing import Any
 import click
 import numpy as np
 
-from fastltssl.experiment import open_rows, training
-from fastltssl.imports import import_features
-from fastltssl.report import grid, show
-from fastltssl.runs import Config
-from fastltssl.splits import Protocol
-from fastltssl.train import drain
+from fastltssl.cache.imports import import_features
+from fastltssl.cache.splits import Protocol
+from fastltssl.runs.experiment import open_rows, training
+from fastltssl.runs.folder import Config
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import drain
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip

@@ -9,8 +9,8 @@ import time
 import click
 import torch
 
-from fastltssl.encoder import load_encoder
-from fastltssl.report import grid, show
+from fastltssl.encoder.clip import load_encoder
+from fastltssl.show.terminal import grid, show
 
 
 @click.command()

@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastltssl import metrics
-from fastltssl.batches import Rows, Stream, make_problem, make_stream, resident
-from fastltssl.cache import open_cache
-from fastltssl.encoder import Encoder, load_encoder
-from fastltssl.extract import extract
-from fastltssl.figures import FigureError, views_figure
-from fastltssl.joint import pick
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.cache.splits import Protocol, Split, long_tailed
+from fastltssl.encoder.clip import Encoder, load_encoder
+from fastltssl.encoder.extract import extract
+from fastltssl.functional import metrics
+from fastltssl.images import Source, open_source
+from fastltssl.images.views import CENTER, STRONG, WEAK, View, image_key, make_view, parse_views
 from fastltssl.methods import configure
-from fastltssl.report import follow, grid, show
-from fastltssl.sources import Source, open_source
-from fastltssl.splits import Protocol, Split, long_tailed
-from fastltssl.train import fit_many
+from fastltssl.show.study_figures import FigureError, views_figure
+from fastltssl.show.terminal import follow, grid, show
+from fastltssl.training.fit import fit_many
+from fastltssl.training.rows import Rows, Stream, make_problem, make_stream, resident
+from fastltssl.training.vmap import pick
 from fastltssl.types import Method, Problem
-from fastltssl.views import CENTER, STRONG, WEAK, View, image_key, make_view, parse_views
 
 METHODS = {
     "probe (LP+LA), weak views": ("probe", {}),

@@ -12,15 +12,15 @@ from typing import Any
 import click
 import torch
 
-from fastltssl.contents import all_blocks, chunk_rows
-from fastltssl.encoder import load_encoder
-from fastltssl.extract import extract, views_of
-from fastltssl.pipeline import pipeline
-from fastltssl.prompts import prompts
-from fastltssl.report import grid, show
-from fastltssl.sources import open_source
-from fastltssl.train import drain
-from fastltssl.views import View, parse_views
+from fastltssl.cache.layout import all_blocks, chunk_rows
+from fastltssl.encoder.clip import load_encoder
+from fastltssl.encoder.extract import extract, views_of
+from fastltssl.encoder.pipeline import pipeline
+from fastltssl.images import open_source
+from fastltssl.images.prompts import prompts
+from fastltssl.images.views import View, parse_views
+from fastltssl.show.terminal import grid, show
+from fastltssl.training.fit import drain
 
 
 def dropped(source: Any, encoder: Any, views: tuple[View, ...], workers: int) -> None:

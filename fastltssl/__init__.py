@@ -7,20 +7,20 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "open_cache": "cache",
-    "Protocol": "splits",
-    "Split": "splits",
-    "long_tailed": "splits",
-    "resident": "batches",
-    "make_problem": "batches",
-    "make_stream": "batches",
+    "open_cache": "cache.catalogue",
+    "Protocol": "cache.splits",
+    "Split": "cache.splits",
+    "long_tailed": "cache.splits",
+    "resident": "training.rows",
+    "make_problem": "training.rows",
+    "make_stream": "training.rows",
     "configure": "methods",
-    "fit": "train",
-    "fit_many": "train",
-    "sweep": "sweeps",
-    "Classifier": "estimator",
-    "estimate_label_bias": "bias",
-    "studio": "pages",
+    "fit": "training.fit",
+    "fit_many": "training.fit",
+    "sweep": "runs.sweep.sweep",
+    "Classifier": "training.estimator",
+    "estimate_label_bias": "functional.bias",
+    "studio": "show.studio",
 }
 
 __all__ = list(_WHERE)

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from fastltssl.cli import cli
+from fastltssl.commands.cli import cli
 
 USAGE = (
     "UnknownMethod",

@@ -3,7 +3,7 @@
 from jaxtyping import install_import_hook
 
 with install_import_hook("fastltssl", "checker.checked"):
-    import fastltssl.train
+    import fastltssl.training.fit
 
 import pytest
 import torch
@@ -24,14 +24,14 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A small cache of the embedded world: 160 training and 12 test images a class, five views."""
-    from fastltssl import extract
-    from fastltssl.cache import open_cache
-    from fastltssl.encoder import load_encoder
-    from fastltssl.sources import open_source
-    from fastltssl.views import parse_views
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.encoder import extract
+    from fastltssl.encoder.clip import load_encoder
+    from fastltssl.images import open_source
+    from fastltssl.images.views import parse_views
 
     path = tmp_path_factory.mktemp("caches") / "world.zarr"
     source, encoder = open_source("world:mild:160:12"), load_encoder("tiny", None)
     work = extract.extract(source, encoder, parse_views("center,weak:1,strong:2"), path, templates="world")
-    fastltssl.train.drain(work)
+    fastltssl.training.fit.drain(work)
     return open_cache(path)

@@ -1,12 +1,15 @@
 """A small Gaussian problem with unequal axes: C = 4 classes, D = 6, E = 5, T = 2 templates, L = 17, M = 23, V = 6."""
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastltssl.adapters import feature_of
-from fastltssl.batches import make_stream
-from fastltssl.bias import class_prior
-from fastltssl.heads import HEADS
+from fastltssl.functional.adapters import feature_of
+from fastltssl.functional.bias import class_prior
+from fastltssl.functional.heads import HEADS
+from fastltssl.training.rows import make_stream
 from fastltssl.types import Problem
 
 VIEWS = ("center", "weak0", "weak1", "strong0", "strong1", "strong2")
@@ -62,3 +65,17 @@ def problem_for(head, **settings):
 
 def stream(of, method, seed=0, batch=5, batch_u=9):
     return make_stream(of, method.views, batch=batch, batch_u=batch_u, seed=seed, noise=hasattr(method, "noise"))
+
+
+def gaussian_world(n_classes, per_class, ratio=20.0, seed=0, counts=None):
+    """Scores of a Bayes classifier under a known prior, on rows drawn from given class counts."""
+    rng = np.random.default_rng(seed)
+    bias = np.sort(rng.permutation(np.linspace(0, math.log(ratio), n_classes)))
+    bias = rng.permutation(bias)
+    log_prior = torch.tensor(bias - np.logaddexp.reduce(bias))
+    center = torch.tensor(rng.normal(size=(n_classes, 5)))
+    counts = np.full(n_classes, per_class) if counts is None else counts
+    y = torch.tensor(np.repeat(np.arange(n_classes), counts))
+    x = center[y] + torch.tensor(rng.normal(size=(len(y), 5)))
+    likelihood = -0.5 * torch.cdist(x, center) ** 2
+    return likelihood + log_prior, y, log_prior, likelihood

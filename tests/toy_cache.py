@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fastltssl.cache import open_cache
-from fastltssl.imports import import_features
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.cache.imports import import_features
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
 

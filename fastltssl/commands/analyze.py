@@ -66,9 +66,11 @@ def pseudo_labels(
     pseudo-labels are compared with the true labels of the pool, which no method sees. Recall counts a row whose label
     was not accepted as missed. The tail is that of the labelled rows.
     """
-    from fastltssl import experiment, pseudo_study, runs
-    from fastltssl.config import resolve
-    from fastltssl.report import follow, mark_below_la, protocol_line, show
+    from fastltssl.analysis import pseudo_labels as pseudo_study
+    from fastltssl.runs import experiment
+    from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import resolve
+    from fastltssl.show.terminal import follow, mark_below_la, protocol_line, show
 
     began = time.perf_counter()
     choices = [pseudo_study.Choice(*each) for each in parse_methods(method_text)]
@@ -121,7 +123,7 @@ def _gammas(text: str) -> list[float]:
 
 
 def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
-    from fastltssl.report import grid, show
+    from fastltssl.show.terminal import grid, show
 
     lines = []
     for one in results:
@@ -137,8 +139,8 @@ def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
 
 def _write(folder: Path, results: list[dict[str, Any]], probe: dict[str, Any], line: str) -> list[Path]:
     """pseudo_labels.csv with a line for every method, pool and seed, .json, and .png where matplotlib is there."""
-    from fastltssl.figures import FigureError, pseudo_label_figure
-    from fastltssl.pseudo_study import lines
+    from fastltssl.analysis.pseudo_labels import lines
+    from fastltssl.show.study_figures import FigureError, pseudo_label_figure
 
     paths = [folder / "pseudo_labels.csv", folder / "pseudo_labels.json"]
     table = lines(results)

@@ -52,10 +52,12 @@ def bias(
     The bias is GLA's (arXiv 2310.08106), corrected for the class prior of the labelled rows. It mixes the class prior
     of the pre-training captions with prompt wording and confusions.
     """
-    from fastltssl import bias_study, experiment, runs
-    from fastltssl.config import resolve
-    from fastltssl.report import protocol_line, show
-    from fastltssl.splits import long_tailed
+    from fastltssl.analysis import label_bias as bias_study
+    from fastltssl.cache.splits import long_tailed
+    from fastltssl.runs import experiment
+    from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import resolve
+    from fastltssl.show.terminal import protocol_line, show
 
     config = runs.check(resolve("zeroshot", None, flags | {"set_": ()}))
     cache, rows = experiment.open_rows(config.cache, usable_device(device, threads or 1))
@@ -108,7 +110,7 @@ def _many(things: list[Any], name: str) -> str:
 
 def _show_classes(found: list[dict[str, Any]], top: int, has_prior: bool) -> None:
     """The classes at either end; the factor is how many times too often the model predicts one."""
-    from fastltssl.report import grid, show
+    from fastltssl.show.terminal import grid, show
 
     columns = ["class", "labelled", "log bias ± 1.96 SE", "factor"] + (["known log prior"] if has_prior else [])
     few = 2 * top < len(found)
@@ -125,7 +127,7 @@ def _show_classes(found: list[dict[str, Any]], top: int, has_prior: bool) -> Non
 
 def _show_accuracy(record: dict[str, Any], has_prior: bool) -> None:
     """Accuracy before and after, and right below it the agreement with a known prior, which means little without."""
-    from fastltssl.report import grid, show
+    from fastltssl.show.terminal import grid, show
 
     titles = {
         "top1": "zero-shot top-1 %, test",
@@ -197,7 +199,7 @@ def _write(
     folder: Path, record: dict[str, Any], studies: list[Any], seeds: Any, classes: tuple[str, ...], prior: Any
 ) -> list[Path]:
     """bias.csv with a row for every class and seed, bias.json, and bias.png where matplotlib is there."""
-    from fastltssl.figures import FigureError, bias_figure
+    from fastltssl.show.study_figures import FigureError, bias_figure
 
     paths = [folder / "bias.csv", folder / "bias.json"]
     with paths[0].open("w", newline="") as file:

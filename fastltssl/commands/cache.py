@@ -19,8 +19,8 @@ def cache() -> None:
 @as_json
 def cache_ls(is_json: bool) -> None:
     """List the caches in the cache folder (./cache, or FASTLTSSL_CACHE)."""
-    from fastltssl.cache import cache_folder, list_caches
-    from fastltssl.report import grid, show
+    from fastltssl.cache.catalogue import cache_folder, list_caches
+    from fastltssl.show.terminal import grid, show
 
     folder = cache_folder()
     found = list_caches(folder)
@@ -37,8 +37,8 @@ def cache_ls(is_json: bool) -> None:
 @as_json
 def cache_info(name: str, is_json: bool) -> None:
     """Show everything that is in a cache's fingerprint, shapes, sizes and completeness."""
-    from fastltssl.cache import info
-    from fastltssl.report import pairs_table, show
+    from fastltssl.cache.catalogue import info
+    from fastltssl.show.terminal import pairs_table, show
 
     found = info(name)
     show(pairs_table(_flat(found), name))
@@ -61,8 +61,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @as_json
 def cache_verify(name: str, is_json: bool) -> None:
     """Check every file of a cache against its manifest. Exit code 1 where anything is damaged."""
-    from fastltssl.cache import verify
-    from fastltssl.report import grid, show
+    from fastltssl.cache.catalogue import verify
+    from fastltssl.show.terminal import grid, show
 
     began = time.perf_counter()
     damages = verify(name)
@@ -81,7 +81,7 @@ def cache_verify(name: str, is_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cache_rm(name: str, yes: bool) -> None:
     """Remove a cache; nothing else is ever removed."""
-    from fastltssl.cache import find_cache, remove
+    from fastltssl.cache.catalogue import find_cache, remove
 
     path = find_cache(name)
     if yes or click.confirm(f"remove {path}?", default=False):
@@ -103,12 +103,12 @@ def cache_add_views(
     workers: int, device: str, threads: int | None,
 ) -> None:  # fmt: skip
     """Give an extracted cache more views; those it has are not encoded again."""
-    from fastltssl.cache import open_cache
-    from fastltssl.encoder import load_encoder
-    from fastltssl.extend import add_views, found
-    from fastltssl.report import follow, show
-    from fastltssl.sources import open_source
-    from fastltssl.views import parse_views
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.encoder.add_views import add_views, found
+    from fastltssl.encoder.clip import load_encoder
+    from fastltssl.images import open_source
+    from fastltssl.images.views import parse_views
+    from fastltssl.show.terminal import follow, show
 
     path, parsed = found(name), parse_views(views)
     held = open_cache(path)
@@ -148,9 +148,9 @@ def cache_add_views(
 @click.option("--overwrite", is_flag=True, help="Replace a cache that is there.")
 def cache_import(file: Path, out: Path | None, overwrite: bool, **keys: Any) -> None:
     """Make a cache from features computed elsewhere (.npz, .npy, .safetensors, .parquet; never a pickle)."""
-    from fastltssl.cache import cache_folder
-    from fastltssl.imports import import_file
-    from fastltssl.report import show
+    from fastltssl.cache.catalogue import cache_folder
+    from fastltssl.cache.imports import import_file
+    from fastltssl.show.terminal import show
 
     path = out or cache_folder() / f"{file.stem}.zarr"
     summary = import_file(file, path, overwrite=overwrite, **keys)

@@ -33,7 +33,7 @@ def usable_device(name: str, threads: int | None) -> str:
     """The device to use, once tried; sets the number of CPU threads if one is given."""
     import torch
 
-    from fastltssl.ranks import local_rank
+    from fastltssl.machine import local_rank
 
     if threads:
         torch.set_num_threads(threads)
@@ -179,8 +179,8 @@ def show_config(config: Any, is_json: bool) -> None:
 
     import yaml
 
-    from fastltssl.report import show
-    from fastltssl.runs import as_dict
+    from fastltssl.runs.folder import as_dict
+    from fastltssl.show.terminal import show
 
     text = yaml.safe_dump(as_dict(config), sort_keys=False, default_flow_style=None, width=140)
     show("config: " + json.dumps(as_dict(config)) if is_json else text.rstrip())
@@ -190,7 +190,7 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
     """The table of a run, its folder, and what to do next."""
     import json
 
-    from fastltssl.report import protocol_line, results_table, show
+    from fastltssl.show.terminal import protocol_line, results_table, show
 
     show(results_table([record], protocol_line(record)))
     run = Path(record["run"])
@@ -208,7 +208,7 @@ def counted(count: int, what: str) -> str:
 
 def finished(folders: tuple[Path, ...]) -> list[Path]:
     """The finished runs among some folders, as runs/* also names others. Raises RunError where there is none."""
-    from fastltssl.runs import RunError, read_record
+    from fastltssl.runs.folder import RunError, read_record
 
     found, skipped = [], []
     for folder in folders:
@@ -244,7 +244,7 @@ def spread_of(one: dict[str, Any] | None, digits: int) -> str:
 
 def export(files: Files, sheet: Any, lines: list[dict[str, Any]]) -> None:
     """Write the table to the files that were asked for."""
-    from fastltssl import tables
+    from fastltssl.show import tables
 
     texts = {
         "csv": lambda: tables.as_csv(lines),

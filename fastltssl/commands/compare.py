@@ -82,9 +82,9 @@ def compare(
 
 def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is_json: bool) -> None:
     """Finished runs in one table."""
-    from fastltssl import runs
-    from fastltssl.report import mark_below_la, protocol_line, results_table, show
-    from fastltssl.sheets import flat, run_sheet
+    from fastltssl.runs import folder as runs
+    from fastltssl.show.sheets import flat, run_sheet
+    from fastltssl.show.terminal import mark_below_la, protocol_line, results_table, show
 
     folders, records = _read(run_folders, baseline)
     records = mark_below_la(records)
@@ -125,7 +125,7 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
 
 def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Path], list[dict[str, Any]]]:
     """The finished runs among the folders, the baseline added where it is not one of them."""
-    from fastltssl import runs
+    from fastltssl.runs import folder as runs
 
     wanted = list(run_folders)
     if baseline is not None and baseline.resolve() not in [folder.resolve() for folder in wanted]:
@@ -146,7 +146,7 @@ def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Pa
 
 def _unpaired(base: Path, first: dict[str, Any], folder: Path, record: dict[str, Any]) -> str:
     """Why a run cannot be paired with the baseline seed by seed; empty where it can."""
-    from fastltssl.sheets import listed
+    from fastltssl.show.sheets import listed
 
     if record["seeds"] != first["seeds"]:
         return f"seeds {listed(record['seeds'])} against {listed(first['seeds'])}"
@@ -168,8 +168,8 @@ def _unpaired(base: Path, first: dict[str, Any], folder: Path, record: dict[str,
 
 def _difference(first: dict[str, Any], record: dict[str, Any], why: str) -> dict[str, Any]:
     """Each metric of a run minus that of the baseline, in points, paired by seed; null where there is no pair."""
-    from fastltssl.records import difference
-    from fastltssl.sheets import SHOWN
+    from fastltssl.runs.record import difference
+    from fastltssl.show.sheets import SHOWN
 
     found: dict[str, Any] = {"run": record["run"], "unpaired": why or None}
     for name in SHOWN:
@@ -181,8 +181,8 @@ def _difference(first: dict[str, Any], record: dict[str, Any], why: str) -> dict
 def _show_differences(
     first: dict[str, Any], base: Path, rows: list[tuple[Path, dict[str, Any], dict[str, Any]]]
 ) -> None:
-    from fastltssl.report import grid, label, show
-    from fastltssl.sheets import SHOWN, signed
+    from fastltssl.show.sheets import SHOWN, signed
+    from fastltssl.show.terminal import grid, label, show
 
     seeds = len(first["seeds"])
     spread = f"± half the 95 % interval over {seeds} paired seeds" if seeds > 1 else "one seed, so no interval"
@@ -198,7 +198,7 @@ def _show_differences(
 
 def _group_line(record: dict[str, Any]) -> str:
     """How many classes each group has, where the groups are not thirds: with counts, whole groups can be empty."""
-    from fastltssl.sheets import listed
+    from fastltssl.show.sheets import listed
 
     sizes, name = record.get("group_sizes"), record["protocol"].get("groups")
     if not sizes or name == "thirds":

@@ -13,7 +13,7 @@ from fastltssl.commands.extract import run_extract
 @as_json
 def demo(steps: int, fresh: bool, device: str, threads: int | None, is_json: bool) -> None:
     """The whole path on the embedded world: images, cache, methods, table. Needs no download."""
-    from fastltssl import demo as whole
+    from fastltssl.commands import demo_run as whole
 
     whole.demo(
         run_extract,

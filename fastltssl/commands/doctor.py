@@ -11,8 +11,8 @@ from fastltssl.commands.common import as_json, example
 @as_json
 def doctor(is_json: bool) -> None:
     """Check torch, the device, faiss, the embedded model, threads and the cache folder."""
-    from fastltssl.doctor import findings
-    from fastltssl.report import grid, show
+    from fastltssl.commands.doctor_checks import findings
+    from fastltssl.show.terminal import grid, show
 
     found = findings()
     show(grid(["part", "state", "what"], [[one.part, "ok" if one.is_ok else "problem", one.what] for one in found]))

@@ -21,9 +21,10 @@ def run_ensemble(
     out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool,
 ) -> None:  # fmt: skip
     """Measure the ensemble and write it as a run; `moved` says where encoder and images are now."""
-    from fastltssl import ensemble, runs
-    from fastltssl.cache import open_cache
-    from fastltssl.report import follow, protocol_line, results_table, show
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.runs import ensemble
+    from fastltssl.runs import folder as runs
+    from fastltssl.show.terminal import follow, protocol_line, results_table, show
 
     _check_flags(method, run, out)
     if wrong := [pair for pair in pairs if "=" not in pair]:

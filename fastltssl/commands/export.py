@@ -28,11 +28,11 @@ def export(
 
     The program (model.pt2, float32, batches of any size) is compared with the run before it is kept.
     """
-    from fastltssl import export as work
-    from fastltssl import predict
-    from fastltssl.cache import open_cache
-    from fastltssl.report import grid, pairs_table, show
-    from fastltssl.runs import read_config, read_record
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.runs import export as work
+    from fastltssl.runs import trained as predict
+    from fastltssl.runs.folder import read_config, read_record
+    from fastltssl.show.terminal import grid, pairs_table, show
 
     config = read_config(run)
     say_which_step(config)

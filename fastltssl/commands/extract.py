@@ -62,7 +62,7 @@ def extract(device: str, threads: int | None, threshold: float, is_json: bool, *
 
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl extract ...
     """
-    from fastltssl.report import show
+    from fastltssl.show.terminal import show
 
     summary = run_extract(device=usable_device(device, threads), **options)
     if summary is None:
@@ -75,9 +75,9 @@ def extract(device: str, threads: int | None, threshold: float, is_json: bool, *
 
 def _near_duplicates(path: Path, threshold: float) -> int | None:
     """Look for test images among the training images; lists them beside the cache and returns their number."""
-    from fastltssl.cache import open_cache
-    from fastltssl.duplicates import near_duplicates, write_pairs
-    from fastltssl.report import show
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.encoder.near_duplicates import near_duplicates, write_pairs
+    from fastltssl.show.terminal import show
 
     if threshold >= 1:
         return None
@@ -117,16 +117,16 @@ def run_extract(
     compiled: bool | None = None,
 ) -> dict[str, Any] | None:
     """The summary; None in a process that torchrun started beside the first."""
-    from fastltssl import extract as stage_one
-    from fastltssl.cache import cache_folder
-    from fastltssl.encoder import load_encoder
-    from fastltssl.prompts import templates_of
-    from fastltssl.ranks import joined
-    from fastltssl.report import follow, show
-    from fastltssl.sources import open_source, statistics
-    from fastltssl.tokens import plan
-    from fastltssl.train import drain
-    from fastltssl.views import parse_views
+    from fastltssl.cache.catalogue import cache_folder
+    from fastltssl.encoder import extract as stage_one
+    from fastltssl.encoder.clip import load_encoder
+    from fastltssl.images import open_source, statistics
+    from fastltssl.images.prompts import templates_of
+    from fastltssl.images.views import parse_views
+    from fastltssl.live.tokens import plan
+    from fastltssl.machine import joined
+    from fastltssl.show.terminal import follow, show
+    from fastltssl.training.fit import drain
 
     parsed, tapped = parse_views(views), _taps(taps)
     ranks = joined()

@@ -22,8 +22,10 @@ def run_grid(
     **flags: Any,
 ) -> bool:
     """Train and show a grid; whether every cell has a result."""
-    from fastltssl import experiment, protocol_grid, report
-    from fastltssl.config import read_grid
+    from fastltssl.analysis import grid as protocol_grid
+    from fastltssl.runs import experiment
+    from fastltssl.runs.config import read_grid
+    from fastltssl.show import terminal as report
 
     grid = read_grid(file, flags)
     choices = [protocol_grid.Choice(*each) for each in parse_methods(methods)]
@@ -47,7 +49,8 @@ def run_grid(
 
 def _outcomes(plan: list[Any], done: dict[Path, Any], cache: Any, rows: Any) -> list[Any]:
     """What became of every cell, progress and failures told on the way, semi-supervised ones below LP+LA marked."""
-    from fastltssl import protocol_grid, report
+    from fastltssl.analysis import grid as protocol_grid
+    from fastltssl.show import terminal as report
 
     for name, reason in {one.cell.protocol: one.reason for one in done.values() if one.record is None}.items():
         click.echo(f"{name}: left out: {reason}", err=True)
@@ -65,7 +68,8 @@ def _outcomes(plan: list[Any], done: dict[Path, Any], cache: Any, rows: Any) -> 
 
 def _show(grid: Any, outcomes: list[Any], baseline: Any, metric: str, files: Files) -> None:
     """Print the table and its notes, and write it to the files."""
-    from fastltssl import report, sheets, tables
+    from fastltssl.show import sheets, tables
+    from fastltssl.show import terminal as report
 
     sheet = sheets.grid_sheet(grid, outcomes, baseline, metric)
     report.show(sheet.caption)
@@ -75,7 +79,7 @@ def _show(grid: Any, outcomes: list[Any], baseline: Any, metric: str, files: Fil
 
 
 def _new_folder(name: str) -> Path:
-    from fastltssl import runs
+    from fastltssl.runs import folder as runs
 
     return runs.new_folder(runs.Config(method="grid", cache=name))
 
@@ -109,7 +113,7 @@ def _baseline(text: str | None, choices: list[Any]) -> Any:
 
 
 def _metric(name: str | None) -> str:
-    from fastltssl.records import METRICS
+    from fastltssl.runs.record import METRICS
 
     if name not in (None, *METRICS):
         raise click.UsageError(f"--metric {name!r} is not one of {', '.join(METRICS)}")

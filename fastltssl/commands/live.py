@@ -17,7 +17,7 @@ from fastltssl.commands.common import (
 
 def center_cache(model: str, pretrained: str | None, dataset: str) -> Path:
     """Where the cache of center views is kept that a run without --cache makes."""
-    from fastltssl.cache import cache_folder
+    from fastltssl.cache.catalogue import cache_folder
     from fastltssl.commands.extract import file_stem
 
     parts = [file_stem(dataset), file_stem(model), *([file_stem(pretrained)] if pretrained else []), "center.zarr"]
@@ -39,10 +39,12 @@ def run_live(
     is_json: bool,
 ) -> None:
     """Train; `model` is that of a cache that is made first, `moved` the data set, its root and the weights."""
-    from fastltssl import experiment, live, methods, runs
-    from fastltssl.ranks import joined
-    from fastltssl.report import follow
-    from fastltssl.train import drain
+    from fastltssl import methods
+    from fastltssl.machine import joined
+    from fastltssl.runs import experiment, live
+    from fastltssl.runs import folder as runs
+    from fastltssl.show.terminal import follow
+    from fastltssl.training.fit import drain
 
     if resume and out is None:
         raise click.UsageError("--resume needs the folder of the run: add --out FOLDER")

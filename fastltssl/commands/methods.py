@@ -15,8 +15,8 @@ def methods(name: str | None) -> None:
     NAME may be a file of your own, such as ./mine.py.
     """
     from fastltssl import methods as package
-    from fastltssl.heads import HEADS
-    from fastltssl.report import grid, show
+    from fastltssl.functional.heads import HEADS
+    from fastltssl.show.terminal import grid, show
 
     if name is None:
         show(grid(["method", "what"], [[one, package.summary(package.load(one))] for one in package.names()]))

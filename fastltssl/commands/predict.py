@@ -30,11 +30,11 @@ def predict(
 
     IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
     """
-    from fastltssl import predict as work
-    from fastltssl.cache import open_cache
-    from fastltssl.report import follow, grid, show
-    from fastltssl.runs import read_config
-    from fastltssl.sources.folder import open_images
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.images.folder import open_images
+    from fastltssl.runs import trained as work
+    from fastltssl.runs.folder import read_config
+    from fastltssl.show.terminal import follow, grid, show
 
     source = open_images(images)
     config = read_config(run)

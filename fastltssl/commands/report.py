@@ -27,10 +27,12 @@ def report(
     Accuracy by class, pseudo-labels, confidence, calibration, training, confusion and what the method keeps, for each
     run; the numbers behind each figure are in the file as a CSV.
     """
-    from fastltssl import exhibits, report_page, run_figures
-    from fastltssl.insight import read_insight
-    from fastltssl.report import show
-    from fastltssl.report_sections import sections
+    from fastltssl.analysis.history import read_insight
+    from fastltssl.show.report import exhibits
+    from fastltssl.show.report import figures as run_figures
+    from fastltssl.show.report import page as report_page
+    from fastltssl.show.report.sections import sections
+    from fastltssl.show.terminal import show
 
     folders = list({folder.resolve(): folder for folder in finished(run_folders)}.values())
     runs = [_with_label_bias(case) for case in exhibits.cases([read_insight(folder, seed) for folder in folders])]
@@ -54,11 +56,11 @@ def _with_label_bias(case: Any) -> Any:
     """A run of GLA with the label bias that it subtracts, where its cache is still there to estimate the errors."""
     if case.insight.config.method != "gla":
         return case
-    from fastltssl import cure
-    from fastltssl.cache import open_cache
-    from fastltssl.insight import PerClass
-    from fastltssl.manifest import CacheError
-    from fastltssl.runs import RunError
+    from fastltssl.analysis import cure
+    from fastltssl.analysis.history import PerClass
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.cache.manifest import CacheError
+    from fastltssl.runs.folder import RunError
 
     try:
         found = cure.score(case.insight, open_cache(case.insight.config.cache)).label_bias
@@ -83,7 +85,7 @@ def _make(folder: Path) -> None:
 
 def _save(found: list[Any], folder: Path, kind: str) -> list[Path]:
     """Every figure as a file with its title, numbered by section."""
-    from fastltssl import run_figures
+    from fastltssl.show.report import figures as run_figures
 
     return [
         run_figures.save(plot.figure, ": ".join(filter(None, (one.question.title, plot.caption))),

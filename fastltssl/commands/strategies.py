@@ -54,9 +54,11 @@ def lp_lft_fft(
     LP trains from the cache; LFT, FFT and ULFine train through the encoder. Which of the paper's findings hold is
     decided by the 95 % interval of the difference, paired by seed.
     """
-    from fastltssl import experiment, live, runs, strategy_study
-    from fastltssl.config import parse_seeds, resolve
-    from fastltssl.report import follow, protocol_line, show
+    from fastltssl.analysis import strategies as strategy_study
+    from fastltssl.runs import experiment, live
+    from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import parse_seeds, resolve
+    from fastltssl.show.terminal import follow, protocol_line, show
 
     began = time.perf_counter()
     if not flags["cache_name"] and dataset and model:
@@ -98,7 +100,7 @@ def _extracted(
     dataset: str, model: str, pretrained: str | None, root: Path | None, workers: int, device: str, threads: int | None
 ) -> Path:
     """A cache of weak and strong views for LP."""
-    from fastltssl.cache import cache_folder
+    from fastltssl.cache.catalogue import cache_folder
     from fastltssl.commands.extract import file_stem, run_extract
 
     path = cache_folder() / f"{file_stem(dataset)}_{file_stem(model)}.zarr"
@@ -111,7 +113,7 @@ def _extracted(
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from fastltssl.strategy_study import MEASURES
+    from fastltssl.analysis.strategies import MEASURES
 
     digits = {"false": 0}
     numbers = [spread_of(row[name], digits.get(name, 1)) for name in MEASURES]
@@ -120,8 +122,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _table(results: list[dict[str, Any]], line: str) -> Any:
-    from fastltssl.report import grid
-    from fastltssl.strategy_study import MEASURES
+    from fastltssl.analysis.strategies import MEASURES
+    from fastltssl.show.terminal import grid
 
     columns = ["", *MEASURES.values(), "trained: encoder + head", "s a seed"]
     return grid(columns, [_cells(row) for row in results], line)
@@ -139,8 +141,8 @@ def _finding(one: dict[str, Any]) -> str:
 
 def _write(folder: Path, results: list[dict[str, Any]], found: list[dict[str, Any]], line: str) -> list[Path]:
     """report.md with its picture, the study as CSV by seed and by class, and JSON."""
-    from fastltssl import strategy_study
-    from fastltssl.figures import FigureError, strategies_figure
+    from fastltssl.analysis import strategies as strategy_study
+    from fastltssl.show.study_figures import FigureError, strategies_figure
 
     tables = {
         "strategies.csv": strategy_study.lines(results),
@@ -163,7 +165,7 @@ def _write(folder: Path, results: list[dict[str, Any]], found: list[dict[str, An
 
 
 def _report(results: list[dict[str, Any]], found: list[dict[str, Any]], line: str, has_picture: bool) -> str:
-    from fastltssl.strategy_study import MEASURES
+    from fastltssl.analysis.strategies import MEASURES
 
     columns = ["", *MEASURES.values(), "trained: encoder + head", "seconds a seed"]
     table = [columns, ["---"] * len(columns), *(_cells(row) for row in results)]

@@ -53,10 +53,13 @@ def sweep(
     """
     import dataclasses
 
-    from fastltssl import experiment, runs, study, sweeps
-    from fastltssl.config import counted_seeds, resolve
-    from fastltssl.report import follow, show
-    from fastltssl.space import space_of
+    from fastltssl.runs import experiment
+    from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import counted_seeds, resolve
+    from fastltssl.runs.sweep import sweep as sweeps
+    from fastltssl.runs.sweep import trials as study
+    from fastltssl.runs.sweep.space import space_of
+    from fastltssl.show.terminal import follow, show
 
     if flags.get("seeds") is not None:
         flags["seeds"] = ",".join(map(str, counted_seeds(flags["seeds"])))
@@ -96,9 +99,9 @@ def sweep(
 
 def _show(found: dict[str, Any], folder: Path) -> None:
     """The best configurations, what mattered, and the test of the best; the picture where it can be drawn."""
-    from fastltssl.figures import FigureError, sweep_figure
-    from fastltssl.report import grid, protocol_line, results_table, show
-    from fastltssl.study import METRICS
+    from fastltssl.runs.sweep.trials import METRICS
+    from fastltssl.show.study_figures import FigureError, sweep_figure
+    from fastltssl.show.terminal import grid, protocol_line, results_table, show
 
     record, knobs = found["record"], list(found["space"])
     sign = METRICS[found["metric"].partition(".")[2]]

@@ -63,11 +63,13 @@ def train(
     With --live it trains through the encoder, from images, one seed after the other.
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl train METHOD --live MODE ...
     """
-    from fastltssl import experiment, methods, runs
+    from fastltssl import methods
     from fastltssl.commands.live import center_cache, run_live
-    from fastltssl.config import resolve
-    from fastltssl.report import follow
-    from fastltssl.train import is_trained
+    from fastltssl.runs import experiment
+    from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import resolve
+    from fastltssl.show.terminal import follow
+    from fastltssl.training.fit import is_trained
 
     moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
     if ensemble:

@@ -26,11 +26,11 @@ def world() -> None:
               help="Picture to write: .jpg, or .png for the exact pixels at four times the size.")  # fmt: skip
 def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Path) -> None:
     """Draw a contact sheet: every class by name, in the style of the captions and shifted."""
-    from fastltssl.report import show
-    from fastltssl.sources import sheet as drawing
-    from fastltssl.sources.painting import drawings
-    from fastltssl.sources.shapes import nameless as shapes
-    from fastltssl.sources.world import CLASSES
+    from fastltssl.images.world import contact_sheet as drawing
+    from fastltssl.images.world.painting import drawings
+    from fastltssl.images.world.shapes import nameless as shapes
+    from fastltssl.images.world.world import CLASSES
+    from fastltssl.show.terminal import show
 
     if out.suffix.lower() not in (".png", ".jpg"):
         raise click.UsageError(f"--out {out} is no picture; it must end in .png or .jpg")
@@ -51,12 +51,12 @@ def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Pa
 
 def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
     """The styles to show; nameless shapes are usually seen in the one of the warm-up."""
-    from fastltssl.sources import nearest
-    from fastltssl.sources.world import STYLES
+    from fastltssl.images import nearest
+    from fastltssl.images.world.world import STYLES
 
     known: dict[str, Any] = dict(STYLES)
     if nameless:
-        from fastltssl.pretrain import BROAD
+        from fastltssl.encoder.pretrain import BROAD
 
         known["warm-up"] = BROAD
     for name in names:
@@ -80,8 +80,8 @@ def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
 @as_json
 def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json: bool, **given: Any) -> None:
     """Make the weights of the tiny CLIP anew from a seed, on one CPU thread, in a fixed number of steps."""
-    from fastltssl import pretrain
-    from fastltssl.report import follow, show
+    from fastltssl.encoder import pretrain
+    from fastltssl.show.terminal import follow, show
 
     is_finished = (out / "training.json").exists() and not (out / pretrain.CHECKPOINT).exists()
     if is_finished and not overwrite:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastltssl.heads import HEADS
+from fastltssl.functional.heads import HEADS
 
 
 class UnknownMethod(ValueError):

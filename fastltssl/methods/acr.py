@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.bias import kl_divergence, log_prior, one_hot
-from fastltssl.heads import Cosine, together
-from fastltssl.losses import confident_labels, cross_entropy
+from fastltssl.functional.bias import kl_divergence, log_prior, one_hot
+from fastltssl.functional.heads import Cosine, together
+from fastltssl.functional.losses import confident_labels, cross_entropy
 from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob, size
 
 

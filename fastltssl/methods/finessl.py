@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.bias import one_hot
-from fastltssl.heads import Cosine, together
-from fastltssl.losses import (
+from fastltssl.functional.bias import one_hot
+from fastltssl.functional.heads import Cosine, together
+from fastltssl.functional.losses import (
     balanced_margin_cross_entropy,
     confident_labels,
     cross_entropy,

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.bias import log_prior
-from fastltssl.heads import Cosine, TextBranch, text_branch, text_scores, zero_shot_bias
-from fastltssl.losses import cross_entropy
+from fastltssl.functional.bias import log_prior
+from fastltssl.functional.heads import Cosine, TextBranch, text_branch, text_scores, zero_shot_bias
+from fastltssl.functional.losses import cross_entropy
 from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob
 
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.bias import log_prior, one_hot
-from fastltssl.neighbors import nearest
+from fastltssl.functional.bias import log_prior, one_hot
+from fastltssl.functional.neighbors import nearest
 from fastltssl.types import Knob, Problem, Scores, choice, knob, size
 
 ROWS = 2048  # scored at once

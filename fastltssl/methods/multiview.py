@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.bias import log_prior
-from fastltssl.heads import Cosine, together
-from fastltssl.losses import cross_entropy, soft_cross_entropy
+from fastltssl.functional.bias import log_prior
+from fastltssl.functional.heads import Cosine, together
+from fastltssl.functional.losses import cross_entropy, soft_cross_entropy
 from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, knob, size
 
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.augment import jitter_channels, mixup
-from fastltssl.bias import log_prior, one_hot
-from fastltssl.heads import Cosine
-from fastltssl.losses import soft_cross_entropy
+from fastltssl.functional.augment import jitter_channels, mixup
+from fastltssl.functional.bias import log_prior, one_hot
+from fastltssl.functional.heads import Cosine
+from fastltssl.functional.losses import soft_cross_entropy
 from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, knob
 
 

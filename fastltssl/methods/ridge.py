@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from fastltssl.bias import one_hot
-from fastltssl.losses import cross_entropy
+from fastltssl.functional.bias import one_hot
+from fastltssl.functional.losses import cross_entropy
 from fastltssl.types import AutoKnob, Problem, Scores, choice, knob
 
 STRENGTHS = torch.logspace(-3, 2, 26, dtype=torch.float64)

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from fastltssl.bias import log_prior, one_hot
-from fastltssl.heads import Cosine, together
-from fastltssl.losses import cross_entropy, soft_cross_entropy
+from fastltssl.functional.bias import log_prior, one_hot
+from fastltssl.functional.heads import Cosine, together
+from fastltssl.functional.losses import cross_entropy, soft_cross_entropy
 from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob, size
 
 

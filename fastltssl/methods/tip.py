@@ -17,9 +17,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.adapters import affinity
-from fastltssl.bias import one_hot
-from fastltssl.heads import TextBranch, embed, text_branch, text_scores
+from fastltssl.functional.adapters import affinity
+from fastltssl.functional.bias import one_hot
+from fastltssl.functional.heads import TextBranch, embed, text_branch, text_scores
 from fastltssl.types import Knob, Problem, Scores, choice, knob
 
 

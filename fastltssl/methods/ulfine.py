@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.bias import log_prior, one_hot, two_folds, update_prior
-from fastltssl.heads import (
+from fastltssl.functional.bias import log_prior, one_hot, two_folds, update_prior
+from fastltssl.functional.heads import (
     Cosine,
     TextBranch,
     class_means,
@@ -34,7 +34,7 @@ from fastltssl.heads import (
     together,
     zero_shot_bias,
 )  # fmt: skip
-from fastltssl.losses import confident_labels, cross_entropy
+from fastltssl.functional.losses import confident_labels, cross_entropy
 from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, choice, knob
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.heads import TextBranch, text_branch, text_scores, zero_shot_bias
+from fastltssl.functional.heads import TextBranch, text_branch, text_scores, zero_shot_bias
 from fastltssl.types import Problem, Scores, choice
 
 

@@ -1,0 +1,152 @@
+"""How pseudo-labels suffer from the imbalance of the pool: methods x unlabelled pools, trained from one cache.
+
+What `fastltssl analyze pseudo-labels` prints and draws; no printing here. Percent, but for KL in nats.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.splits import ORDERS, SwitchError, long_tailed
+from fastltssl.methods import configure
+from fastltssl.runs.experiment import training, training_together
+from fastltssl.runs.folder import Config, RunError, check
+from fastltssl.training.fit import Progress
+from fastltssl.training.rows import Rows
+
+MEASURES = {  # in a record: (where, name); the audit's are those of accepted pseudo-labels
+    "kl": ("audit", "kl"),
+    "tail_recall": ("audit", "recall_tail"),
+    "precision": ("audit", "accuracy"),
+    "mask_rate": ("audit", "mask_rate"),
+    "bacc": ("", "bacc"),
+}
+FURTHER = {  # in the CSV and the JSON beside them
+    "kl_all": ("audit", "kl_all"),
+    "prior_kl": ("audit", "prior_kl"),
+    "recall": ("audit", "recall"),
+    "wrong_confidence": ("audit", "wrong_confidence"),
+    "right_confidence": ("audit", "right_confidence"),
+    "test_tail": ("", "tail"),
+}
+
+
+class Pool(NamedTuple):
+    """An unlabelled pool of the study."""
+
+    order: str
+    gamma_u: float
+
+    @property
+    def name(self) -> str:
+        return self.order if self.order == "uniform" else f"{self.order} {self.gamma_u:g}"
+
+
+class Choice(NamedTuple):
+    """A method of the study, with the knobs it was given as text."""
+
+    name: str
+    settings: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.name, *(f"{knob}={value}" for knob, value in self.settings.items())])
+
+
+def pools(gammas: Sequence[float], orders: Sequence[str]) -> list[Pool]:
+    """The different pools among orders x gammas: at gamma 1 every order is uniform, and uniform has no gamma."""
+    if unknown := [order for order in orders if order not in ORDERS]:
+        raise SwitchError(f"--orders {unknown[0]!r} is not one of {', '.join(ORDERS)}")
+    found = [
+        Pool("uniform", 1.0) if order == "uniform" or gamma == 1 else Pool(order, gamma)
+        for order in orders
+        for gamma in gammas
+    ]
+    return sorted(set(found), key=lambda pool: (pool != ("uniform", 1.0), ORDERS.index(pool.order), pool.gamma_u))
+
+
+def plan(base: Config, choices: Sequence[Choice], found: Sequence[Pool], cache: Cache) -> list[list[Config]]:
+    """The experiments, one list a method, checked before anything is trained.
+
+    Raises RunError where a method makes no pseudo-labels or the pool has no true labels to judge them by, SplitError
+    where the cache cannot serve one of the pools.
+    """
+    for choice in choices:
+        if not configure(choice.name, choice.settings).views[0]:
+            raise RunError(
+                f"{choice.name} makes no pseudo-labels; name semi-supervised methods in --methods (see `fastltssl "
+                "methods`). The probe LP+LA is trained beside them anyway"
+            )
+    base = dataclasses.replace(base, protocol=check(base).protocol)
+    if not isinstance(base.protocol.m1, int) or not base.protocol.m1:
+        group, why = cache.groups.get("unlabeled"), "the study varies a pool that is counted by class"
+        if group is not None and (group.labels < 0).any():
+            why = "the group unlabeled has no true labels to judge pseudo-labels by"
+        raise RunError(f"{base.cache}: {why}. Add --m1 n, to take the pool from rows whose labels are known")
+    labels = {name: group.labels for name, group in cache.groups.items()}
+    for pool in found:
+        protocol = dataclasses.replace(base.protocol, order=pool.order, gamma_u=pool.gamma_u)
+        for seed in base.seeds:
+            long_tailed(labels, len(cache.classes), protocol, seed)
+    return [
+        [
+            dataclasses.replace(
+                base,
+                method=choice.name,
+                settings=dict(choice.settings),
+                protocol=dataclasses.replace(base.protocol, order=pool.order, gamma_u=pool.gamma_u),
+            )
+            for pool in found
+        ]
+        for choice in choices
+    ]
+
+
+def reference(base: Config, cache: Cache, rows: Rows, out: Path | None) -> Generator[Progress, None, dict[str, Any]]:
+    """The record of LP+LA on the same labels: what a method must beat for its pool to have helped."""
+    protocol = dataclasses.replace(base.protocol, m1=0, gamma_u=1.0, order="consistent")
+    config = dataclasses.replace(base, method="probe", settings={}, protocol=protocol)
+    return (yield from training(config, cache, rows, out))
+
+
+def studying(
+    configs: Sequence[Config], cache: Cache, rows: Rows, folder: Callable[[Config], Path | None]
+) -> Generator[Progress, None, list[dict[str, Any]]]:
+    """Train one method on every pool, seeds and pools of one size jointly; returns its records."""
+    return (yield from training_together(configs, cache, rows, [folder(config) for config in configs]))
+
+
+def row(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """One line of the study: method, pool, and each measure {mean, std, values} or None."""
+    protocol = record["protocol"]
+    found = {
+        key: (record[where] or {}).get(measure) if where else record[measure]
+        for key, (where, measure) in (MEASURES | FURTHER).items()
+    }
+    return {
+        "method": name,
+        "order": protocol["order"],
+        "gamma_u": protocol["gamma_u"],
+        "pool": Pool(protocol["order"], protocol["gamma_u"]).name,
+        "unlabelled": record["unlabelled"],
+        "seeds": record["seeds"],
+        **found,
+        "is_below_la": bool(record.get("is_below_la")),
+        "run": record["run"],
+    }
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The study as a tidy table: one line for each method, pool and seed."""
+    return [
+        {
+            **{name: one[name] for name in ("method", "order", "gamma_u")},
+            "unlabelled": one["unlabelled"][place],
+            "seed": seed,
+            **{name: one[name]["values"][place] if one[name] else None for name in MEASURES | FURTHER},
+        }
+        for one in rows
+        for place, seed in enumerate(one["seeds"])
+    ]

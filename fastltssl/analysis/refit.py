@@ -1,0 +1,76 @@
+"""A run trained again from the cache with other knobs, and the curve of one knob. No page; the numbers are train's."""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from fastltssl.analysis.cure import Scored
+from fastltssl.analysis.history import Insight, read_insight
+from fastltssl.methods import configure, fields
+from fastltssl.runs.evaluation import evaluator
+from fastltssl.runs.experiment import training
+from fastltssl.runs.folder import Config
+from fastltssl.training.fit import Progress, drain, fitting_many
+from fastltssl.training.rows import make_stream
+from fastltssl.training.step import with_knobs
+
+OPTIONS = ("steps", "lr", "weight_decay", "batch", "batch_u")  # of Config, beside the knobs of the method
+MEASURES = ("bacc", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate", "val_bacc")
+
+
+def changed(insight: Insight, settings: dict[str, Any], options: dict[str, Any]) -> Config:
+    """The config of the run with other knobs, for its one seed. Raises UnknownKnob on a value that is none."""
+    config = dataclasses.replace(insight.config, seeds=(insight.seed,), settings=settings, **options)
+    configure(config.method, config.settings)
+    return config
+
+
+def refitting(config: Config, scored: Scored, out: Path) -> Generator[Progress, None, Insight]:
+    """Train a changed config from the cache of a run, yielding progress; a run folder under `out`."""
+    yield from training(config, scored.trained.cache, scored.rows, out)
+    return read_insight(out)
+
+
+def knob_range(config: Config, knob: str, count: int) -> list[float]:
+    """`count` values over the range a knob is meant for; equal factors apart where its scale is logarithmic."""
+    if knob in ("lr", "weight_decay"):
+        middle = getattr(config, knob) or 5e-4
+        return [float(value) for value in np.geomspace(middle / 10, middle * 10, count)]
+    meant = fields(configure(config.method, config.settings))[knob].metadata
+    spaced = np.geomspace if meant["log"] and meant["low"] > 0 else np.linspace
+    return [float(value) for value in spaced(meant["low"], meant["high"], count)]
+
+
+def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) -> dict[str, Float[np.ndarray, "R"]]:
+    """The last evaluation of one run for each value of a real knob, trained together; fractions, by MEASURES."""
+    method, problem = configure(config.method, config.settings), scored.one.problem._replace(steps=config.steps)
+    swept = {knob: torch.tensor(values, dtype=problem.x.dtype)}
+    inside = {name: each for name, each in swept.items() if name not in OPTIONS}
+    stream = make_stream(
+        problem,
+        method.views,
+        batch=config.batch,
+        batch_u=config.batch_u,
+        seed=scored.one.seed,
+        noise=getattr(with_knobs(method, inside), "noise", False),
+    )
+    measured = evaluator(config, scored.one.split, scored.one.groups, problem, scored.rows)
+    work = fitting_many(
+        method,
+        swept,
+        problem,
+        stream,
+        steps=config.steps,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        seed=scored.one.seed,
+        evals=1,
+        evaluate=lambda method, run, _: measured(method, run),
+    )
+    history = drain(work).history
+    return {name: history[name][:, -1].double().numpy() for name in MEASURES if name in history}

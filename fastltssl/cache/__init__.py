@@ -1,0 +1,1 @@
+"""The feature cache: written once, verified when opened, split into protocols."""

@@ -1,0 +1,346 @@
+"""Caches from features that were computed elsewhere, with emulated views where one asks for them.
+
+An emulated view stands in for an augmented image that nobody encoded (x is the feature scaled to unit norm):
+weak is normalise(x + noise e), strong is normalise(drop(x + noise e)), with e ~ N(0, I/D) and `drop` zeroing each
+coordinate with a given probability. Every recipe says "emulated", so the fingerprint and the tables show it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from fastltssl.cache.layout import SLAB, GroupSpec
+from fastltssl.cache.manifest import CacheError
+from fastltssl.cache.writer import create
+
+EMULATE_FORM = "weak:COUNT:NOISE or strong:COUNT:NOISE:DROP, joined by commas, such as weak:8:0.2,strong:8:0.5:0.1"
+SPACES = ("embedding", "pre")
+PART = 8192  # rows looked at together
+LAYOUTS = ("ctd", "tcd")
+MAX_VIEWS = 64
+
+
+class Noise(NamedTuple):
+    """The recipe of one emulated view: standard deviation in units of |x|, and the share of coordinates dropped."""
+
+    view: str
+    noise: float
+    drop: float
+
+    def recipe(self) -> str:
+        """The text that enters the fingerprint."""
+        inner = f"x + {self.noise:g} e"
+        kept = f"drop {100 * self.drop:g} % of ({inner})" if self.drop else inner
+        return f"emulated: normalise({kept}), e ~ N(0, I/D)"
+
+
+def import_file(
+    file: str | Path,
+    out: str | Path,
+    *,
+    features: str,
+    labels: str,
+    text: str | None = None,
+    classes: str | None = None,
+    test_features: str | None = None,
+    test_labels: str | None = None,
+    projection: str | None = None,
+    **options: Any,
+) -> str:
+    """Import the named arrays of a .npz, .npy, .safetensors or .parquet file, with the options of import_features."""
+    keys = {
+        "features": features,
+        "labels": labels,
+        "text": text,
+        "classes": classes,
+        "test_features": test_features,
+        "test_labels": test_labels,
+        "projection": projection,
+    }
+    loaded = load_arrays(file, [key for key in keys.values() if key is not None])
+    arrays: dict[str, Any] = {name: None if key is None else loaded[key] for name, key in keys.items()}
+    return import_features(out, **arrays, source_name=Path(file).name, **options)
+
+
+def load_arrays(file: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The named arrays of a file, or columns of a .parquet. Pickled objects are refused.
+
+    A key of a .npy file names a .npy file beside it; so does one of a .parquet file that is none of its columns, and
+    OTHER.parquet:COLUMN names a column of a file beside.
+    """
+    file = Path(file)
+    if file.suffix not in LOADERS:
+        raise CacheError(f"{file.name} cannot be imported; accepted: {', '.join(LOADERS)}. Save it with numpy.savez")
+    try:
+        return LOADERS[file.suffix](file, list(dict.fromkeys(keys)))
+    except CacheError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise CacheError(
+            f"{file.name} cannot be read: {error}. Objects and bfloat16 must be saved as numbers"
+        ) from error
+
+
+def _load_npz(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as arrays:
+        _require_keys(file, keys, arrays.files)
+        return {key: arrays[key] for key in keys}
+
+
+def _load_npy(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    beside = sorted(other.stem for other in file.parent.glob("*.npy"))
+    _require_keys(file, [key.removesuffix(".npy") for key in keys], beside)
+    return {
+        key: np.load(file.with_name(key.removesuffix(".npy") + ".npy"), mmap_mode="r", allow_pickle=False)
+        for key in keys
+    }
+
+
+def _load_safetensors(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as arrays:
+            _require_keys(file, keys, arrays.keys())
+            return {key: arrays.get_tensor(key) for key in keys}
+    except SafetensorError as error:
+        raise ValueError(error) from error
+
+
+def _load_parquet(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    """Columns of numbers, texts, or lists of one length; of files beside OTHER.parquet:COLUMN, and NAME of NAME.npy."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise CacheError(f"{file.name} needs pyarrow to be read: pip install 'fastltssl[data]'") from None
+    found: dict[str, np.ndarray] = {}
+    try:
+        columns = parquet.read_schema(file).names
+        for key in keys:
+            other, colon, column = key.rpartition(":")
+            if key in columns:
+                found[key] = _column(file, key, parquet.read_table(file, columns=[key])[key])
+            elif colon and other.endswith(".parquet"):
+                found[key] = _load_parquet(file.with_name(other), [column])[column]
+            else:
+                beside = [other.stem for other in sorted(file.parent.glob("*.npy"))]
+                _require_keys(file, [key.removesuffix(".npy")], [*columns, *beside])
+                found |= _load_npy(file, [key])
+    except ArrowException as error:
+        raise ValueError(error) from error
+    return found
+
+
+def _column(file: Path, name: str, column: Any) -> np.ndarray:
+    """A column of a table as an array [N], or [N D] where it holds lists."""
+    if column.null_count:
+        raise CacheError(f"{file.name}: column {name!r} has {column.null_count} empty cells. Fill or drop these rows")
+    column = column.combine_chunks()
+    if not hasattr(column, "flatten") or not hasattr(column.type, "value_type"):
+        return column.to_numpy(zero_copy_only=False)
+    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False)) if len(column) else np.zeros(1, int)
+    if len(lengths) > 1:
+        raise CacheError(
+            f"{file.name}: column {name!r} holds lists of {lengths[0]} to {lengths[-1]} numbers, not of one"
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise CacheError(f"{file.name}: column {name!r} has {values.null_count} empty numbers in its lists")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), int(lengths[0]))
+
+
+LOADERS = {".npz": _load_npz, ".npy": _load_npy, ".safetensors": _load_safetensors, ".parquet": _load_parquet}
+
+
+def _require_keys(file: Path, keys: list[str], present: Sequence[str]) -> None:
+    for key in keys:
+        if key not in present:
+            raise CacheError(f"{file.name} has no array {key!r}; it has {', '.join(present)}")
+
+
+def import_features(
+    out: str | Path,
+    *,
+    features: np.ndarray,
+    labels: np.ndarray,
+    text: np.ndarray | None = None,
+    classes: Sequence[str] | np.ndarray | None = None,
+    test_features: np.ndarray | None = None,
+    test_labels: np.ndarray | None = None,
+    projection: np.ndarray | None = None,
+    logit_scale: float = 100.0,
+    text_layout: str = "ctd",
+    space: str = "embedding",
+    emulate: str | None = None,
+    seed: int = 0,
+    source_name: str = "arrays",
+    overwrite: bool = False,
+) -> str:
+    """One line that says what the written cache holds. Every array is checked here, with a message.
+
+    features [N D], labels [N], projection [D E] in space "pre"; text [C E], [C T E], or [T C E] with layout "tcd".
+    The center view keeps the features as given; emulated views, of the train group only, have unit norm.
+    """
+    for name, value, accepted in (("space", space, SPACES), ("text layout", text_layout, LAYOUTS)):
+        if value not in accepted:
+            raise CacheError(f"{name} {value!r} is not one of {', '.join(accepted)}")
+    if (space == "pre") != (projection is not None):
+        raise CacheError("features before the projection need --space pre and --projection KEY, both or neither")
+    if (test_features is None) != (test_labels is None):
+        raise CacheError("a test group needs both --test-features KEY and --test-labels KEY")
+    given = {"train": (features, labels)}
+    if test_features is not None and test_labels is not None:
+        given["test"] = (test_features, test_labels)
+    for name, (x, y) in given.items():
+        _check_rows(name, x, y, features.shape[-1] if name == "test" else None)
+    prompts = None if text is None else _prompts(text, text_layout)
+    names = _class_names(classes, prompts, [y for _, y in given.values()])
+    recipes = parse_emulate(emulate)
+    views = {"train": ("center", *(recipe.view for recipe in recipes)), "test": ("center",)}
+    with create(
+        out,
+        provenance=_provenance(source_name, given, space, recipes, seed),
+        classes=names,
+        groups={name: GroupSpec(_ids(name, len(x)), y.astype(np.int64), views[name]) for name, (x, y) in given.items()},
+        width=features.shape[1],
+        text=prompts,
+        projection=projection,
+        logit_scale=logit_scale,
+        overwrite=overwrite,
+    ) as writer:
+        for block in writer.pending():
+            x = np.asarray(given[block.group][0][block.start : block.stop], np.float32)
+            kept = recipes if block.group == "train" else ()
+            noisy = [emulated(x, recipe, seed=seed, group=block.group, start=block.start) for recipe in kept]
+            writer.commit(block, np.stack([x, *noisy], axis=1))
+        writer.close()
+    rows = " + ".join(f"{len(x):,} {name}" for name, (x, _) in given.items())
+    count = "no text" if prompts is None else f"text of {prompts.shape[1]} prompts"
+    return f"{rows} rows, {len(views['train'])} views, {features.shape[1]} wide, {len(names)} classes, {count}"
+
+
+def parse_emulate(text: str | None) -> tuple[Noise, ...]:
+    """The views that a text such as weak:8:0.2,strong:8:0.5:0.1 asks for."""
+    recipes: list[Noise] = []
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"(weak|strong):(\d+):(\d*\.?\d+)(?::(\d*\.?\d+))?", part.strip())
+        if not found:
+            raise CacheError(f"--emulate {part!r} is not understood; accepted: {EMULATE_FORM}")
+        role, count, noise, drop = found[1], int(found[2]), float(found[3]), float(found[4] or 0)
+        if not 1 <= count <= MAX_VIEWS or noise <= 0 or drop >= 1:
+            raise CacheError(
+                f"--emulate {part!r}: the count is 1 to {MAX_VIEWS}, the noise above 0, the dropped share below 1"
+            )
+        if any(recipe.view.startswith(role) for recipe in recipes):
+            raise CacheError(f"--emulate {text!r} names {role} twice; accepted: {EMULATE_FORM}")
+        recipes += [Noise(f"{role}{index}", noise, drop) for index in range(count)]
+    return tuple(recipes)
+
+
+def emulated(
+    x: Float32[np.ndarray, "rows D"], recipe: Noise, *, seed: int, group: str, start: int
+) -> Float32[np.ndarray, "rows D"]:
+    """One emulated view of rows that begin at position `start` of a group, a multiple of 64; unit norm.
+
+    The numbers of a row depend on seed, group, view and position alone, whatever rows come with it.
+    """
+    view = _unit(x)
+    for first in range(0, len(x), SLAB):
+        key = hashlib.blake2b(f"{seed}/{group}/{recipe.view}/{start + first}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+        part = view[first : first + SLAB]
+        # a whole slab is drawn, so that a short last one gets the same numbers as it would within a longer set
+        noise = generator.standard_normal((SLAB, x.shape[1]), dtype=np.float32)
+        is_kept = generator.random((SLAB, x.shape[1]), dtype=np.float32) >= recipe.drop
+        part += recipe.noise * noise[: len(part)] / np.sqrt(x.shape[1])
+        part *= is_kept[: len(part)]
+    return _unit(view)
+
+
+def _unit(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> None:
+    found = f"got {x.dtype} {list(x.shape)}"
+    if x.ndim != 2 or x.dtype.kind != "f" or not x.size:
+        raise CacheError(f"{group} features must be floating-point numbers [N, D], {found}")
+    if width is not None and x.shape[1] != width:
+        raise CacheError(f"{group} features must be {width} wide as the train features are, {found}")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        raise CacheError(f"{group} labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
+    # In parts, so that a large array is not copied whole.
+    parts = [np.abs(x[start : start + PART]).max(axis=1) for start in range(0, len(x), PART)]
+    largest = np.concatenate(parts).astype(np.float64)
+    rejected = {
+        "hold values that are not finite": ~np.isfinite(largest),
+        "hold values above 65504, too large for float16; scale them": largest >= 65520,
+        "are all zeros, which have no direction": largest == 0,
+    }
+    for why, rows in rejected.items():
+        if rows.any():
+            named = ", ".join(map(str, np.flatnonzero(rows)[:5]))
+            raise CacheError(f"{group} features: {int(rows.sum())} rows {why} (rows {named})")
+
+
+def _prompts(text: np.ndarray, layout: str) -> Float32[np.ndarray, "C T E"]:
+    """Text features, unit norm per prompt."""
+    if text.ndim not in (2, 3) or text.dtype.kind != "f" or not np.isfinite(text).all():
+        raise CacheError(
+            "text must be finite floating-point numbers [C, E], [C, T, E], or [T, C, E] with --text-layout tcd, "
+            f"got {text.dtype} {list(text.shape)}"
+        )
+    prompts = text[:, None] if text.ndim == 2 else text if layout == "ctd" else text.transpose(1, 0, 2)
+    if not prompts.any(axis=-1).all():
+        raise CacheError("text holds rows of zeros, which have no direction")
+    return _unit(prompts)
+
+
+def _class_names(given: Sequence[str] | np.ndarray | None, prompts: np.ndarray | None, labels: list) -> list[str]:
+    """Names as given, or "class 0", ... as many as the text has or else the labels need; they must all agree."""
+    labelled = 1 + max(int(y.max()) for y in labels)
+    if given is not None:
+        array = np.asarray(given)
+        if array.ndim != 1 or array.dtype.kind not in "US":
+            raise CacheError(f"class names must be a list of texts, got {array.dtype} {list(array.shape)}")
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
+    elif prompts is None and labelled > 10 * sum(map(len, labels)):
+        raise CacheError(f"labels go up to {labelled - 1} for {sum(map(len, labels))} rows; they must be 0 to C - 1")
+    else:
+        names = [f"class {index}" for index in range(labelled if prompts is None else len(prompts))]
+    if prompts is not None:
+        first, second = prompts.shape[:2]
+        expected = labelled if given is None else len(names)
+        is_swapped = first != expected and second == expected > 1
+        if is_swapped or first != len(names):
+            hint = ". Is it in the other order? Then change --text-layout" if is_swapped else ""
+            raise CacheError(
+                f"text {[first, second]} does not fit {len(names)} class names, {labelled} in the labels{hint}"
+            )
+    return names
+
+
+def _ids(group: str, n: int) -> tuple[str, ...]:
+    return tuple(f"{group}/{index:06d}" for index in range(n))
+
+
+def _provenance(
+    source_name: str, given: dict[str, tuple[np.ndarray, np.ndarray]], space: str, recipes: tuple[Noise, ...], seed: int
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, arrays in given.items():
+        for array in arrays:
+            digest.update(f"{name} {array.dtype.str} {json.dumps(array.shape)}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+    views = {"center": "as imported"} | {recipe.view: recipe.recipe() for recipe in recipes}
+    dataset = {"dataset": source_name, "dataset_fingerprint": digest.hexdigest()}
+    libraries = {"numpy": np.__version__} if recipes else {}
+    return {"model": "imported", **dataset, "space": space, "views": views, "seed": seed, "libraries": libraries}

@@ -1,0 +1,149 @@
+"""Features of a cache, from its chunks into memory: every chunk checked, on a few threads, without Zarr."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from google_crc32c import value as crc32c
+from jaxtyping import Float16, Int
+
+from fastltssl.cache.layout import stored_rows
+from fastltssl.cache.manifest import CacheError, damaged, read_manifest
+
+PART_BYTES = 256 * 2**20  # of a streamed part, all views together
+SPARE = 0.8  # share of the free memory that features may take
+
+
+class Group(NamedTuple):
+    """One group of an opened cache; its features stay on disk until read_features."""
+
+    path: Path
+    name: str
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, "N"]
+    views: tuple[str, ...]
+    shape: tuple[int, int, int]  # N, V, D
+    broken: tuple[int, ...] = ()  # stored rows whose image could not be read; ids, labels and shape are without them
+    taps: tuple[str, ...] = ()  # further arrays of that shape
+
+    @property
+    def stored(self) -> int:
+        """Rows on disk, the broken ones included."""
+        return self.shape[0] + len(self.broken)
+
+
+def read_features(
+    group: Group, views: Sequence[str] | None = None, array: str = "features"
+) -> Float16[np.ndarray, "N V D"]:
+    """Features, or a tap, of the given views (all by default).
+
+    The views lie one after the other in memory, as they do on disk, so the array is not C-contiguous for V > 1. Where
+    the memory that is free does not hold them, they lie in a file without a name beside the cache, mapped into memory.
+    """
+    read, names = reader(group, views, array)
+    features = _room((len(names), group.stored, group.shape[2]), group.path.parent.parent)
+    read(0, group.stored, features)
+    if group.broken:
+        kept = np.setdiff1d(np.arange(group.stored), group.broken)
+        for view in features:
+            view[: len(kept)] = view[kept]
+        features = features[:, : len(kept)]
+    return features.transpose(1, 0, 2)
+
+
+def stream_features(
+    group: Group, views: Sequence[str] | None = None, array: str = "features", part_bytes: int = PART_BYTES
+) -> Iterator[Float16[np.ndarray, "n V D"]]:
+    """The same rows in parts of about that size, in order; the next part is read while one is looked at."""
+    read, names = reader(group, views, array)
+    rows, width = stored_rows(group.path.parent, group.name), group.shape[2]
+    step = max(1, part_bytes // (2 * width * len(names) * rows)) * rows
+
+    def part(start: int) -> Float16[np.ndarray, "n V D"]:
+        stop = min(start + step, group.stored)
+        features = np.empty((len(names), stop - start, width), "<f2")
+        read(start, stop, features)
+        broken = [row - start for row in group.broken if start <= row < stop]
+        return np.delete(features, broken, axis=1).transpose(1, 0, 2)
+
+    with ThreadPoolExecutor(1) as ahead:
+        due = ahead.submit(part, 0)
+        for start in range(step, group.stored + step, step):
+            found, due = due.result(), ahead.submit(part, start) if start < group.stored else due
+            yield found
+
+
+def reader(
+    group: Group, views: Sequence[str] | None, array: str
+) -> tuple[Callable[[int, int, Float16[np.ndarray, "V n D"]], None], tuple[str, ...]]:
+    """A function that fills an array with stored rows start (of a chunk) to stop, and the names of its views."""
+    names, width = group.views if views is None else tuple(views), group.shape[2]
+    if missing := [name for name in names if name not in group.views]:
+        raise CacheError(f"{group.path} has no view {missing[0]!r}, only {', '.join(group.views)}")
+    if array not in ("features", *group.taps):
+        raise CacheError(
+            f"{group.path.parent} has no {array!r}, only {', '.join(('features', *group.taps))}. "
+            "Taps are made by: fastltssl extract --taps mid"
+        )
+    path, rows = group.path.parent, stored_rows(group.path.parent, group.name)
+    digests = {name: digest for block in read_manifest(path).blocks for name, digest in block["files"].items()}
+
+    def read_chunk(part: Float16[np.ndarray, "n D"], name: str) -> None:
+        chunk = part if len(part) == rows else np.empty((rows, width), "<f2")  # the last one is stored padded
+        try:
+            with open(path / name, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                count = file.readinto(chunk.data) if size == chunk.nbytes else 0
+        except FileNotFoundError:
+            size = count = 0
+        if count != chunk.nbytes:
+            raise damaged(path, f"{name} has {size} bytes, not {chunk.nbytes}")
+        raw = chunk.view()
+        raw.flags.writeable = False  # what the checksum takes
+        if f"{crc32c(raw):08x}" != digests[name]:
+            raise damaged(path, f"{name} does not match its checksum")
+        if chunk is not part:
+            part[:] = chunk[: len(part)]
+
+    def read(start: int, stop: int, into: Float16[np.ndarray, "V n D"]) -> None:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            tasks = [
+                pool.submit(
+                    read_chunk,
+                    into[place, first - start : min(first + rows, stop) - start],
+                    f"{group.name}/{array}/c/{first // rows}/{group.views.index(name)}/0",
+                )
+                for place, name in enumerate(names)
+                for first in range(start, stop, rows)
+            ]
+            for task in tasks:
+                task.result()
+
+    return read, names
+
+
+def _room(shape: tuple[int, int, int], folder: Path) -> Float16[np.ndarray, "V N D"]:
+    """An array to be filled: in memory where that is free, else in a file of the folder that has no name."""
+    size = 2 * int(np.prod(shape))
+    if size <= SPARE * available_memory():
+        return np.empty(shape, "<f2")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, "<f2", "w+", shape=shape)
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, and of its control group where there is one."""
+    free = []
+    if (table := Path("/proc/meminfo")).is_file():
+        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    group = Path("/sys/fs/cgroup")
+    if (limit := group / "memory.max").is_file() and (text := limit.read_text().strip()) != "max":
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+        free.append(int(text) - used)
+    return min(free, default=2**62)

@@ -1,0 +1,57 @@
+"""Near-duplicates between test and training images: the center views' nearest neighbours by cosine, by faiss."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from fastltssl.cache.catalogue import Cache, Group, read_features
+
+MOST_PRODUCTS = 2e13  # of test rows x training rows x width; about a minute on two cores
+BATCH = 1024
+
+
+class Pair(NamedTuple):
+    """A test image and the training image most like it."""
+
+    test: str
+    group: str
+    row: str
+    cosine: float
+
+
+def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
+    """Pairs with a cosine of at least the threshold, most alike first; None where the search would take too long."""
+    import faiss
+
+    if "test" not in cache.groups:
+        return []
+    others = [group for name, group in cache.groups.items() if name != "test"]
+    test = cache.groups["test"]
+    if test.shape[0] * sum(group.shape[0] for group in others) * test.shape[2] > MOST_PRODUCTS:
+        return None
+    asked, pairs = _unit(test), []
+    for group in others:
+        index = faiss.IndexFlatIP(test.shape[2])
+        index.add(_unit(group))
+        for start in range(0, len(asked), BATCH):
+            cosines, rows = index.search(asked[start : start + BATCH], 1)
+            pairs += [
+                Pair(test.ids[start + place], group.name, group.ids[row], float(cosine))
+                for place, (cosine, row) in enumerate(zip(cosines[:, 0], rows[:, 0], strict=True))
+                if cosine >= threshold
+            ]
+    return sorted(pairs, key=lambda pair: -pair.cosine)
+
+
+def _unit(group: Group) -> Float32[np.ndarray, "N D"]:
+    features = np.ascontiguousarray(read_features(group, ["center"])[:, 0], np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def write_pairs(pairs: list[Pair], path: Path) -> None:
+    """The pairs as CSV."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([Pair._fields, *pairs])

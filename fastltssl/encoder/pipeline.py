@@ -1,0 +1,148 @@
+"""The pipeline of stage one: blocks of rows to slabs, decoded ahead on some threads, encoded on others, in order."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float32, UInt8, UInt64
+from torch import Tensor
+
+from fastltssl.cache.layout import SLAB, Block
+from fastltssl.encoder.clip import Encoder
+from fastltssl.images import BrokenImage, Images, Source
+from fastltssl.images.views import View, image_key, make_view
+
+GPU_LANES = 2  # one slab is prepared while another is computed
+
+
+class Slab(NamedTuple):
+    """Rows start to stop of a block, at most SLAB."""
+
+    block: Block
+    start: int
+    stop: int
+
+
+class Canvases(NamedTuple):
+    """The images of a slab, padded to SLAB rows, with their keys."""
+
+    pixels: UInt8[Tensor, "slab 3 S S"]
+    keys: UInt64[np.ndarray, "slab"]
+    broken: tuple[int, ...]  # rows of the group whose image could not be decoded; their pixels are zero
+
+
+class Encoded(NamedTuple):
+    """The features and taps of a slab, without the padding."""
+
+    slab: Slab
+    features: Float32[np.ndarray, "rows V P D"]
+    waited_s: float
+    broken: tuple[int, ...]
+
+
+class Pipeline(NamedTuple):
+    """Threads that decode and threads that encode (lanes), each of those computing on one thread."""
+
+    decoders: ThreadPoolExecutor | None
+    lanes: ThreadPoolExecutor
+    lane_count: int
+    ahead: int  # slabs under way or waiting to be taken
+
+    def encoded(
+        self,
+        source: Source,
+        encoder: Encoder,
+        views: dict[str, tuple[View, ...]],
+        blocks: Iterable[Block],
+        *,
+        seed: int,
+        skip_broken: bool = False,
+    ) -> Iterator[Encoded]:
+        """The slabs of blocks, in order, with the views of their group; groups without views are not read."""
+        flight: deque[Future[Encoded]] = deque()
+        for block in blocks:
+            for start in range(block.start, block.stop, SLAB):
+                slab = Slab(block, start, min(start + SLAB, block.stop))
+                flight.append(self._submit(slab, source, encoder, views[block.group], seed, skip_broken))
+                if len(flight) >= self.ahead:
+                    yield flight.popleft().result()
+        while flight:
+            yield flight.popleft().result()
+
+    def _submit(
+        self, slab: Slab, source: Source, encoder: Encoder, views: tuple[View, ...], seed: int, skip_broken: bool
+    ) -> Future[Encoded]:
+        """Set a slab going. Without decoders its lane decodes, which then counts as waiting."""
+        if not views:
+            done: Future[Encoded] = Future()
+            empty = np.zeros((slab.stop - slab.start, 0, 1 + len(encoder.taps), encoder.width), np.float32)
+            done.set_result(Encoded(slab, empty, 0.0, ()))
+            return done
+        load = partial(_canvases, source.groups[slab.block.group], slab, encoder, skip_broken)
+        ready = self.decoders.submit(load).result if self.decoders else load
+        return self.lanes.submit(_encoded, slab, ready, encoder, views, seed)
+
+
+@contextmanager
+def pipeline(device: torch.device, workers: int) -> Iterator[Pipeline]:
+    """A pipeline with so many decoding threads; what has not begun when this is left is dropped."""
+    threads = torch.get_num_threads()
+    count = threads if device.type == "cpu" else GPU_LANES
+    decoders = ThreadPoolExecutor(workers) if workers else None
+    lanes = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield Pipeline(decoders, lanes, count, 2 * count + workers)
+    finally:
+        lanes.shutdown(cancel_futures=True)
+        if decoders:
+            decoders.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _canvases(images: Images, slab: Slab, encoder: Encoder, skip_broken: bool) -> Canvases:
+    rows = range(slab.start, slab.stop)
+    pixels = np.zeros((SLAB, 3, encoder.size, encoder.size), np.uint8)
+    keys = np.zeros(SLAB, np.uint64)
+    read = _readable(images, rows) if skip_broken else images.read(rows)
+    for place, (row, image) in enumerate(zip(rows, read, strict=True)):
+        if image is not None:
+            pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
+    broken = tuple(row for row, image in zip(rows, read, strict=True) if image is None)
+    return Canvases(torch.from_numpy(pixels), keys, broken)
+
+
+def _readable(images: Images, rows: Sequence[int]) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:
+    """The images of the rows, None where one cannot be decoded; one by one only where some cannot."""
+    try:
+        return images.read(rows)
+    except BrokenImage:
+        return [_read_one(images, row) for row in rows]
+
+
+def _read_one(images: Images, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
+    try:
+        return images.read([row])[0]
+    except BrokenImage:
+        return None
+
+
+def _encoded(slab: Slab, ready: Callable[[], Canvases], encoder: Encoder, views: Sequence[View], seed: int) -> Encoded:
+    began = time.perf_counter()
+    pixels, keys, broken = ready()
+    waited_s = time.perf_counter() - began
+    with torch.inference_mode():
+        canvas = pixels.to(encoder.device).float().div_(255)
+        made = [make_view(canvas, view, keys, seed) for view in views]
+        lots = made if encoder.device.type == "cpu" else [torch.cat(made)]  # a CPU keeps one view in its cache
+        parts = torch.cat([encoder.encode_parts(lot) for lot in lots])
+        table = rearrange(parts, "(v s) p d -> s v p d", v=len(views))[: slab.stop - slab.start]
+    features_of = table.cpu().numpy()
+    features_of[[row - slab.start for row in broken]] = 0
+    return Encoded(slab, features_of, waited_s, broken)

@@ -1,0 +1,170 @@
+"""Where the weights of a model are: the embedded one, a tag of the hub, a file, a folder, or none."""
+
+import contextlib
+import difflib
+import logging
+import pickle
+import ssl
+import urllib.error
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TINY = Path(__file__).parents[1] / "tiny"
+CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
+UNLOADABLE = (  # what open_clip, the hub and torch.load raise on weights that are absent, damaged or of another model
+    RuntimeError, OSError, ValueError, KeyError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError,
+    ImportError,
+)  # fmt: skip
+PROBE_S = 5  # a hub that does not answer in this time counts as out of reach
+RANDOM_SEED = 0  # of the weights of --pretrained none
+
+
+class EncoderError(ValueError):
+    """A model or its weights that cannot be had."""
+
+
+def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[Any, Any, Callable[..., Tensor]]:
+    """The open_clip model, its preprocessing for evaluation and its tokenizer. Raises EncoderError."""
+    import open_clip
+
+    reach: contextlib.AbstractContextManager[None]
+    folder = TINY if model == "tiny" else Path(model.removeprefix("local-dir:"))
+    if model == "tiny" or model.startswith("local-dir:"):
+        if pretrained is not None:
+            raise EncoderError(
+                f"--model {model} has weights of its own: leave out --pretrained {pretrained}, or name another model, "
+                "such as ViT-B-16"
+            )
+        name, settings, reach = f"local-dir:{folder}", {}, contextlib.nullcontext()
+        if not any(file.suffix in CHECKPOINTS for file in folder.glob("*")):
+            raise EncoderError(
+                f"--model {model}: {folder} holds no weights. Accepted: a file {' or '.join(CHECKPOINTS)}"
+            )
+        merges = sorted(folder.glob("bpe*.txt.gz"))
+        words = {"bpe_path": str(merges[0])} if merges else {}  # without it: the tokenizer of the large models
+    else:
+        name, words, reach = model, {}, _short_wait()
+        settings = _weights(model, pretrained, notes)
+    try:
+        with reach, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(RANDOM_SEED)
+            clip, _, transform = open_clip.create_model_and_transforms(name, **settings)
+            return clip, transform, open_clip.get_tokenizer(name, **words)
+    except UNLOADABLE as error:
+        raise EncoderError(
+            f"--model {model} --pretrained {pretrained}: the weights could not be loaded. Tried: {_tried(pretrained)}. "
+            f"Reason: {_in_short(error)} Copy a checkpoint here and pass --pretrained PATH, "
+            f"or --model tiny for the embedded one"
+        ) from error
+
+
+def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, Any]:
+    """Arguments for open_clip that say where the weights are; checks the names first."""
+    import open_clip
+
+    known = open_clip.list_models()
+    if model not in known:
+        near = difflib.get_close_matches(model, ["tiny", *known], n=3, cutoff=0.4)
+        raise EncoderError(
+            f"--model {model!r} is unknown. Nearest: {', '.join(near) or 'none'}. Accepted: tiny, local-dir:FOLDER, "
+            f"or a name of open_clip.list_models(), such as ViT-B-16"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    accepted = f"Accepted: {', '.join([*tags, 'PATH of a checkpoint'])}, or none (random weights)"
+    if pretrained is None:
+        raise EncoderError(f"--model {model} needs --pretrained. {accepted}")
+    if pretrained == "none":
+        notes.append(f"RANDOM WEIGHTS: {model} was not trained, its features mean nothing. For speed and tests only")
+        return {"pretrained": None, "pretrained_text": False}
+    recipe = open_clip.get_pretrained_cfg(model, pretrained)
+    if recipe:
+        return {"pretrained": pretrained, "force_quick_gelu": bool(recipe.get("quick_gelu"))}
+    if not Path(pretrained).is_file():
+        near = difflib.get_close_matches(pretrained, tags, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and no file.{hint} {accepted}")
+    return {"pretrained": pretrained} | file_settings(model, Path(pretrained), tags, notes)
+
+
+def file_settings(model: str, path: Path, tags: Sequence[str], notes: list[str]) -> dict[str, Any]:
+    """What a checkpoint file does not say, activation and preprocessing: from the model's tags where they agree."""
+    import open_clip
+
+    recipes = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+    settings: dict[str, Any] = {}
+    arguments = {"mean": "image_mean", "std": "image_std", "interpolation": "image_interpolation"}
+    for name, argument in (arguments | {"resize_mode": "image_resize_mode"}).items():
+        found = {repr(recipe[name]): recipe[name] for recipe in recipes if name in recipe}
+        if len(found) == 1:
+            settings[argument] = next(iter(found.values()))
+    gelus = {bool(recipe.get("quick_gelu")) for recipe in recipes}
+    is_program = _is_torchscript(path)
+    settings["force_quick_gelu"] = gelus == {True} or is_program
+    settings["weights_only"] = not is_program  # the safe unpickler refuses these; they are no pickles but programs
+    if len(gelus) == 2 and not settings["force_quick_gelu"]:
+        notes.append(f"{path.name}: taken as trained with GELU. For OpenAI weights use --model {model}-quickgelu")
+    return settings
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether torch.load takes the file for a TorchScript archive, the form in which OpenAI published CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what open_clip and the hub log while loading; what matters of it becomes a note or an error of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _short_wait() -> Iterator[None]:
+    """Let the hub use its local files only while it is out of reach: its own retries take most of a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # somebody is there; whom to trust is the hub's own choice
+    except OSError:
+        return False
+    return True
+
+
+def _tried(pretrained: str | None) -> str:
+    if pretrained is None or Path(pretrained).is_file():
+        return "the local file"
+    return f"the tag {pretrained} in the local hub folder, then a download"
+
+
+def _in_short(error: BaseException) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else f"{words[:200].rstrip()}..."

@@ -1,0 +1,294 @@
+"""Heads: features [n D] to class scores [n C]. Pure functions of parameters and constants; all see f/|f|, or taps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, reduce
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastltssl.functional.adapters import (
+    adapted_feature,
+    affinity,
+    bottleneck,
+    feature_of,
+    last_norm,
+    start_bottleneck,
+    start_last_block,
+)
+from fastltssl.functional.bias import LabelBias, estimate_label_bias, one_hot
+from fastltssl.types import Head, Knob, Problem, Scores, choice, knob, seeded, size
+
+INITS = ("auto", "text", "classmean", "random")
+
+
+class MissingText(ValueError):
+    """The cache holds no text features, and something asked for them."""
+
+
+class TextBranch(NamedTuple):
+    """The frozen zero-shot classifier."""
+
+    anchor: Float[Tensor, "C E"]  # unit norm
+    projection: Float[Tensor, "D E"]  # [0 0] where the feature is the embedding already: a state holds tensors only
+    logit_scale: Tensor
+    logit_bias: Tensor
+    ln_post: Float[Tensor, "2 D"]  # [0 0] where rows hold the feature itself, and no taps
+
+
+def text_anchors(text: Float[Tensor, "C T E"]) -> Float[Tensor, "C E"]:
+    """Mean over templates of the normalised text features, normalised again."""
+    return F.normalize(reduce(F.normalize(text, dim=-1), "c t e -> c e", "mean"), dim=-1)
+
+
+def embed(
+    x: Float[Tensor, "n _"], projection: Float[Tensor, "_ _"] | None, ln_post: Float[Tensor, "_ _"] | None = None
+) -> Float[Tensor, "n E"]:
+    """Unit-norm embedding that lives with the text; ln_post is needed where the rows may hold taps."""
+    x = x if ln_post is None else feature_of(x, ln_post)
+    return F.normalize(x if projection is None or not projection.numel() else x @ projection, dim=-1)
+
+
+def text_branch(problem: Problem) -> TextBranch:
+    """The zero-shot classifier of a problem, in the dtype of its labelled rows."""
+    if problem.text is None:
+        raise MissingText(
+            "this needs text features and the cache holds none. Import them with `cache import --text KEY`, "
+            "or choose a method and head init that do without (probe with head.weights=classmean)"
+        )
+    like = problem.x
+    return TextBranch(
+        anchor=text_anchors(problem.text.float()).to(like),
+        projection=like.new_zeros(0, 0) if problem.projection is None else problem.projection.to(like),
+        logit_scale=like.new_tensor(problem.logit_scale),
+        logit_bias=like.new_tensor(problem.logit_bias),
+        ln_post=last_norm(problem),
+    )
+
+
+def text_scores(branch: TextBranch, x: Float[Tensor, "n D"]) -> Scores:
+    """z_zs = logit_scale cos(embedding, anchor) + logit_bias."""
+    cosine = einsum(embed(x, branch.projection, branch.ln_post), branch.anchor, "n e, c e -> n c")
+    return branch.logit_scale * cosine + branch.logit_bias
+
+
+_BIASES = WeakTensorKeyDictionary()  # labelled rows -> [(what else decided it, estimate)]
+
+
+def zero_shot_bias(problem: Problem, fit_scale: bool = False) -> LabelBias:
+    """Label bias of the zero-shot classifier on the labelled rows; hundreds of configurations ask, one computes it."""
+    known = _BIASES.setdefault(problem.x, [])
+    for key, estimate in known:
+        if all(a is b for a, b in zip(key, (problem.text, problem.y, problem.prior, fit_scale), strict=True)):
+            return estimate
+    scores = text_scores(text_branch(problem), problem.x[:, 0])
+    estimate = estimate_label_bias(scores, problem.y, prior=problem.prior, fit_scale=fit_scale)
+    known.append(((problem.text, problem.y, problem.prior, fit_scale), estimate))
+    return estimate
+
+
+def together(score: Callable[[Tensor], Scores], *parts: Float[Tensor, "_ D"]) -> tuple[Tensor, ...]:
+    """Scores of several sets of rows from one product, which normalises the weights once."""
+    return score(torch.cat(parts)).split([len(part) for part in parts])
+
+
+def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, "n"], n_classes: int) -> Float[Tensor, "C D"]:
+    """Unit-norm mean of the normalised rows of each class; a class without rows gets the mean of all rows."""
+    unit = F.normalize(x, dim=-1)
+    member = one_hot(y, n_classes, unit.dtype)
+    total = einsum(member, unit, "n c, n d -> c d")
+    empty = (member.sum(dim=0) == 0)[:, None]
+    return F.normalize(torch.where(empty, unit.mean(dim=0), total), dim=-1)
+
+
+def spread(prototype: Float[Tensor, "C E"], rate: Knob) -> Float[Tensor, "C E"]:
+    """Unit prototypes after one gradient step on their mean squared off-diagonal cosine (orthogonality)."""
+    cosine = einsum(prototype, prototype, "c e, k e -> c k")
+    off = cosine * (1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device))
+    return F.normalize(prototype - rate * 4 / (len(off) * max(1, len(off) - 1)) * off @ prototype, dim=-1)
+
+
+def initial_weight(init: str, problem: Problem, generator: Generator) -> Float[Tensor, "C D"]:
+    """Class weights of about unit norm in feature space: text . P^T, class means, or N(0, 1/D)."""
+    n_classes, center = problem.prior.numel(), feature_of(problem.x[:, 0], last_norm(problem))
+    if init == "auto":
+        init = "classmean" if problem.text is None else "text"
+    if init == "text":
+        branch = text_branch(problem)
+        return embed(branch.anchor, branch.projection.T)
+    if init == "classmean":
+        return class_means(center, problem.y, n_classes)
+    width = center.shape[-1]
+    return (torch.randn(n_classes, width, generator=generator) * width**-0.5).to(center)
+
+
+def product(x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], precision: str = "fp32") -> Scores:
+    """<f_n, w_k>, the product itself in bf16 if asked: a processor with bf16 units does it three times as fast."""
+    if precision == "bf16":
+        return einsum(x.bfloat16(), weight.bfloat16(), "n d, c d -> n c").to(x.dtype)
+    return einsum(x, weight, "n d, c d -> n c")
+
+
+def cosine_scores(
+    x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], scale: Knob, precision: str = "fp32"
+) -> Scores:
+    """s <f/|f|, w_k/|w_k|>; the product comes first, as it is smaller than the weights of many joint runs."""
+    length = torch.linalg.vector_norm(weight, dim=-1).clamp_min(1e-12)
+    return product(F.normalize(x, dim=-1), weight, precision) * (scale / length)
+
+
+@dataclass(frozen=True, eq=False)
+class Cosine:
+    """z_k = s <f/|f|, w_k/|w_k|>."""
+
+    scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the cosine (its start where it is learned)", log=True)
+    learn_scale: str = choice("no", ("no", "yes"), "train s along, kept raw: its logarithm explodes at lr .03")
+    weights: str = choice("auto", INITS, "start of w; auto is text where there is any, else class means")
+    precision: str = choice("fp32", ("fp32", "bf16"), "of the product with the weights, which stay fp32 themselves")
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        weight = initial_weight(self.weights, problem, generator)
+        return {"weight": weight} | ({"scale": weight.new_tensor(self.scale)} if self.learn_scale == "yes" else {})
+
+    def start(self, problem: Problem) -> tuple[()]:
+        return ()
+
+    def scores(self, params: dict[str, Tensor], constants: tuple[()], x: Float[Tensor, "n D"]) -> Scores:
+        return cosine_scores(x, params["weight"], params.get("scale", self.scale), self.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """z_k = s <f/|f|, w_k> + b_k, with w free in length."""
+
+    scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the score", log=True)
+    weights: str = choice("auto", INITS, "start of w; auto is text where there is any, else class means")
+    precision: str = choice("fp32", ("fp32", "bf16"), "of the product with the weights, which stay fp32 themselves")
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        weight = initial_weight(self.weights, problem, generator)
+        return {"weight": weight, "bias": weight.new_zeros(len(weight))}
+
+    def start(self, problem: Problem) -> tuple[()]:
+        return ()
+
+    def scores(self, params: dict[str, Tensor], constants: tuple[()], x: Float[Tensor, "n D"]) -> Scores:
+        return self.scale * product(F.normalize(x, dim=-1), params["weight"], self.precision) + params["bias"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """z_k = s cos(f', w_k), f' = f/|f| + ratio Up(ReLU(Down(f/|f|))) (CLIP-Adapter, arXiv 2110.04544).
+
+    Differs: the paper blends, (1 - a) f + a A(f), which is ratio = a / (1 - a) but for the length; its A ends in a
+    second ReLU and its class weights stay the text. Here Up starts at zero, so that training starts at the cosine head.
+    """
+
+    ratio: Knob = knob(0.1, 0.01, 1.0, "weight of the bottleneck beside the feature", log=True)
+    width: int = size(64, 1, 512, "hidden values of the bottleneck")
+    scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the cosine", log=True)
+    classifier: str = choice("trained", ("trained", "fixed"), "whether w trains too")
+    weights: str = choice("auto", INITS, "start of w; auto is text where there is any, else class means")
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        weight = initial_weight(self.weights, problem, generator)
+        params = start_bottleneck(weight, weight.shape[-1], self.width, 1.0, generator)
+        return params | ({"weight": weight} if self.classifier == "trained" else {})
+
+    def start(self, problem: Problem) -> dict[str, Tensor]:
+        return fixed_weight(self.weights, problem) if self.classifier == "fixed" else {}
+
+    def scores(self, params: dict[str, Tensor], constants: dict[str, Tensor], x: Float[Tensor, "n D"]) -> Scores:
+        unit = F.normalize(x, dim=-1)
+        adapted = unit + self.ratio * bottleneck(params, unit)
+        return cosine_scores(adapted, (params | constants)["weight"], self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskRes:
+    """z_k = s cos(f, t_k + alpha x_k): the text stays and a residual x, zero at first, trains (arXiv 2211.10277)."""
+
+    alpha: Knob = knob(0.5, 0.1, 2.0, "weight of the residual beside the text", log=True)
+    scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the cosine", log=True)
+    weights: str = choice("auto", INITS, "t; auto is text where there is any, else class means")
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        return {"residual": torch.zeros_like(initial_weight(self.weights, problem, generator))}
+
+    def start(self, problem: Problem) -> dict[str, Tensor]:
+        return fixed_weight(self.weights, problem)
+
+    def scores(self, params: dict[str, Tensor], constants: dict[str, Tensor], x: Float[Tensor, "n D"]) -> Scores:
+        return cosine_scores(x, constants["weight"] + self.alpha * params["residual"], self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Tip:
+    """z = s cos(f, t) + alpha exp(-beta (1 - cos(f, key))) @ values: Tip-Adapter-F (arXiv 2207.09519), the keys train.
+
+    Differs: with balance=on (ours) the values, one-hot labels, are over the count of their class and times the mean
+    count: the same where counts are equal. Plain sums give the head of a long tail the most votes.
+    """
+
+    alpha: Knob = knob(3.0, 0.3, 30.0, "weight of the labelled rows beside the text", log=True)
+    beta: Knob = knob(5.5, 1.0, 20.0, "sharpness of the affinity to a labelled row", log=True)
+    scale: Knob = knob(100.0, 10.0, 200.0, "multiplier s of the cosine with the text", log=True)
+    weights: str = choice("auto", INITS, "t; auto is text where there is any, else class means")
+    balance: str = choice("on", ("on", "off"), "count each class by the mean of its keys, or by their sum")
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        return {"keys": F.normalize(problem.x[:, 0], dim=-1)}
+
+    def start(self, problem: Problem) -> dict[str, Tensor]:
+        values = one_hot(problem.y, problem.prior.numel(), problem.x.dtype)
+        if self.balance == "on":
+            values = values / (problem.prior.to(values) * problem.prior.numel()).clamp_min(1e-12)
+        return fixed_weight(self.weights, problem) | {"values": values}
+
+    def scores(self, params: dict[str, Tensor], constants: dict[str, Tensor], x: Float[Tensor, "n D"]) -> Scores:
+        cached = affinity(x, params["keys"], self.beta) @ constants["values"]
+        return cosine_scores(x, constants["weight"], self.scale) + self.alpha * cached
+
+
+@dataclass(frozen=True, eq=False)
+class LastBlock:
+    """z_k = s cos(f', w_k), f' the feature with AdaptFormer (arXiv 2205.13535) in the last block, exact from its taps.
+
+    Differs: the adapter is in one block, not in all of them, as attention comes after the others. A method with several
+    heads trains one in each, and its text branch reads the feature without; `--live lastblock` has one for all.
+    """
+
+    width: int = size(16, 1, 256, "hidden values of the bottleneck")
+    strength: Knob = knob(0.1, 0.01, 10.0, "start of the learned weight of the adapter beside the MLP", log=True)
+    scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the cosine", log=True)
+    weights: str = choice("auto", INITS, "start of w; auto is text where there is any, else class means")
+    taps = True
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        weight = initial_weight(self.weights, problem, generator)
+        return start_last_block(problem, self.width, self.strength, generator) | {"weight": weight}
+
+    def start(self, problem: Problem) -> Float[Tensor, "_ _"]:
+        return last_norm(problem)
+
+    def scores(self, params: dict[str, Tensor], constants: Float[Tensor, "_ _"], x: Float[Tensor, "n D"]) -> Scores:
+        return cosine_scores(adapted_feature(params, x, constants), params["weight"], self.scale)
+
+
+def fixed_weight(init: str, problem: Problem) -> dict[str, Tensor]:
+    """Class weights that do not train, the same for every seed where they are random."""
+    return {"weight": initial_weight(init, problem, seeded(0, "init"))}
+
+
+HEADS: dict[str, type[Head]] = {
+    "cosine": Cosine,
+    "linear": Linear,
+    "adapter": Adapter,
+    "taskres": TaskRes,
+    "tip": Tip,
+    "lastblock": LastBlock,
+}

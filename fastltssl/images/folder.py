@@ -1,0 +1,155 @@
+"""Folders of images: PATH/train/CLASS/*.jpg with PATH/test and PATH/unlabeled beside it, or PATH/CLASS/*.jpg alone."""
+
+import os
+import re
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from fastltssl.images import BrokenImage, Images, Source, SourceError, fingerprint
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+DECODERS = 4  # Pillow decodes outside Python's global lock
+TEST_FOLDERS = ("test", "val")  # the first that is there; ImageNet calls it val
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Image files, decoded when read."""
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    paths: tuple[Path, ...]
+
+    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Images in their own sizes, uint8 RGB."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            return list(pool.map(self._decoded, rows))
+
+    def _decoded(self, row: int) -> np.ndarray:
+        return decoded(self.paths[row], self.ids[row], f"{self.paths[row]}")
+
+
+def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
+    """An image file as uint8 RGB [h, w, 3]; raises BrokenImage, which tells the id and `where` it is kept."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith("I;16"):  # convert would clip 16 bits to white
+                return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
+        raise BrokenImage(
+            f"image {image_id!r} cannot be decoded ({reason}). Leave such images out with --skip-broken (and --resume "
+            f"a cache that was begun), or replace or remove {where} and begin anew, as the data set has changed"
+        ) from reason
+
+
+class Listing(NamedTuple):
+    """The files of one group, before they are images."""
+
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+
+
+def open_folder(dataset: str) -> Source:
+    """The images below PATH of "folder:PATH"; classes are the sorted names of the class folders."""
+    top = Path(dataset.removeprefix("folder:")).expanduser()
+    if dataset in ("folder", "folder:") or not top.is_dir():
+        raise SourceError(f"--dataset {dataset!r}: {top} is not a folder. Accepted: folder:PATH with PATH/CLASS/*.jpg")
+    folders = _splits(top)
+    names = _class_names(folders)
+    listings = {group: _by_class(folder, names) for group, folder in folders.items()}
+    unlabelled = _files(top / "unlabeled") if folders["train"] != top else ()
+    if unlabelled:
+        listings["unlabeled"] = Listing(unlabelled, np.full(len(unlabelled), -1))
+    groups: dict[str, Images] = {
+        group: FileImages(tuple(path.relative_to(top).as_posix() for path in paths), labels, paths)
+        for group, (paths, labels) in listings.items()
+    }
+    sizes = [str(path.stat().st_size) for paths, _ in listings.values() for path in paths]
+    classes = tuple(name.replace("_", " ") for name in names)
+    return Source(dataset, classes, groups, fingerprint(classes, groups, " ".join(sizes)))
+
+
+def open_images(path: Path) -> Source:
+    """Image files below a folder at any depth, or one file, as a group "images" without labels."""
+    paths = (path,) if path.is_file() else _files(path)
+    if not paths:
+        raise SourceError(f"{path} holds no images. Accepted: an image file, or a folder of {', '.join(SUFFIXES)}")
+    ids = tuple((each.relative_to(path) if path.is_dir() else Path(each.name)).as_posix() for each in paths)
+    groups: dict[str, Images] = {"images": FileImages(ids, np.full(len(paths), -1), paths)}
+    return Source(str(path), (), groups, "")
+
+
+def _splits(top: Path) -> dict[str, Path]:
+    """Folders of the labelled groups; the path itself where it holds the classes directly."""
+    test = next((top / name for name in TEST_FOLDERS if _subfolders(top / name)), None)
+    if _subfolders(top / "train"):  # a class may be called "train", too: only a folder of folders is a split
+        return {"train": top / "train"} | ({"test": test} if test else {})
+    if test:
+        raise SourceError(f"{top} holds {test.name}/ but no train/ with class folders. Rename or add {top / 'train'}")
+    return {"train": top}
+
+
+def _class_names(folders: dict[str, Path]) -> list[str]:
+    """Names of the class folders, which every group must share."""
+    names = _subfolders(folders["train"])
+    if not names:
+        raise SourceError(
+            f"{folders['train']} holds no class folders. Accepted: PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg "
+            "with PATH/test/CLASS/*.jpg and PATH/unlabeled beside it"
+        )
+    found = _subfolders(folders["test"]) if "test" in folders else names
+    if found != names:
+        raise SourceError(
+            f"{folders['train']} and {folders['test']} hold different classes: only in train "
+            f"{_shown(set(names) - set(found))}, only in test {_shown(set(found) - set(names))}. "
+            "Both need the same class folders"
+        )
+    return names
+
+
+def _by_class(folder: Path, names: list[str]) -> Listing:
+    """The files of one split, class after class."""
+    files = [_files(folder / name) for name in names]
+    empty = [name for name, found in zip(names, files, strict=True) if not found]
+    if empty:
+        raise SourceError(
+            f"{folder}: no images in class folder {_shown(set(empty))}. "
+            f"Put images there ({', '.join(SUFFIXES)}) or remove the folder"
+        )
+    labels = np.repeat(np.arange(len(names)), [len(found) for found in files])
+    return Listing(tuple(path for found in files for path in found), labels)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """Image files at any depth, in natural order; none where there is no such folder."""
+    found = []
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return tuple(sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())))
+
+
+def natural(text: str) -> tuple[list[str | int], str]:
+    """A sort key under which "2.jpg" comes before "10.jpg"; equal numbers ("1", "01") fall back on the text."""
+    parts = re.split(r"(\d+)", text)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], text
+
+
+def _shown(names: set[str], most: int = 5) -> str:
+    listed = ", ".join(sorted(names)[:most]) or "none"
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed

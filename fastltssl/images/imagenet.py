@@ -1,0 +1,63 @@
+"""ImageNet as folders of WordNet ids, and ImageNet-127, its grouping into 127 classes by a mapping file."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.images.folder import open_folder
+
+MAPPING = "imagenet127.txt"
+LAYOUT = "ROOT/imagenet/train/n01440764/*.JPEG and ROOT/imagenet/val/n01440764/*.JPEG, with --root ROOT"
+
+
+def open_imagenet(dataset: str, root: Path) -> Source:
+    """`imagenet`: class names are the curated ones of CLIP, in the order of the sorted WordNet ids."""
+    found = _folders(dataset, root)
+    if len(found.classes) != 1000:
+        raise SourceError(
+            f"{root / 'imagenet'} holds {len(found.classes)} classes, not 1000. For a part of ImageNet: folder:PATH"
+        )
+    from open_clip import IMAGENET_CLASSNAMES
+
+    classes = tuple(IMAGENET_CLASSNAMES)
+    return Source(dataset, classes, found.groups, fingerprint(classes, found.groups, found.fingerprint))
+
+
+def open_imagenet127(dataset: str, root: Path) -> Source:
+    """`imagenet127`: lines "WORDNET_ID class name" in ROOT/imagenet127.txt or the file FASTLTSSL_IMAGENET127 names.
+
+    Classes are in the order in which the file first names them.
+    """
+    file = Path(os.environ.get("FASTLTSSL_IMAGENET127") or root / MAPPING)
+    if not file.is_file():
+        raise SourceError(
+            f"{dataset} needs a mapping of WordNet ids to its classes, and there is no {file}. "
+            "Accepted: lines such as 'n01440764 fish', in that file or in the one FASTLTSSL_IMAGENET127 names"
+        )
+    pairs = [line.split(maxsplit=1) for line in file.read_text().splitlines() if line.strip()]
+    if bad := [number for number, pair in enumerate(pairs, 1) if len(pair) < 2]:
+        raise SourceError(f"{file}, line {bad[0]}: {pairs[bad[0] - 1]} is not a WordNet id and a class name")
+    mapping = {wnid: name.strip() for wnid, name in pairs}
+    classes = tuple(dict.fromkeys(mapping.values()))
+    found = _folders(dataset, root)
+    if missing := [wnid for wnid in found.classes if wnid not in mapping]:
+        raise SourceError(f"{file} does not say the class of {missing[0]} ({len(missing)} folders are not in it)")
+    target = np.array([classes.index(mapping[wnid]) for wnid in found.classes])
+    groups: dict[str, Images] = {
+        name: dataclasses.replace(images, labels=target[images.labels])  # type: ignore[type-var]
+        for name, images in found.groups.items()
+    }
+    return Source(dataset, classes, groups, fingerprint(classes, groups, found.fingerprint))
+
+
+def _folders(dataset: str, root: Path) -> Source:
+    """The images by WordNet id."""
+    top = root.expanduser() / "imagenet"
+    if not (top / "train").is_dir():
+        raise SourceError(
+            f"{dataset}: there is no {top / 'train'}. ImageNet cannot be downloaded for you. Accepted: {LAYOUT}"
+        )
+    return open_folder(f"folder:{top}")

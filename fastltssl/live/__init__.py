@@ -1,0 +1,1 @@
+"""Training through the encoder: its modes, its images, its step."""

@@ -1,0 +1,387 @@
+"""Training through the encoder: the batches of a Method come from images, and its loss moves the tower as well.
+
+A step encodes the labelled and the strong views with gradient and the weak ones without, takes the loss over the
+features of the whole batch, and passes its slope by the features on to the tower. The images may be encoded in parts,
+one after the other or on several ranks: loss, running state and head see the whole batch, so the numbers stay the same.
+What a step sees follows from the seed and its number alone, so a checkpoint holds tensors and a number, no generator.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
+
+from fastltssl.live.images import Augmented, Seen, Tokens, together
+from fastltssl.live.modes import trainable
+from fastltssl.machine import ALONE, Ranks
+from fastltssl.runs.folder import Live, RunError, leaf_name
+from fastltssl.training.fit import History, Progress, intervals
+from fastltssl.training.rows import Stream, noise_at
+from fastltssl.training.step import MOMENTUM, cosine
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
+
+AHEAD = 2  # steps whose images are decoded while one is computed
+FFT_SHARE = 30  # rate of the head over that of the encoder where all of it trains: with equal rates it forgets
+LOT = 256  # images encoded at once without gradient
+KEEP_S = 60.0  # seconds after which a checkpoint is written between two evaluations
+
+Item = TypeVar("Item")
+Inputs = Augmented | Tokens
+Evaluate = Callable[[Method, Run], dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """What trains in the encoder, and what it reads: all of the tower and images, or its last blocks and tokens."""
+
+    tower: nn.Module  # inputs to features [n D]
+    inputs: Inputs
+    dtype: torch.dtype | None  # of autocast; None: fp32
+    ranks: Ranks = ALONE
+    compiled: Callable[[Tensor], Tensor] | None = None  # the tower for the fixed shapes of training
+    workers: int = 2  # threads that decode ahead
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.tower.parameters()).device
+
+    def features(self, x: Float[Tensor, "n *shape"], is_training: bool = False) -> Float[Tensor, "n D"]:
+        run = self.compiled if is_training and self.compiled is not None else self.tower
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return run(x).float()
+
+    def share(self, count: int) -> tuple[int, int]:
+        """The images of a list that this rank encodes."""
+        rank, size = self.ranks.rank, self.ranks.size
+        return count * rank // size, count * (rank + 1) // size
+
+    def shared(self, own: Float[Tensor, "n D"], count: int, width: int) -> Float[Tensor, "count D"]:
+        """The features of a whole list, of which this rank has its share."""
+        if self.ranks.size == 1:
+            return own
+        first, last = self.share(count)
+        whole = torch.zeros(count, width, device=self.device)
+        whole[first:last] = own
+        return self.ranks.summed(whole)
+
+    def encoded(self, seen: Seen, lot: int = LOT) -> Float[Tensor, "n D"]:
+        """Features of a list of views as the tower is now, without gradient."""
+        first, last = self.share(len(seen.picture))
+        lots = [seen.part(at, min(at + lot, last)) for at in range(first, last, lot)]
+        with torch.no_grad():
+            parts = [self.features(self.inputs(one)) for one in self.ahead(lots, lambda one: [one])]
+            own = torch.cat(parts) if parts else self.features(self.inputs(seen.part(0, 1)))[:0]
+            return self.shared(own, len(seen.picture), own.shape[1])
+
+    def ahead(self, items: Sequence[Item], seen_of: Callable[[Item], list[Seen]]) -> Iterator[Item]:
+        """The items; the pictures that the next ones will ask for are decoded on other threads meanwhile."""
+        if not self.workers or not isinstance(self.inputs, Augmented):
+            yield from items
+            return
+        pictures = self.inputs.pictures
+
+        def load(lot: int) -> None:
+            pictures.prepare(lot, np.concatenate([one.picture for one in seen_of(items[lot])]))
+
+        with ThreadPoolExecutor(self.workers) as threads:
+            flight = [threads.submit(load, lot) for lot in range(min(AHEAD, len(items)))]
+            for lot, item in enumerate(items):
+                if lot + AHEAD < len(items):
+                    flight.append(threads.submit(load, lot + AHEAD))
+                flight[lot].result()
+                yield item
+                pictures.forget(lot)
+
+
+# ---------------------------------------------------------------------------------------------- one step
+
+
+class Asked(NamedTuple):
+    """The views of one step: those that are encoded with gradient, and the weak ones."""
+
+    trained: Seen  # B labelled, then S x U strong ones
+    weak: Seen  # W x U
+
+
+def on_cpu(stream: Stream) -> Stream:
+    """The stream for `asked_at`: a GPU would have to be waited for at each look."""
+    return Stream(*(each.cpu() for each in stream))
+
+
+def asked_at(problem: Problem, stream: Stream, step: int, is_fresh: bool) -> Asked:
+    """The views of a step, of a stream on the CPU; pictures are the labelled rows, then the pool."""
+    x_row, row = (each[step].numpy() for each in (stream.x_row, stream.row))
+    pool = len(problem.x) + row
+    if is_fresh:
+        labelled = Seen(x_row, (f"weak@{step}",) * len(x_row))
+        strong = [Seen(pool, (f"strong{k}@{step}",) * len(row)) for k in range(stream.strong_view.shape[1])]
+        weak = [Seen(pool, (f"weak{k}@{step}",) * len(row)) for k in range(stream.weak_view.shape[1])]
+    else:
+
+        def named(index: np.ndarray, views: Tensor) -> Seen:
+            return Seen(index, tuple(problem.views[k] for k in views.tolist()))
+
+        labelled = named(x_row, stream.x_view[step])
+        strong, weak = ([named(pool, each) for each in views[step]] for views in (stream.strong_view, stream.weak_view))
+    nothing = Seen(np.empty(0, np.int64), ())
+    return Asked(together(labelled, *strong), together(nothing, *weak))
+
+
+def live_step(
+    method: Method,
+    trainee: Trainee,
+    params: Any,
+    state: Any,
+    problem: Problem,
+    stream: Stream,
+    step: int,
+    asked: Asked,
+    parts: int = 1,
+) -> Out:
+    """Loss of one step; its gradient is added to the .grad of the tower's and the head's parameters."""
+    count = len(asked.trained.picture)
+    first, last = trainee.share(count)
+    ends = np.linspace(first, last, parts + 1).astype(int).tolist()
+    inputs = [trainee.inputs(asked.trained.part(a, b)) for a, b in itertools.pairwise(ends) if b > a]
+    with torch.set_grad_enabled(parts == 1):
+        pieces = [trainee.features(x, is_training=True) for x in inputs]
+    width = problem.x.shape[-1]
+    own = torch.cat(pieces).detach() if pieces else torch.empty(0, width, device=trainee.device)
+    features = trainee.shared(own, count, width).requires_grad_()
+    weak = trainee.encoded(asked.weak) if len(asked.weak.picture) else features.new_empty(0, width)
+
+    tensors = tree_leaves(params)
+    with torch.enable_grad():
+        batch = _batch(problem, stream, step, features, weak)
+        out = cast(Trained, method).loss(params, state, batch, problem.x.new_tensor(step / problem.steps))
+        slope, *slopes = torch.autograd.grad(out.loss, [features, *tensors], allow_unused=True)
+        for tensor, each in zip(tensors, slopes, strict=True):
+            each = torch.zeros_like(tensor) if each is None else trainee.ranks.summed(each) / trainee.ranks.size
+            tensor.grad = each if tensor.grad is None else tensor.grad + each
+        if slope is not None:
+            slices = slope[first:last].split([len(x) for x in inputs])
+            for place, (x, each) in enumerate(zip(inputs, slices, strict=True)):
+                piece = pieces[place] if parts == 1 else trainee.features(x, is_training=True)
+                piece.backward(each)
+    _sum_gradients(trainee)
+    return Out(out.loss.detach(), tree_map(torch.detach, out.state), {k: v.detach() for k, v in out.stats.items()})
+
+
+def _batch(
+    problem: Problem, stream: Stream, step: int, features: Float[Tensor, "n D"], weak: Float[Tensor, "k D"]
+) -> Batch:
+    x_row, row, width = stream.x_row[step], stream.row[step], features.shape[1]
+    return Batch(
+        x=features[: len(x_row)],
+        y=problem.y[x_row],
+        x_row=x_row,
+        weak=weak.view(-1, len(row), width) if len(row) else weak.new_empty(stream.weak_view.shape[1], 0, width),
+        strong=features[len(x_row) :].view(stream.strong_view.shape[1], len(row), width),
+        row=row,
+        noise=noise_at(problem, stream, step),
+    )
+
+
+def _sum_gradients(trainee: Trainee) -> None:
+    """Each rank has the gradient of its images: add them up, in one message."""
+    if trainee.ranks.size == 1:
+        return
+    values = list(trainable(trainee.tower).values())
+    own = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
+    flat = trainee.ranks.summed(torch.cat([each.flatten() for each in own]))
+    for value, each in zip(values, flat.split([each.numel() for each in own]), strict=True):
+        value.grad = each.view_as(value)
+
+
+# ---------------------------------------------------------------------------------------------- a run
+
+
+def finetuning(
+    method: Method,
+    problem: Problem,
+    stream: Stream,
+    trainee: Trainee,
+    live: Live,
+    *,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    evals: int,
+    evaluate: Evaluate,
+    checkpoint: Path | None = None,
+    identity: str = "",
+) -> Generator[Progress, None, tuple[Run, dict[str, Tensor], float]]:
+    """Train head and tower together, yielding Progress after every step.
+
+    Returns the run, its history with "step", and the seconds that earlier calls spent on it. The tower ends as it was
+    trained, or as the mean of its weights with `live.ema`. A run that was ended goes on from its checkpoint. Raises
+    RunError where that was written by another configuration than `identity`, and for numbers that are not finite.
+    """
+    steps, is_fresh = problem.steps, live.views == "fresh"
+    params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), method.init(problem, seeded(seed, "init")))
+    fit = _Fit(params, method.start(problem), trainee.tower, live, lr, weight_decay)
+    first = fit.read(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
+    ends = {last for _, last in intervals(steps, evals)}
+    began, kept = time.perf_counter(), time.perf_counter()
+    indices = on_cpu(stream)
+
+    def own_images(t: int) -> list[Seen]:
+        return [one.part(*trainee.share(len(one.picture))) for one in asked_at(problem, indices, t, is_fresh)]
+
+    for t in trainee.ahead(range(first, steps), own_images):
+        fit.rate(t / steps, t)
+        asked = asked_at(problem, indices, t, is_fresh)
+        out = live_step(method, trainee, fit.params, fit.state, problem, stream, t, asked, live.accumulate)
+        fit.update(out)
+        loss = float(out.loss)
+        if not math.isfinite(loss) or (t + 1 in ends and not fit.is_finite()):
+            raise RunError(f"the loss or the weights of step {t + 1} are not finite. Lower --lr or --encoder-lr")
+        if t + 1 in ends:
+            with fit.averaged():
+                metrics = evaluate(method, Run(tree_map(torch.detach, fit.params), (), fit.state))
+            fit.close(metrics | {"step": torch.tensor(t + 1)})
+        now = time.perf_counter()
+        if checkpoint and trainee.ranks.rank == 0 and (t + 1 in ends or now - kept > KEEP_S):
+            fit.write(checkpoint, identity, t + 1, now - began)
+            kept = now
+        yield Progress(t + 1, steps, 1, now - began, loss)
+    fit.settle()
+    run = Run(tree_map(lambda leaf: leaf.detach().clone(), fit.params), (), fit.state)
+    return run, fit.history.stacked(), fit.earlier_s
+
+
+class _Fit:
+    """Everything that changes while a run trains, and how it is written to a file."""
+
+    def __init__(self, params: Any, state: Any, tower: nn.Module, live: Live, lr: float, weight_decay: float) -> None:
+        self.params, self.state, self.live, self.lr = params, state, live, lr
+        self.head = {leaf_name(path): leaf for path, leaf in tree_flatten_with_path(params)[0]}
+        self.tower = trainable(tower)
+        self.weights = [*self.tower.values(), *self.head.values()]
+        groups = [{"params": list(self.tower.values())}, {"params": list(self.head.values())}]
+        if live.optimizer == "adamw":
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+        else:
+            self.optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=MOMENTUM)
+        self.mean = [value.detach().clone() for value in self.weights] if live.ema else []
+        usual = lr / FFT_SHARE if live.mode == "fft" else lr
+        self.encoder_lr, self.earlier_s = usual if live.lr is None else live.lr, 0.0
+        self.history, self.outs = History(0), []  # type: ignore[var-annotated]
+
+    def rate(self, progress: float, step: int) -> None:
+        """Cosine to zero after a linear rise, for the tower and the head."""
+        share = cosine(progress) * min(1.0, (step + 1) / max(1, self.live.warmup))
+        rates = self.encoder_lr, self.lr
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+
+    def update(self, out: Out) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state = out.state
+        self.outs.append({"loss": out.loss, **out.stats})
+        if self.mean:
+            for mean, value in zip(self.mean, self.weights, strict=True):
+                mean.lerp_(value.detach(), 1 - self.live.ema)
+
+    def is_finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.weights)
+
+    def close(self, metrics: dict[str, Tensor]) -> None:
+        self.history.close({name: torch.stack([out[name] for out in self.outs]) for name in self.outs[0]}, metrics)
+        self.history.rows[-1] = {name: value.cpu() for name, value in self.history.rows[-1].items()}
+        self.outs = []
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The mean of the weights in their place, while this lasts."""
+        before = [value.detach().clone() for value in self.weights] if self.mean else []
+        self.settle()
+        yield
+        with torch.no_grad():
+            for value, old in zip(self.weights, before, strict=False):
+                value.copy_(old)
+
+    def settle(self) -> None:
+        """Put the mean of the weights in their place, for good."""
+        with torch.no_grad():
+            for value, mean in zip(self.weights, self.mean, strict=False):
+                value.copy_(mean)
+
+    def write(self, path: Path, identity: str, step: int, seconds: float) -> None:
+        """All of it as safetensors, in the place of what was there; `seconds` are those of this call."""
+        from safetensors.torch import save_file
+
+        tensors = {f"weight.{k}": value for k, value in enumerate(self.weights)}
+        tensors |= {f"mean.{k}": value for k, value in enumerate(self.mean)}
+        for k, own in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{k}.{name}": value for name, value in own.items()}
+        tensors |= {f"state.{leaf_name(at)}": leaf for at, leaf in tree_flatten_with_path(self.state)[0]}
+        for name, rows in (("history", self.history.rows), ("out", self.outs)):
+            tensors |= {f"{name}.{k}.{key}": value for k, row in enumerate(rows) for key, value in row.items()}
+        counts = {"evaluations": len(self.history.rows), "outs": len(self.outs)}
+        meta = {"identity": identity, "step": step, "seconds": self.earlier_s + seconds, **counts}
+        part = path.with_suffix(".part")
+        copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        save_file(copies, part, metadata={"fastltssl": json.dumps(meta)})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    def read(self, path: Path, identity: str) -> int:
+        """Go on where a file was written; the number of steps done. Raises RunError where it does not belong here."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                meta = json.loads(file.metadata()["fastltssl"])
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({error}). Remove that file and this seed begins anew") from None
+        if meta["identity"] != identity:
+            difference = _difference(meta["identity"], identity)
+            raise RunError(f"{path} was written by {difference}. Use the same, another --out, or --overwrite")
+
+        def rows_of(name: str, count: int) -> list[dict[str, Tensor]]:
+            found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+            for key, value in stored.items():
+                kind, _, rest = key.partition(".")
+                if kind == name:
+                    place, _, own = rest.partition(".")
+                    found[int(place)][own] = value
+            return found
+
+        with torch.no_grad():
+            for kind, values in (("weight", self.weights), ("mean", self.mean)):
+                for k, value in enumerate(values):
+                    value.copy_(stored[f"{kind}.{k}"])
+        wanted = self.optimizer.state_dict()
+        wanted["state"] = {k: row for k, row in enumerate(rows_of("optimizer", len(self.weights))) if row}
+        self.optimizer.load_state_dict(wanted)
+        leaves, spec = tree_flatten_with_path(self.state)
+        self.state = tree_unflatten([stored[f"state.{leaf_name(at)}"].to(leaf) for at, leaf in leaves], spec)
+        self.history.rows = rows_of("history", meta["evaluations"])
+        device = self.weights[0].device
+        self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta["outs"])]
+        self.earlier_s = float(meta["seconds"])
+        return int(meta["step"])
+
+
+def _difference(stored: str, asked: str) -> str:
+    """Where two configurations, as JSON, differ."""
+    old, new = json.loads(stored), json.loads(asked)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)!r} and now it is {new.get(name)!r}" for name in names[:3])

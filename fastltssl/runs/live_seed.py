@@ -1,0 +1,180 @@
+"""One seed of a live experiment: the pictures of its split, what trains on them, and the memory that takes."""
+
+import dataclasses
+from collections.abc import Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.reader import SPARE, available_memory
+from fastltssl.encoder.clip import DTYPES, Encoder
+from fastltssl.encoder.extract import Progress as Extracted
+from fastltssl.encoder.towers import split_tower
+from fastltssl.images import Source
+from fastltssl.images.views import parse_recipe
+from fastltssl.live.images import Augmented, Pictures, Seen, make_tokens, pictures_of, plan_tokens, recipes_of
+from fastltssl.live.modes import first_trained, parse_mode
+from fastltssl.live.step import Trainee, asked_at, on_cpu
+from fastltssl.machine import ALONE, Ranks
+from fastltssl.runs.evaluation import evaluator
+from fastltssl.runs.experiment import SeedSplit, evals_of, measured_rows
+from fastltssl.runs.folder import Config, RunError
+from fastltssl.training.rows import Rows, Stream, make_stream
+from fastltssl.types import Method, Run
+
+LIVE_VIEWS = ("center", "weak0", "strong0")  # what a stream of fresh views chooses from
+
+
+class Opened(NamedTuple):
+    """What a live experiment reads, but for its cache."""
+
+    source: Source
+    encoder: Encoder
+    ranks: Ranks = ALONE
+    workers: int = 2
+
+
+def note(text: str) -> Extracted:
+    """A line the user should see, among the progress."""
+    return Extracted("", 0, 0, 0.0, 0.0, text)
+
+
+class LiveSplit:
+    """The pictures of one seed's split: labelled rows, pool, validation and test rows, in this order."""
+
+    def __init__(self, config: Config, one: SeedSplit, cache: Cache, opened: Opened) -> None:
+        self.config, self.one, self.opened = config, one, opened
+        split = one.split
+        pool = split.unlabelled_group, split.unlabelled
+        self.chosen = [("train", split.labelled), pool, *measured_rows(config, split, cache)]
+        wanted = [(name, [cache.groups[name].ids[i] for i in rows]) for name, rows in self.chosen]
+        self.pictures: Pictures = pictures_of(opened.source, opened.encoder, wanted)
+        self.labels = torch.cat([torch.from_numpy(cache.groups[name].labels[rows]) for name, rows in self.chosen])
+        known: Any = cache.attributes["provenance"]
+        self.recipes = recipes_of({name: parse_recipe(text) for name, text in known["views"].items()})
+        self.is_fresh = config.live is not None and config.live.views == "fresh"
+        self.view_seed = one.seed if self.is_fresh else known["seed"]
+
+    def stream(self, method: Method) -> Stream:
+        problem = self.one.problem
+        return make_stream(
+            problem._replace(views=LIVE_VIEWS) if self.is_fresh else problem,
+            method.views,
+            batch=self.config.batch,
+            batch_u=self.config.batch_u,
+            seed=self.one.seed,
+            noise=getattr(method, "noise", False),
+        )
+
+    def trainee(self, method: Method, tower: nn.Module, is_first: bool) -> Generator[Extracted, None, Trainee]:
+        """What trains: the tower on images, or its last blocks on tokens where all before them is frozen."""
+        live = self.config.live
+        assert live is not None
+        encoder, ranks = self.opened.encoder, self.opened.ranks
+        images = Augmented(self.pictures, self.recipes, self.view_seed)
+        dtype = DTYPES[
+            ("bf16" if encoder.device.type == "cuda" else "fp32") if live.precision == "auto" else live.precision
+        ]
+        trainee = Trainee(tower, images, dtype, ranks, workers=self.opened.workers)
+        block = first_trained(tower, parse_mode(live.mode))
+        if block and not self.is_fresh:
+            front, rest = split_tower(tower, block)
+            every = self._every(method)
+            plan = plan_tokens(every, images, front, rest)
+            if plan.fits:
+                if is_first:
+                    yield note(str(plan))
+                tokens = yield from make_tokens(every, images, front)
+                trainee = dataclasses.replace(trainee, tower=rest, inputs=tokens)
+                if is_first:
+                    yield note(f"{plan.passes - plan.views:,} of {plan.passes:,} passes through them are saved")
+            elif is_first:
+                yield note(f"{plan}. They do not fit, so every view is encoded at each visit")
+        if live.recompute:
+            recompute(trainee.tower)
+        asked = asked_at(self.one.problem, on_cpu(self.stream(method)), 0, self.is_fresh).trained
+        free = available_memory() if encoder.device.type == "cpu" else torch.cuda.mem_get_info(encoder.device)[0]
+        per_image = step_bytes(trainee, trainee.inputs(asked.part(0, 1)))
+        check_memory(per_image, len(asked.picture), live.accumulate * ranks.size, free)
+        return dataclasses.replace(trainee, compiled=torch.compile(trainee.tower)) if live.compiled else trainee
+
+    def _every(self, method: Method) -> list[Seen]:
+        """All that a run will see, evaluations included."""
+        problem, stream = self.one.problem, on_cpu(self.stream(method))
+        steps = [one for t in range(problem.steps) for one in asked_at(problem, stream, t, self.is_fresh)]
+        evaluations = [one for one in self._measured_views(method).values() if len(one.picture)]
+        return steps + evaluations * evals_of(self.config)
+
+    def _measured_views(self, method: Method) -> dict[str, Seen]:
+        """The views an evaluation takes: the pool as a weak view where the method labels it, the others as they are."""
+        sizes = [len(rows) for _, rows in self.chosen]
+        ends = np.cumsum([0, *sizes])
+        parts = {"pool": (ends[1], ends[2]), "val": (ends[2], ends[3]), "test": (ends[3], ends[-1])}
+        weak = next((name for name in self.one.problem.views if name.startswith("weak")), "center")
+        name_of = {"pool": "weak@pool" if self.is_fresh else weak, "val": "center", "test": "center"}
+        if not method.views[0]:
+            parts["pool"] = (ends[1], ends[1])
+        return {name: Seen(np.arange(a, b), (name_of[name],) * int(b - a)) for name, (a, b) in parts.items()}
+
+    def measured(self, trainee: Trainee, method: Method, run: Run) -> dict[str, Tensor]:
+        """The metrics of a run, on features of its tower as it is now."""
+        one, labels, features = self.one, {}, {}
+        for name, seen in self._measured_views(method).items():
+            nothing = one.problem.x.new_zeros(0, one.problem.x.shape[-1])
+            features[name] = (trainee.encoded(seen) if len(seen.picture) else nothing)[:, None]
+            labels[name] = self.labels[torch.from_numpy(seen.picture)].to(trainee.device)
+        rows = Rows(
+            features | {"train": features["val"]}, labels | {"train": labels["val"]}, ("center",), None, None, 1.0, 0.0
+        )
+        places = {name: np.arange(len(each)) for name, each in labels.items()}
+        split = one.split._replace(
+            unlabelled=places["pool"],
+            unlabelled_group="pool",
+            val=places["val"],
+            test=places["test"],
+            test_group="test",
+        )
+        problem = one.problem._replace(u=features["pool"], views=("center",))
+        config = dataclasses.replace(self.config, eval="test")
+        return evaluator(config, split, one.groups, problem, rows)(method, run)
+
+
+def recompute(tower: Any) -> None:
+    """Keep only what enters each block, and compute the rest again when its gradient is taken."""
+    blocks = getattr(tower, "transformer", None)
+    if not hasattr(blocks, "grad_checkpointing"):
+        raise RunError(f"--recompute: {type(tower).__name__} has no blocks to recompute. Leave it out")
+    blocks.grad_checkpointing = True  # type: ignore[union-attr]
+
+
+def step_bytes(trainee: Trainee, sample: Float[Tensor, "1 *shape"]) -> int:
+    """Bytes that autograd keeps for one image: everything saved but the parameters, counted in a forward pass."""
+    own = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = value
+        return value
+
+    with saved_tensors_hooks(pack, lambda value: value), torch.enable_grad():
+        features = trainee.features(sample)
+    del features
+    return sum(value.untyped_storage().nbytes() for value in kept.values())
+
+
+def check_memory(per_image: int, count: int, parts: int, free: int) -> None:
+    """Raise RunError where a step of `count` images in so many parts keeps more than is free; it says what fits."""
+    at_once, fits = -(-count // parts), int(SPARE * free / max(1, per_image))
+    if at_once > fits:
+        advice = f"Pass --accumulate {-(-count // fits)}, which changes no number" if fits else "Pass --recompute"
+        raise RunError(
+            f"a step encodes {at_once} images at once, for which {per_image * at_once / 2**30:.1f} GiB must be kept, "
+            f"and {free / 2**30:.1f} GiB are free: {fits} images would fit. {advice}; --recompute keeps less of each"
+        )

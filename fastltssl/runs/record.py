@@ -1,0 +1,115 @@
+"""The record of an experiment: one JSON row out of the histories of its seeds.
+
+Percent, but for nats and rows; std with ddof 1 (0 for one seed); null for what does not exist.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastltssl.cache.catalogue import Cache, fingerprint
+from fastltssl.cache.splits import Split
+from fastltssl.functional import metrics
+from fastltssl.methods import values
+from fastltssl.runs.folder import Config
+from fastltssl.training.fit import is_trained
+from fastltssl.types import Fitted, Method
+
+METRICS = ("top1", "bacc", "gm", "hm", "worst", "head", "medium", "tail", "ece", "mce")
+PSEUDO_LABEL = ("accuracy", "mask_rate", "wrong_confidence")
+AUDIT = {  # curves of the audit, and the factor to the unit of the record: percent, nats, rows
+    "pseudo_accuracy": 100, "pseudo_mask_rate": 100, "pseudo_wrong_confidence": 100, "pseudo_right_confidence": 100,
+    "pseudo_kl": 1, "pseudo_kl_all": 1, "prior_kl": 1, "pseudo_recall": 100,
+    **{f"pseudo_recall_{name}": 100 for name in metrics.GROUPS},
+    **{f"pseudo_false_{name}": 1 for name in metrics.GROUPS},
+}  # fmt: skip
+
+
+def record_of(
+    config: Config,
+    method: Method,
+    cache: Cache,
+    splits: list[Split],
+    groups: list[Tensor | None],
+    fitted: list[Fitted],
+    seconds: float,
+) -> dict[str, Any]:
+    """The JSON row of an experiment, `run` left empty."""
+    histories = [one.history for one in fitted]
+    protocol = dataclasses.asdict(config.protocol)
+    record: dict[str, Any] = {
+        "method": config.method,
+        "settings": {name: value for name, value in values(method).items() if name in config.settings},
+        "cache": config.cache,
+        "protocol": protocol | {"report": config.report, "groups": config.groups, "eval": config.eval},
+        "seeds": list(config.seeds),
+    }
+    for name in METRICS:
+        each = [100 * _reported(history, name, config.report) for history in histories]
+        record[name] = _summary(each)
+    held_out = [100 * _reported(history, "val_bacc", config.report) for history in histories if "val_bacc" in history]
+    record["val_bacc"] = _summary(held_out)
+    audit = _audit(histories, config.report)
+    record["pseudo_label"] = audit and {name: audit[name] and audit[name]["mean"] for name in PSEUDO_LABEL}
+    record["audit"] = audit
+    record |= {
+        "seconds": round(seconds, 3),
+        "run": None,
+        "steps": config.steps if is_trained(method) else 0,
+        "lr": config.lr,
+        "templates": config.templates,
+        "labelled": [len(split.labelled) for split in splits],
+        "unlabelled": [len(split.unlabelled) for split in splits],
+        "shortage": [split.shortage for split in splits],
+        "group_sizes": _group_sizes(groups),
+        "cache_fingerprint": fingerprint(cache),
+        "emulated": "emulated" in json.dumps(cache.attributes),
+        "is_ssl": method.views[0] > 0,
+    }
+    return record
+
+
+def _reported(history: dict[str, Tensor], name: str, report: str) -> float:
+    """One seed's reported value of a metric."""
+    values = history[name]
+    if report == "mean20":
+        return float(values[-20:].nanmean())
+    return float(values[int(history["val_bacc"].argmax())] if report == "val" else values[-1])
+
+
+def _audit(histories: list[dict[str, Tensor]], report: str) -> dict[str, Any] | None:
+    """Each scalar of the audit over the seeds, a seed that has none being null; None without pseudo-labels or truth."""
+    if not all("pseudo_accuracy" in history for history in histories):
+        return None
+    found: dict[str, Any] = {}
+    for name, factor in AUDIT.items():
+        each = [factor * _reported(history, name, report) for history in histories if name in history]
+        known = _summary([value for value in each if value == value])
+        values = [round(value, 4) if value == value else None for value in each]
+        found[name.removeprefix("pseudo_")] = known and known | {"values": values}
+    return found
+
+
+def _group_sizes(groups: list[Tensor | None]) -> dict[str, list[int]] | None:
+    """Classes in each group, one number a seed; None where labels are balanced."""
+    known = [each for each in groups if each is not None]
+    if len(known) < len(groups):
+        return None
+    return {name: [int((each == index).sum()) for each in known] for index, name in enumerate(metrics.GROUPS)}
+
+
+def _summary(each: list[float]) -> dict[str, Any] | None:
+    if not each or any(value != value for value in each):
+        return None
+    std = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
+    return {"mean": round(float(np.mean(each)), 4), "std": round(std, 4), "values": [round(v, 4) for v in each]}
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """One metric of a record minus that of another, in points, paired by seed; no interval from a single seed."""
+    each = metrics.paired_difference(ours["values"], theirs["values"])
+    low, high = (round(each.low, 4), round(each.high, 4)) if len(each.values) > 1 else (None, None)
+    return {"mean": round(each.mean, 4), "low": low, "high": high, "values": [round(one, 4) for one in each.values]}

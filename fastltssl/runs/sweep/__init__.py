@@ -1,0 +1,1 @@
+"""Hundreds of configurations at once: the space, the trials, the joint sweep."""

@@ -1,0 +1,328 @@
+"""Sweeps: hundreds of configurations trained as populations on every seed, judged on validation rows.
+
+A configuration is judged by a metric on rows held out of the training images, its mean over the seeds; test rows are
+not looked at. Synchronous successive halving (arXiv 1502.07943): configurations that were asked for together train
+together, at each rung the best 1/eta go on and the others are told as pruned.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+import yaml
+from jaxtyping import Float, Int
+from optuna.trial import TrialState
+from torch import Tensor
+
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.reader import available_memory
+from fastltssl.cache.splits import Protocol
+from fastltssl.functional import metrics
+from fastltssl.functional.adapters import wants_taps
+from fastltssl.methods import configure
+from fastltssl.runs.experiment import SeedSplit, alike_of, open_rows, seeds_of, training, with_templates
+from fastltssl.runs.folder import Config, ConfigError, RunError, as_dict, check, new_folder
+from fastltssl.runs.sweep.space import Real, configured, grid, space_of
+from fastltssl.runs.sweep.trials import (
+    METRICS,
+    Sweep,
+    Trial,
+    adopted,
+    asked,
+    best_of,
+    checked,
+    count_of,
+    importances,
+    open_study,
+    orphans,
+    report,
+    round_of,
+    sign_in,
+    sign_off,
+    trials_of,
+)
+from fastltssl.training.fit import Progress, drain, start
+from fastltssl.training.population import Population, advance, each_group, kept, populate, scores_of, tuned
+from fastltssl.training.rows import Rows, make_stream, require, resident
+
+FEWEST_STEPS = 20  # before the first rung
+WORTH_TUNING = 20_000  # steps of single runs, from which trying out group sizes pays
+
+
+def rungs(steps: int, eta: int) -> list[int]:
+    """Steps after which configurations are judged: steps / eta^k, from at least FEWEST_STEPS up to all."""
+    found = [steps]
+    while eta > 1 and found[0] // eta >= FEWEST_STEPS:
+        found.insert(0, found[0] // eta)
+    return found
+
+
+def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
+    """Raise what the first population would, before a trial is asked for: rows, views or text that are not there."""
+    heads = sweep.space.get("head")
+    own_heads = [configured(sweep.config, {"head": head}) for head in heads] if isinstance(heads, tuple) else []
+    for config in own_heads or [sweep.config]:
+        method, own = configure(config.method, config.settings), _with_taps(config, cache, rows)
+        for one in seeds_of(config, cache, own)[:1]:
+            require(one.problem, method.views)
+            start(method, one.problem, one.seed)
+
+
+def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Generator[Progress, None, list[Trial]]:
+    """Ask, train and tell until the study holds its trials, yielding Progress; returns all trials."""
+    sweep = checked(sweep)
+    rows = with_templates(rows, cache, sweep.config.templates)
+    points = grid(sweep.space, sweep.trials) if sweep.sampler == "grid" else []
+    wanted = min(sweep.trials, len(points)) if points else sweep.trials
+    sign_in(study)
+    began, done = time.perf_counter(), count_of(study) - len(orphans(study))
+    compiled: dict[tuple[Any, ...], dict[Any, Any]] = {}  # of each set of options
+    while True:
+        trials = asked(study, sweep, points, wanted, adopted(study, sweep))
+        if not trials:
+            sign_off(study)
+            return trials_of(study, sweep)
+        options = [name for name, each in sweep.space.items() if not isinstance(each, Real)]
+        alike: dict[tuple[Any, ...], list[optuna.Trial]] = {}
+        for trial in trials:
+            alike.setdefault(tuple(trial.params[name] for name in options), []).append(trial)
+        for values, members in alike.items():
+            config = configured(sweep.config, dict(zip(options, values, strict=True)))
+            own = _with_taps(config, cache, rows)
+            for part in _fitting(sweep, config, cache, own, members):
+                calls = compiled.setdefault(values, {}) if sweep.compiled else None
+                for record in _judged(sweep, config, cache, own, study, part, calls):
+                    total = config.steps * math.ceil(wanted / len(part))
+                    step = record.step + config.steps * (done // len(part))
+                    yield record._replace(step=min(step, total - 1), steps=total, elapsed_s=time.perf_counter() - began)
+                done += len(part)
+
+
+def _judged(
+    sweep: Sweep, config: Config, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[optuna.Trial],
+    calls: dict[Any, Any] | None,
+) -> Generator[Progress, None, None]:  # fmt: skip
+    """Train configurations that share their options, rung by rung, and tell each its value."""
+    began, alive = time.perf_counter(), list(trials)
+    squad = _squad(sweep, config, cache, rows, trials, calls)
+    step, ends, group = 0, rungs(config.steps, sweep.halving), _group(squad, config.steps)
+    is_finite = torch.ones(len(alive), dtype=torch.bool)
+    worst = 0.0 if METRICS[sweep.metric.partition(".")[2]] > 0 else 100.0  # of a configuration that diverged
+    for end in ends:
+        while step < end:
+            last = min(end, step + max(1, config.steps // 20))
+            losses = []
+            for place, (population, _) in enumerate(squad):
+                after, curves = advance(population, step, last, config.steps, group)
+                squad[place] = (after, squad[place][1])
+                losses.append(curves["loss"].nanmean())
+                is_finite &= curves["loss"].isfinite().all(dim=2).all(dim=0).cpu()
+            step = last
+            runs = sum(math.prod(population.shape) for population, _ in squad)
+            yield Progress(step, config.steps, runs, time.perf_counter() - began, float(torch.stack(losses).mean()))
+        each = 100 * torch.cat([_values(population, own, rows, sweep.metric) for population, own in squad])
+        mean = torch.where(is_finite, each.mean(dim=0), worst)
+        for r, trial in enumerate(alive):
+            report(trial, float(mean[r]), step, each[:, r].tolist() if is_finite[r] else [], bool(is_finite[r]))
+        if end == ends[-1]:
+            for r, trial in enumerate(alive):
+                study.tell(trial, float(mean[r]), skip_if_finished=True)
+        else:
+            chosen = _survivors(sweep, study, alive, mean, end)
+            for r in set(range(len(alive))) - set(chosen.tolist()):
+                study.tell(alive[r], state=TrialState.PRUNED, skip_if_finished=True)
+            squad, is_finite = [(kept(population, chosen), own) for population, own in squad], is_finite[chosen]
+            alive = [alive[r] for r in chosen.tolist()]
+            if not alive:  # after an interruption: the others of the round were better
+                return
+
+
+def _group(squad: Sequence[tuple[Population, Any]], steps: int) -> int:
+    """Runs that advance together, tried out where there is enough to do."""
+    runs = sum(math.prod(population.shape) for population, _ in squad)
+    with torch.no_grad():
+        return tuned(squad[0][0], steps) if runs * steps >= WORTH_TUNING else 0
+
+
+def _survivors(
+    sweep: Sweep, study: optuna.Study, alive: Sequence[optuna.Trial], mean: Float[Tensor, "R"], step: int
+) -> Int[Tensor, "K"]:
+    """Which of `alive` are among the best 1/eta of their round, and of their options, at a rung.
+
+    Trials of the round that were told before an interruption count with the value they had.
+    """
+    sign = METRICS[sweep.metric.partition(".")[2]]
+    options = [name for name, each in sweep.space.items() if not isinstance(each, Real)]
+    value = {trial.number: float(mean[r]) for r, trial in enumerate(alive)}
+    for trial in round_of(study, alive[0].user_attrs["round"]):
+        if step in trial.intermediate_values and all(trial.params[n] == alive[0].params[n] for n in options):
+            value.setdefault(trial.number, trial.intermediate_values[step])
+    order = sorted(value, key=lambda number: (-sign * value[number], number))
+    best = set(order[: math.ceil(len(order) / sweep.halving)])
+    return torch.tensor([r for r, trial in enumerate(alive) if trial.number in best], dtype=torch.long)
+
+
+def _with_taps(config: Config, cache: Cache, rows: Rows) -> Rows:
+    """The rows themselves, or taps in place of features where the head reads those."""
+    if not wants_taps(configure(config.method, config.settings)):
+        return rows
+    return with_templates(resident(cache, str(rows.features["train"].device), taps=True), cache, config.templates)
+
+
+def _squad(
+    sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: Sequence[optuna.Trial],
+    calls: dict[Any, Any] | None = None,
+) -> list[tuple[Population, list[SeedSplit]]]:  # fmt: skip
+    """The configurations on every seed: a population for each set of seeds whose tensors have one shape."""
+    method = configure(config.method, config.settings)
+    seeds = seeds_of(config, cache, rows)
+    real = [name for name, each in sweep.space.items() if isinstance(each, Real)]
+    knobs = {name: torch.tensor([t.params[name] for t in trials], dtype=torch.float64) for name in real}
+    squad = []
+    for members in alike_of(method, [one.problem for one in seeds]):
+        own = [seeds[i] for i in members]
+        streams = [
+            make_stream(
+                one.problem, method.views, batch=config.batch, batch_u=config.batch_u, seed=one.seed,
+                noise=hasattr(method, "noise"),
+            )
+            for one in own
+        ]  # fmt: skip
+        population = populate(
+            method, knobs or {"lr": torch.full((len(trials),), config.lr)}, [one.problem for one in own], streams,
+            [one.seed for one in own], lr=config.lr, weight_decay=config.weight_decay, calls=calls,
+        )  # fmt: skip
+        squad.append((population, own))
+    return squad
+
+
+def _fitting(
+    sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: list[optuna.Trial]
+) -> list[list[optuna.Trial]]:
+    """The trials cut into lots whose runs fit into half of the memory that is free."""
+    if len(trials) < 2:
+        return [trials]
+    squad = _squad(sweep, config, cache, rows, trials[:1])
+    size = sum(population.nbytes for population, _ in squad) * 3  # with gradients and what a step needs
+    device = rows.features["train"].device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    lot = max(1, min(len(trials), int(free / 2 // max(1, size))))
+    return [trials[i : i + lot] for i in range(0, len(trials), lot)]
+
+
+def _values(population: Population, seeds: Sequence[SeedSplit], rows: Rows, metric: str) -> Float[Tensor, "S R"]:
+    """The metric of every run on the validation rows of its split, a fraction."""
+    name = metric.partition(".")[2]
+    val = [torch.from_numpy(one.split.val) for one in seeds]
+    x, y = [rows.features["train"][v][:, 0] for v in val], [rows.labels["train"][v] for v in val]
+
+    def measured(part: Population, place: slice) -> Tensor:
+        scores = scores_of(part, x[place])
+        return torch.stack(
+            [metrics.evaluate_many(own, labels, name) for own, labels in zip(scores, y[place], strict=True)]
+        )
+
+    with torch.no_grad():
+        return each_group(population, measured).cpu().double()
+
+
+def concluding(
+    sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[Trial], out: Path
+) -> Generator[Progress, None, dict[str, Any]]:
+    """Train the best configuration alone, its test rows reported once, and write everything under `out`.
+
+    Writes best.yaml (what `train --config` takes), best/ (its run), trials.csv and sweep.json; returns the last.
+    """
+    best = best_of(trials, sweep.metric)
+    config = configured(sweep.config, best.point)
+    record = yield from training(config, cache, rows, out / "best")
+    (out / "best.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    lines = [flat(trial) for trial in trials]
+    with (out / "trials.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    found = {
+        "method": sweep.config.method,
+        "metric": sweep.metric,
+        "space": {name: dataclasses.astuple(each) if isinstance(each, Real) else each
+                  for name, each in sweep.space.items()},
+        "trials": lines,
+        "best": flat(best),
+        "importance": importances(study),
+        "record": record,
+        "out": str(out),
+    }  # fmt: skip
+    (out / "sweep.json").write_text(json.dumps(found, indent=1))
+    return found
+
+
+def flat(trial: Trial) -> dict[str, Any]:
+    """A trial as one row of a table; the knobs stand last, under their names."""
+    own = {"trial": trial.number, "state": trial.state, "value": trial.value, "steps": trial.steps}
+    return own | {"seeds": " ".join(f"{each:.4f}" for each in trial.values)} | trial.point
+
+
+def sweep(
+    method: str,
+    cache: str | Path,
+    *,
+    ranges: dict[str, Any] | None = None,
+    trials: int = 64,
+    sampler: str = "tpe",
+    halving: int = 1,
+    metric: str = "val.bacc",
+    storage: str = "memory",
+    out: str | Path | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> dict[str, Any]:
+    """The sweep of `fastltssl sweep` for notebooks; `pandas.DataFrame(found["trials"])` is its table.
+
+    ranges maps knobs to (low, high), (low, high, "log") or a list of options; they are added to the knobs of the method
+    unless `only=[...]` names those to sweep. `options` are switches of the protocol (val must be above 0), of the
+    experiment (seeds, steps, lr, batch...) and `settings`. Returns what `concluding` writes, and as "values" the metric
+    of every trial and seed, an array [trials, seeds], percent, nan where a trial has none.
+    """
+    only = options.pop("only", ())
+    only = only.split(",") if isinstance(only, str) else only
+    if not isinstance(ranges or {}, dict):
+        raise ConfigError(f"ranges must map knobs to (low, high) or a list of options, not {ranges!r}")
+    switches = {one.name for one in dataclasses.fields(Protocol)}
+    protocol = Protocol(**{name: options.pop(name) for name in list(options) if name in switches})
+    known = {one.name for one in dataclasses.fields(Config)}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"{unknown[0]!r} is no option of a sweep; known: {', '.join(sorted(known | switches))}")
+    for name, value in (("trials", trials), ("halving", halving)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    if not isinstance(options.get("seeds", ()), tuple | list | range):
+        raise ConfigError(f"seeds must list seeds, such as (0, 1, 2), not {options['seeds']!r}")
+    options |= {"seeds": tuple(options["seeds"])} if "seeds" in options else {}
+    config = check(Config(method, str(cache), protocol, **options))
+    texts = [f"{name}={_text(each)}" for name, each in (ranges or {}).items()]
+    asked_for = checked(Sweep(config, space_of(config, texts, only), trials, sampler, halving, metric))
+    opened, rows = open_rows(config.cache, device)
+    ready(asked_for, opened, rows)
+    study = open_study(asked_for, storage, opened)
+    found = drain(sweeping(asked_for, opened, rows, study))
+    if running := sum(trial.state == "running" for trial in found):
+        raise RunError(f"{running} trials still run in other workers of {storage}. Call again when they have ended")
+    folder = Path(out) if out else new_folder(dataclasses.replace(config, method=f"sweep-{Path(method).stem}"))
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.array([trial.values or (math.nan,) * len(config.seeds) for trial in found])
+    return drain(concluding(asked_for, opened, rows, study, found, folder)) | {"values": values}
+
+
+def _text(values: Any) -> str:
+    if not isinstance(values, list | tuple) or not values:
+        raise ConfigError(f"a range must be (low, high), (low, high, 'log') or a list of options, not {values!r}")
+    return ("|" if isinstance(values, list) else ":").join(map(str, values))

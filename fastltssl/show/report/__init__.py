@@ -1,0 +1,1 @@
+"""The report: finished runs as one HTML file that loads nothing."""

@@ -1,0 +1,113 @@
+"""The studio: a local page that shows where the bias of a run comes from and tries a cure. Numbers come from layer 4.
+
+The package is called pages because `fastltssl.studio` is the function.
+"""
+
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOCAL = ("127.0.0.1", "localhost")
+EVERY = ("0.0.0.0", "::")
+
+
+class StudioError(RuntimeError):
+    """The studio cannot open here."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A studio that is open. A notebook shows it in a frame."""
+
+    address: str
+    stop: Callable[[], None]
+
+    def _repr_html_(self) -> str:
+        return f'<iframe src="{self.address}" width="100%" height="860" style="border: 0"></iframe>'
+
+
+def studio(
+    *runs: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    cache: str | None = None,
+    dataset: str | None = None,
+    root: str | Path | None = None,
+) -> Studio:
+    """The studio of some run folders, served from a thread of this process; port 0 takes a free one.
+
+    `cache`, `dataset` and `root` say where these are now, where they have moved.
+    """
+    server, address = served(
+        tuple(Path(run) for run in runs),
+        host,
+        port,
+        cache,
+        dataset,
+        None if root is None else Path(root),
+        in_thread=True,
+    )
+    return Studio(address, server.stop)
+
+
+def served(
+    folders: tuple[Path, ...],
+    host: str,
+    port: int,
+    cache: str | None = None,
+    dataset: str | None = None,
+    root: Path | None = None,
+    *,
+    in_thread: bool = False,
+) -> tuple[Any, str]:
+    """A server that is not started yet (started, with `in_thread`), and its address.
+
+    Open to other hosts it asks for a token, which is part of the address. Raises RunError on a folder that is no run,
+    StudioError without panel and where the port is taken.
+    """
+    try:
+        import panel as pn
+    except ImportError:
+        raise StudioError('no studio without panel: pip install "fastltssl[studio]"') from None
+    from fastltssl.show.studio.app import page
+    from fastltssl.show.studio.session import Options, at_hand
+
+    if not folders:
+        raise StudioError("the studio needs a run folder, such as runs/RUN. Runs are written by `fastltssl train`")
+    for folder in folders:
+        at_hand(folder, None)
+    token = None if host in LOCAL else secrets.token_urlsafe(16)
+    port = _free_port(host, port)
+    options = Options(folders, cache, dataset, root)
+    origins = [f"{name}:{port}" for name in LOCAL] if token is None else ["*"]
+    pn.extension()
+    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)  # warns of "*", which the token is for
+    server = pn.serve(
+        {"/": lambda: page(options, token)}, address=host, port=port, websocket_origin=origins, show=False,
+        start=in_thread, threaded=in_thread, verbose=False, title="fastltssl studio",
+    )  # fmt: skip
+    return server, f"http://{_reachable(host)}:{port}/" + (f"?token={token}" if token else "")
+
+
+def _reachable(host: str) -> str:
+    """The host as another machine asks for it: this machine's name, where it listens to every address."""
+    if host in EVERY:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises StudioError where it cannot be had."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise StudioError(
+                f"--host {host} --port {port} cannot be opened ({error}). Choose another --port"
+            ) from None
+        return tried.getsockname()[1]

@@ -1,0 +1,147 @@
+"""The page of one visitor: side bar, tabs, address, files."""
+
+import hmac
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import panel as pn
+
+from fastltssl.show.report.exhibits import slug
+from fastltssl.show.studio import drawing as d
+from fastltssl.show.studio import map as map_page
+from fastltssl.show.studio import overview, pseudo_labels, refit, samples
+from fastltssl.show.studio.address import Address
+from fastltssl.show.studio.session import SLIDERS, Options, Session, at_hand, moved, open_session, reset, telling
+from fastltssl.show.tables import as_csv
+
+PAGES = {
+    "Overview": overview.page,
+    "Pseudo-labels": pseudo_labels.page,
+    "Refit": refit.page,
+    "Samples": samples.page,
+    "Map": map_page.page,
+}
+OF_A_RUN = ("set.", "row", "page", "true", "label", "knob")  # what an address says of one run alone
+THEME_LINK = (
+    '<a class="theme" href="#" style="color:inherit;font-size:14px" onclick="const a=new URL(window.location);'
+    "a.searchParams.set('theme','{other}');window.location=a;return false\">{other} theme</a>"
+)
+
+
+def page(options: Options, token: str | None) -> Any:
+    """The template for one visitor; where there is a token, a form until it is given."""
+    asked = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items()}
+    is_dark = asked.get("theme") == "dark"
+    made: Any = pn.template.BootstrapTemplate(
+        title="fastltssl studio", theme="dark" if is_dark else "default", sidebar_width=290,
+        header_background="#2d3540", collapsed_sidebar=False, busy_indicator=None, raw_css=[d.sheet(is_dark), SHELL],
+    )  # fmt: skip
+    made.header.append(pn.pane.HTML(THEME_LINK.format(other="light" if is_dark else "dark"), align="center"))
+    body, side = pn.Column(sizing_mode="stretch_width"), pn.Column(sizing_mode="stretch_width")
+    address = Address(asked)
+    made.main.extend([body, address.line])
+    made.sidebar.append(side)
+
+    def enter() -> None:
+        side.objects, body.objects = _filled(open_session(options, is_dark, address))
+
+    if token is None or hmac.compare_digest(asked.get("token", "").encode(), token.encode()):
+        enter()
+        return made
+    word = pn.widgets.PasswordInput(label="Token, as the terminal shows it", width=320)
+
+    def tried(_: Any) -> None:
+        if hmac.compare_digest(str(word.value).encode(), token.encode()):
+            enter()
+            address.tell("token", token)
+        else:
+            word.label = "That is not the token that the terminal shows"
+
+    word.param.watch(tried, "value")
+    body.append(word)
+    return made
+
+
+SHELL = """
+#main { background: transparent; }
+#header { box-shadow: none; }
+.bk-tab { font-size: 14px; }
+"""
+
+
+def _filled(session: Session) -> tuple[list[Any], list[Any]]:
+    """The side bar and the tabs; a tab is built when it is first looked at."""
+    places = [pn.Column(sizing_mode="stretch_width", min_height=300) for _ in PAGES]
+    tabs = pn.Tabs(*zip(PAGES, places, strict=True), dynamic=True, sizing_mode="stretch_width")
+    built: dict[int, tuple[Any, Callable[[], None], Callable[[], list[dict[str, Any]]]]] = {}
+
+    def repaint() -> None:
+        if tabs.active not in built:
+            built[tabs.active] = list(PAGES.values())[tabs.active](session)
+            built[tabs.active][1]()
+            places[tabs.active].objects = [built[tabs.active][0]]
+        else:
+            built[tabs.active][1]()
+
+    def as_file() -> io.BytesIO:
+        name = f"{session.run.value} seed{session.seed.value} {list(PAGES)[tabs.active]}"
+        download.filename = f"{slug(name)}.csv"
+        lines = built[tabs.active][2]() or [{"note": "nothing is shown here"}]
+        return io.BytesIO(as_csv(lines).encode())
+
+    session.repaint = repaint
+    session.address.changed = partial(moved, session)
+    download = pn.widgets.FileDownload(
+        callback=as_file, filename="shown.csv", label="CSV of what is shown", sizing_mode="stretch_width"
+    )
+    side = _side_bar(session, download)
+    _follow(session, tabs)
+    moved(session)
+    return side, [session.notice, tabs]
+
+
+def _side_bar(session: Session, download: Any) -> list[Any]:
+    dark = session.is_dark
+    back = pn.widgets.Button(label="As trained", sizing_mode="stretch_width")
+
+    def restore(_: Any) -> None:
+        reset(session)
+        moved(session)
+
+    back.on_click(restore)
+    for widget in (session.run, session.seed, session.step, *session.sliders.values()):
+        widget.sizing_mode = "stretch_width"
+    head = d.text(
+        "<h3>A cure after training</h3>"
+        + d.note("Scores are cached: the sliders relabel the pool and the test rows at once, and nothing is trained."),
+        dark,
+        margin=(8, 10),
+    )
+    sliders = [session.sliders[name] for name in SLIDERS]
+    return [session.run, session.seed, session.step, head, *sliders, back, download]
+
+
+def _follow(session: Session, tabs: Any) -> None:
+    """Repaint when a widget moves, and keep the tab in the address."""
+
+    def other_run(_: Any) -> None:
+        session.address.forget(*OF_A_RUN)
+        seeds = list(at_hand(session.folder, None).config.seeds)
+        kept = session.seed.value if session.seed.value in seeds else seeds[0]
+        session.seed.param.update(options=seeds, value=kept)
+        restart(None)
+
+    def restart(_: Any) -> None:
+        session.brushed = None
+        with telling(session):
+            reset(session)
+        moved(session)
+
+    session.address.keep("active", tab=tabs)
+    session.run.param.watch(other_run, "value")
+    session.seed.param.watch(restart, "value")
+    for widget in (session.step, *session.sliders.values()):
+        widget.param.watch(lambda _: moved(session), "value")
+    tabs.param.watch(lambda _: moved(session), "active")

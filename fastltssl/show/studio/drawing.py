@@ -1,0 +1,210 @@
+"""How every page draws: one palette, one kind of card, and sources that are filled in place.
+
+Colours are Okabe and Ito's. A plot says how it is read in the line under its title.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import panel as pn
+from bokeh.core.properties import value as literal
+from bokeh.models import (
+    BasicTicker,
+    BasicTickFormatter,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    FixedTicker,
+    HoverTool,
+)
+from bokeh.models.annotations import Legend, Span
+from bokeh.plotting import figure
+
+from fastltssl.show.study_figures import BLUE as BLUE
+from fastltssl.show.study_figures import CURVES as CURVES
+from fastltssl.show.study_figures import GREY as GREY
+from fastltssl.show.study_figures import ORANGE as ORANGE
+
+GREEN, PINK, YELLOW, SKY = (CURVES[place][0] for place in (2, 3, 4, 5))
+MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
+GROUP_COLORS = (BLUE, YELLOW, PINK)  # head, medium, tail
+FEW = 2000  # values of a column that go along with the others in one message
+LONG = 18  # letters of a class name along an axis
+LABELLED_CLASSES = 60  # above this many, class names are in the tooltips only
+INK = {False: ("#3d4450", "#e3e6ea"), True: ("#d5d9df", "#3a4149")}  # is_dark -> text, lines
+
+CSS = """
+:host(.plate) { border: 1px solid var(--line); border-radius: 10px; padding: 12px 12px 8px; background: var(--paper);
+                box-sizing: border-box; }
+h3 { font-size: 15px; font-weight: 600; margin: 0 0 2px; color: var(--ink); }
+p.reading { font-size: 12.5px; line-height: 1.35; margin: 0 0 4px; color: var(--soft); }
+table { border-collapse: collapse; font-size: 13px; color: var(--ink); width: 100%;
+        font-variant-numeric: tabular-nums; }
+th { font-weight: 600; text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
+.wide { overflow-x: auto; }
+.numbers { display: flex; gap: 10px; flex-wrap: wrap; }
+.number { flex: 1; min-width: 108px; border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px;
+          background: var(--paper); color: var(--ink); }
+.number b { display: block; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.number span { font-size: 12px; color: var(--soft); }
+.note { font-size: 13px; color: var(--soft); line-height: 1.4; margin: 2px 0; }
+.chip { display: inline-block; box-sizing: border-box; width: 11px; height: 11px; border-radius: 3px;
+        margin-right: 6px; }
+"""
+LIGHT = ":host, :root { --ink: #2b313a; --soft: #69717d; --line: #e3e6ea; --paper: #ffffff; }"
+DARK = ":host, :root { --ink: #e4e7eb; --soft: #9aa3af; --line: #3a4149; --paper: #262c33; }"
+
+
+def sheet(is_dark: bool) -> str:
+    """The style of cards, tables and numbers."""
+    return (DARK if is_dark else LIGHT) + CSS
+
+
+def text(markup: str, is_dark: bool, **settings: Any) -> pn.pane.HTML:
+    """A pane of HTML in the style of the pages."""
+    settings = {"sizing_mode": "stretch_width", "margin": (0, 5)} | settings
+    return pn.pane.HTML(markup, stylesheets=[sheet(is_dark)], **settings)
+
+
+def note(message: str) -> str:
+    return f'<p class="note">{html.escape(message)}</p>'
+
+
+def card(title: str, reading: str, body: Any, is_dark: bool, **settings: Any) -> pn.Column:
+    """A plot under its title and the sentence that says how to read it."""
+    head = text(f'<h3>{html.escape(title)}</h3><p class="reading">{html.escape(reading)}</p>', is_dark)
+    settings = {"sizing_mode": "stretch_width", "margin": 6, "styles": {"height": "calc(100% - 12px)"}} | settings
+    return pn.Column(head, body, css_classes=["plate"], stylesheets=[sheet(is_dark)], **settings)
+
+
+def grid(*cards: Any, columns: int = 2) -> pn.GridBox:
+    """Cards side by side, equally wide."""
+    return pn.GridBox(*cards, ncols=columns, sizing_mode="stretch_width")
+
+
+def plot(x: str, y: str, is_dark: bool, height: int = 250, **settings: Any) -> Any:
+    """An empty figure with named axes, in the colours of the theme."""
+    ink, line = INK[is_dark]
+    settings = {"tools": "pan,box_zoom,wheel_zoom,reset,save", "sizing_mode": "stretch_width"} | settings
+    made = figure(height=height, x_axis_label=x, y_axis_label=y, **settings)
+    made.toolbar.autohide = True
+    made.toolbar.logo = None
+    made.background_fill_color = made.border_fill_color = None
+    made.outline_line_color = None
+    made.min_border_left = 52
+    for axis in made.axis:
+        axis.axis_label_text_font_style = "normal"
+        axis.axis_label_text_color = axis.major_label_text_color = ink
+        axis.axis_label_text_font_size = "12px"
+        axis.axis_line_color = axis.major_tick_line_color = line
+        axis.minor_tick_line_color = None
+    made.xgrid.grid_line_color = None
+    made.ygrid.grid_line_color = line
+    return made
+
+
+def pane(made: Any) -> pn.pane.Bokeh:
+    return pn.pane.Bokeh(made, sizing_mode="stretch_width", theme=None, margin=0)
+
+
+def hover(made: Any, tips: Sequence[tuple[str, str]], *renderers: Any, **settings: Any) -> None:
+    """A tooltip over some of the glyphs."""
+    made.add_tools(HoverTool(tooltips=list(tips), renderers=list(renderers), **settings))
+
+
+def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool) -> Any:
+    """A line of names above the plot; returned so that a name can change."""
+    ink, _ = INK[is_dark]
+    added = Legend(items=[(name, list(each)) for name, each in items], orientation="horizontal", spacing=14, margin=0)
+    added.label_text_color = ink
+    added.label_text_font_size = "12px"
+    added.background_fill_color = added.border_line_color = None
+    added.glyph_width = added.glyph_height = 14
+    made.add_layout(added, "above")
+    return added
+
+
+def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -> None:
+    """Class names along an axis whose places are ranks; ranks where they are too many to read."""
+    axis = made.xaxis[0] if axis is None else axis
+    if len(names) > LABELLED_CLASSES:
+        if isinstance(axis.formatter, CustomJSTickFormatter):
+            axis.ticker, axis.formatter, axis.major_label_orientation = (
+                BasicTicker(),
+                BasicTickFormatter(),
+                "horizontal",
+            )
+        return
+    names = [name if len(str(name)) <= LONG else f"{str(name)[: LONG - 1]}…" for name in names]
+    if isinstance(axis.formatter, CustomJSTickFormatter) and axis.formatter.args["names"] == names:
+        return
+    axis.ticker = FixedTicker(ticks=list(range(len(names))))
+    axis.formatter = CustomJSTickFormatter(code="return names[tick] ?? ''", args={"names": names})
+    axis.major_label_text_font_size = "11px" if len(names) <= 30 else "9.5px"
+    if axis in made.xaxis:
+        axis.major_label_orientation = math.pi / 2
+
+
+def rename(legend: Any, place: int, name: str) -> None:
+    """Give an item of a legend another name."""
+    if legend.items[place].label != literal(name):
+        legend.items[place].label = literal(name)
+
+
+def scrubber(made: Any, is_dark: bool) -> Span:
+    """The line that marks the step in view."""
+    line = Span(dimension="height", line_color=INK[is_dark][0], line_dash="dotted", line_width=1.2)
+    made.add_layout(line)
+    return line
+
+
+def source(name: str, /, **columns: Any) -> ColumnDataSource:
+    """Columns of a plot, found in the page by name."""
+    return ColumnDataSource({column: list(values) for column, values in columns.items()}, name=name)
+
+
+def numbers(items: Sequence[tuple[str, str, str]]) -> str:
+    """Large figures in a row: what it is, its value, and a line under it."""
+    each = (f'<div class="number"><span>{n}</span><b>{v}</b><span>{u}</span></div>' for n, v, u in items)
+    return f'<div class="numbers">{"".join(each)}</div>'
+
+
+class Markup(str):
+    """A cell of a table that is HTML already."""
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column to the left; cells are text, or Markup."""
+    rows = [[cell if isinstance(cell, Markup) else html.escape(str(cell)) for cell in row] for row in rows]
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage with one digit."""
+    return "-" if value is None or value != value else f"{100 * value:.1f}"
+
+
+def look(place: int, is_dark: bool) -> tuple[str, str, str]:
+    """Colour, marker and dash of a run by its place among the runs; dotted from where colours come again."""
+    color = CURVES[place % len(CURVES)][0]
+    ink = INK[is_dark][0] if color == "#000000" else color
+    return ink, MARKERS[place % len(MARKERS)], "solid" if place < len(CURVES) else "dotted"
+
+
+def chip(place: int, is_dark: bool) -> str:
+    """The colour of a run beside its name: full, or a dotted frame where its curves are dotted."""
+    color, _, dash = look(place, is_dark)
+    style = f"background:{color}" if dash == "solid" else f"border:2px dotted {color}"
+    return f'<span class="chip" style="{style}"></span>'
+
+
+def column(values: Any) -> Any:
+    """Values for a source, as doubles: a list where they are few, as each array is two messages of its own."""
+    found = np.asarray(values, dtype=np.float64)
+    return found.tolist() if len(found) <= FEW else found

@@ -1,0 +1,186 @@
+"""The only training loop over cached rows: `fit` repeats a step, `fit_many` takes it for many runs at once."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastltssl.training.population import Population, advance, populate
+from fastltssl.training.rows import Stream, batch_at
+from fastltssl.training.step import cosine, is_trained, start, step
+from fastltssl.training.vmap import pick
+from fastltssl.types import Fitted, Method, Problem, Run
+
+Result = TypeVar("Result")
+Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int counts the splits of a joint fit
+
+
+class Progress(NamedTuple):
+    """Where a fit stands; yielded at each evaluation."""
+
+    step: int
+    steps: int
+    runs: int
+    elapsed_s: float
+    loss: float  # mean over the runs and over the steps since the last record
+
+
+def fitting(
+    method: Method,
+    problem: Problem,
+    stream: Stream,
+    *,
+    steps: int,
+    lr: float = 0.03,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    evals: int = 10,
+    evaluate: Evaluate | None = None,
+) -> Generator[Progress, None, Fitted]:
+    """Train one run, yielding Progress at each of `evals` evaluations; returns Fitted."""
+    run, history, began = start(method, problem, seed), History(0), time.perf_counter()
+    steps = steps if is_trained(method) else 0
+    with torch.no_grad():
+        for first, last in intervals(steps, evals):
+            outs = []
+            for t in range(first, last):
+                progress, rate = problem.x.new_tensor(t / steps), lr * cosine(t / steps)
+                run, out = step(method, run, batch_at(problem, stream, t), progress, lr=rate, weight_decay=weight_decay)
+                outs.append({"loss": out.loss, **out.stats})
+            curves = {name: torch.stack([out[name] for out in outs]) for name in outs[0]}
+            loss = history.close(curves, evaluate(method, run, 0) if evaluate else {})
+            yield Progress(last, steps, 1, time.perf_counter() - began, loss)
+        if not steps:
+            history.close({}, evaluate(method, run, 0) if evaluate else {})
+    return Fitted(run, history.stacked())
+
+
+def fit(method: Method, problem: Problem, batches: Stream, *, steps: int, **settings: Any) -> Fitted:
+    """Train one run to the end; the settings are those of `fitting`."""
+    return drain(fitting(method, problem, batches, steps=steps, **settings))
+
+
+def fitting_many(
+    method: Method,
+    knobs: dict[str, Float[Tensor, "R"]],
+    problem: Problem | Sequence[Problem],
+    stream: Stream | Sequence[Stream],
+    *,
+    steps: int,
+    lr: float = 0.03,
+    weight_decay: float = 5e-4,
+    seed: int | Sequence[int] = 0,
+    evals: int = 10,
+    evaluate: Evaluate | None = None,
+    group: int = 0,
+    compiled: bool = False,
+) -> Generator[Progress, None, Fitted]:
+    """Train splits x configurations as one program, yielding Progress; returns Fitted, run s * R + r on axis 0.
+
+    `problem`, `stream` and `seed` may be one or a sequence, one per split (all of one shape, see `shape_key`). The
+    configurations differ in real knobs only ("lr" and "weight_decay" among them) and share each split's batches.
+    `group` runs advance together, see `fastltssl.training.population.advance`; `compiled` pays in long runs only.
+    """
+    problems = [problem] if isinstance(problem, Problem) else list(problem)
+    streams = [stream] if isinstance(stream, Stream) else list(stream)
+    seeds = [seed] * len(problems) if isinstance(seed, int) else list(seed)
+    check_joint(method, knobs, problems, streams, seeds)
+    steps = steps if is_trained(method) else 0
+    if steps > (drawn := min(len(stream.x_row) for stream in streams)):
+        raise ValueError(f"steps {steps} is above the {drawn} steps of the stream: make_problem(..., steps={steps})")
+    calls: dict[Any, Any] | None = {} if compiled else None
+    population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, calls=calls)
+    history, began, runs = History(2), time.perf_counter(), math.prod(population.shape)
+    with torch.no_grad():
+        for first, last in intervals(steps, evals):
+            population, curves = advance(population, first, last, steps, group)
+            loss = history.close(curves, evaluated(population, evaluate))
+            yield Progress(last, steps, runs, time.perf_counter() - began, loss)
+        if not steps:
+            history.close({}, evaluated(population, evaluate))
+    return Fitted(*tree_map(lambda leaf: leaf.flatten(0, 1), (population.run, history.stacked())))
+
+
+def intervals(steps: int, evals: int) -> list[tuple[int, int]]:
+    """First and last + 1 step of each of `evals` intervals; of fewer where there are fewer steps."""
+    ends = sorted({-(-steps * (k + 1) // evals) for k in range(evals)})
+    return [(first, last) for first, last in zip([0, *ends], ends, strict=False) if last > first]
+
+
+def evaluated(population: Population, evaluate: Evaluate | None) -> dict[str, Float[Tensor, "S R ..."]]:
+    """The metrics of every run; those without an array are [S, R]."""
+    if evaluate is None:
+        return {}
+    splits, count = population.shape
+    each = [population.configured(r) for r in range(count)]
+    rows = [evaluate(each[r], pick(population.run, s, r), s) for s in range(splits) for r in range(count)]
+    return {name: torch.stack([row[name] for row in rows]).unflatten(0, (splits, count)) for name in rows[0]}
+
+
+def fit_many(
+    method: Method,
+    knobs: dict[str, Float[Tensor, "R"]],
+    problem: Problem | Sequence[Problem],
+    batches: Stream | Sequence[Stream],
+    *,
+    steps: int,
+    **settings: Any,
+) -> Fitted:
+    """Train splits x configurations jointly to the end; the settings are those of `fitting_many`."""
+    return drain(fitting_many(method, knobs, problem, batches, steps=steps, **settings))
+
+
+def drain(fitting: Generator[Any, None, Result]) -> Result:
+    """The value a generator of progress records returns."""
+    while True:
+        try:
+            next(fitting)
+        except StopIteration as end:
+            return end.value
+
+
+def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:
+    """Splits with equal keys can be trained jointly: every shape of a run follows from those of its problem."""
+    return tuple(problem.x.shape), tuple(problem.u.shape), problem.prior.numel()
+
+
+def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, streams: list, seeds: list) -> None:
+    for name, values in knobs.items():
+        if not isinstance(values, Tensor) or values.ndim != 1 or not len(values):
+            raise ValueError(f"knob {name!r} must be a tensor [R], one number a run, got {values!r}")
+    lengths = {name: len(values) for name, values in knobs.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"knobs of a joint fit must have one length, got {lengths}")
+    if not len(problems) == len(streams) == len(seeds):
+        raise ValueError(f"one stream and one seed per problem: got {len(problems)}, {len(streams)} and {len(seeds)}")
+    for name in knobs.keys() - {"lr", "weight_decay"}:
+        owner: Any = method
+        *parts, last = name.split(".")
+        for part in parts:
+            owner = getattr(owner, part)
+        kinds = {field.name: field.metadata.get("kind") for field in dataclasses.fields(owner)}
+        if kinds.get(last) != "knob":
+            real = sorted(field for field, kind in kinds.items() if kind == "knob")
+            raise ValueError(f"{name!r} cannot differ between joint runs; the real knobs here are {', '.join(real)}")
+
+
+class History:
+    """Mean loss and stats of each interval, and the metrics at its end; `stacked` gives leaves [..., evals, ...]."""
+
+    def __init__(self, axis: int) -> None:
+        self.rows: list[dict[str, Tensor]] = []
+        self.axis = axis
+
+    def close(self, curves: dict[str, Float[Tensor, "*runs t"]], metrics: dict[str, Tensor]) -> float:
+        means = {name: curve.mean(dim=-1) for name, curve in curves.items()}
+        self.rows.append(means | metrics)
+        return float(means["loss"].mean()) if means else math.nan
+
+    def stacked(self) -> dict[str, Tensor]:
+        return {name: torch.stack([row[name] for row in self.rows], dim=self.axis) for name in (self.rows or [{}])[0]}

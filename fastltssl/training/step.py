@@ -1,0 +1,71 @@
+"""One step of training, pure: loss, gradient, update. `fastltssl.training.fit` repeats it for one run or for many.
+
+Optimiser: SGD with momentum 0.9 and a cosine to zero, as the LTSSL papers train their heads.
+"""
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils._pytree import tree_map
+
+from fastltssl.types import Batch, Knob, Method, Out, Problem, Run, Trained, seeded
+
+MOMENTUM = 0.9
+
+
+def step(
+    method: Method,
+    run: Run,
+    batch: Batch,
+    progress: Float[Tensor, ""],
+    *,
+    lr: Knob,
+    weight_decay: Knob,
+    momentum: float = MOMENTUM,
+) -> tuple[Run, Out]:
+    """One step of SGD: loss, gradient, update. Pure; `lr` is the rate of this step."""
+    slope, out = gradient(method, run, batch, progress)
+    buffer = tree_map(lambda b, g, p: momentum * b + g + weight_decay * p, run.momentum, slope, run.params)
+    params = tree_map(lambda p, b: p - lr * b, run.params, buffer)
+    return Run(params, buffer, out.state), out
+
+
+def gradient(method: Method, run: Run, batch: Batch, progress: Float[Tensor, ""]) -> tuple[Any, Out]:
+    """The gradient of the loss by the parameters, and what the loss returned."""
+
+    def loss_of(params: Any) -> tuple[Tensor, Out]:
+        out = cast(Trained, method).loss(params, run.state, batch, progress)
+        return out.loss, out
+
+    slope, (_, out) = grad_and_value(loss_of, has_aux=True)(run.params)
+    return slope, out
+
+
+def is_trained(method: Method) -> bool:
+    """Whether the method has anything to train; zero-shot and its like have no loss."""
+    return isinstance(method, Trained)
+
+
+def start(method: Method, problem: Problem, seed: int) -> Run:
+    """A run before its first step."""
+    params = method.init(problem, seeded(seed, "init"))
+    return Run(params, tree_map(torch.zeros_like, params), method.start(problem))
+
+
+def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
+    """The method with some fields replaced; "head.scale" reaches into the head."""
+    direct = {name: value for name, value in knobs.items() if "." not in name}
+    for part in {name.split(".")[0] for name in knobs} - direct.keys():
+        inner = {name.split(".", 1)[1]: value for name, value in knobs.items() if name.startswith(part + ".")}
+        direct[part] = with_knobs(getattr(method, part), inner)
+    return dataclasses.replace(method, **direct) if direct else method
+
+
+def cosine(progress: float) -> float:
+    """Share of the learning rate left at `progress` in [0, 1)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,185 @@
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+
+import fastltssl.cache.reader
+from fastltssl.cache.catalogue import open_cache, read_features
+from fastltssl.cache.manifest import CacheError
+from fastltssl.cache.reader import stream_features
+from fastltssl.commands.cli import cli
+from fastltssl.encoder.add_views import add_views, beside
+from fastltssl.encoder.clip import load_encoder
+from fastltssl.encoder.extract import extract
+from fastltssl.encoder.weights import EncoderError
+from fastltssl.images import open_source
+from fastltssl.images.views import parse_views
+from fastltssl.live.tokens import plan, tokens
+from fastltssl.training.fit import drain
+
+DATASET, FEW, MANY = "world:mild:4:2:3", "center,weak:1,strong:1", "center,weak:3,strong:2"
+
+
+def tree(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def source():
+    return open_source(DATASET)
+
+
+@pytest.fixture(scope="module")
+def tapped():
+    return load_encoder("tiny", None, taps=True)
+
+
+@pytest.fixture(scope="module")
+def made(source, tapped, tmp_path_factory):
+    """Caches with taps: of few views, and of many at once."""
+    folder = tmp_path_factory.mktemp("extend")
+    for name, views in (("few", FEW), ("many", MANY)):
+        drain(extract(source, tapped, parse_views(views), folder / f"{name}.zarr", templates="world"))
+    return folder
+
+
+@pytest.fixture
+def few(made, tmp_path):
+    return shutil.copytree(made / "few.zarr", tmp_path / "few.zarr")
+
+
+def test_taps_are_the_two_parts_of_the_feature_before_the_last_norm(made, source):
+    cache = open_cache(made / "few.zarr")
+    weight, bias = torch.from_numpy(cache.ln_post)
+    for group in cache.groups.values():
+        assert group.taps == ("mid", "mlp")
+        mid, mlp = (torch.from_numpy(read_features(group, None, tap)).float() for tap in group.taps)
+        wanted = torch.from_numpy(read_features(group)).float()
+        assert mid.shape == wanted.shape
+        assert not torch.equal(mid, mlp)
+        torch.testing.assert_close(F.layer_norm(mid + mlp, (128,), weight, bias), wanted, atol=0.02, rtol=5e-3)
+
+
+def test_taps_change_no_feature_and_a_cache_without_them_says_so(made, source, tmp_path):
+    drain(extract(source, load_encoder("tiny", None), parse_views(FEW), tmp_path / "a.zarr", templates="world"))
+    plain, tapped = (open_cache(path).groups["train"] for path in (tmp_path / "a.zarr", made / "few.zarr"))
+    assert np.array_equal(read_features(plain), read_features(tapped))
+    with pytest.raises(
+        CacheError, match=r"has no 'mid', only features. Taps are made by: fastltssl extract --taps mid"
+    ):
+        read_features(plain, None, "mid")
+
+
+def test_a_tower_without_a_last_block_of_its_own_cannot_be_tapped():
+    with pytest.raises(EncoderError, match="--taps mid: RN50 has no last block to tap"):
+        load_encoder("RN50", "none", taps=True)
+    with pytest.raises(EncoderError, match="--taps mid: tiny has no last block to tap"):
+        load_encoder("tiny", None, trim=False, taps=True)
+
+
+def test_added_views_give_the_bytes_of_an_extraction_of_all_of_them(made, few, source, tapped, monkeypatch):
+    seen = []
+    counted = tapped._replace(encode_parts=lambda x: (seen.append(len(x)), tapped.encode_parts(x))[1])
+    summary = drain(add_views(few, source, counted, parse_views(MANY), workers=0))
+    assert tree(few) == tree(made / "many.zarr")
+    assert summary.views == 3 * (160 + 120)
+    assert len(seen) == 3 * (3 + 2)  # slabs of train and unlabeled, three views each: no old view is encoded again
+    assert sorted(path.name for path in few.parent.iterdir()) == ["few.zarr"]
+
+
+def test_stopped_anywhere_adding_views_leaves_a_cache_and_goes_on(made, few, source, tapped):
+    views = parse_views(MANY)
+    work = add_views(few, source, tapped, views)
+    for _ in range(3):
+        next(work)
+    work.close()
+    assert tree(few) == tree(made / "few.zarr")
+    drain(add_views(few, source, tapped, views))
+    assert tree(few) == tree(made / "many.zarr")
+
+
+def test_a_change_of_places_killed_half_way_is_finished(made, few, monkeypatch):
+    more, before = beside(few)
+    shutil.copytree(made / "many.zarr", more)
+    few.rename(before)  # and then the process was gone
+    found = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY])
+    assert "has all of these views" in str(found.exception)
+    assert sorted(path.name for path in few.parent.iterdir()) == ["few.zarr"]
+    assert tree(few) == tree(made / "many.zarr")
+
+
+def test_the_command_adds_views_by_what_the_cache_records(made, few):
+    found = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY, "--device", "cpu"])
+    assert found.exit_code == 0, found.exception
+    assert f"wrote {few}" in found.output
+    assert tree(few) == tree(made / "many.zarr")
+
+
+@pytest.mark.parametrize(
+    ("views", "limit", "message"),
+    [
+        ("center,weak:3", None, r"Missing or another recipe: strong0 \(strong\("),
+        ("center,finessl:3", None, r"Missing or another recipe: weak0 \(weak\("),
+        ("center,weak:2,strong:2", 9, "was made with another dataset_fingerprint"),
+    ],
+)
+def test_views_and_data_that_do_not_continue_the_cache_are_refused(few, tapped, views, limit, message):
+    with pytest.raises(CacheError, match=message):
+        drain(add_views(few, open_source(DATASET, limit=limit), tapped, parse_views(views)))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_tokens_continued_through_the_remaining_blocks_are_the_features(source, made, block):
+    encoder = load_encoder("tiny", None)
+    views = parse_views(FEW)
+    found = drain(tokens(source, encoder, views, block))
+    assert (found.shape, found.dtype) == ((160, 3, 37, 128), np.float16)
+    rest = encoder.split(block).features
+    wanted = torch.from_numpy(read_features(open_cache(made / "few.zarr").groups["train"])).float()
+    with torch.inference_mode():
+        for view in range(3):
+            again = rest(torch.from_numpy(found[:, view]).float())
+            assert F.cosine_similarity(again, wanted[:, view], dim=-1).min() > 0.9999
+
+
+def test_the_plan_of_tokens_gives_their_size_and_when_they_pay_off(source, monkeypatch):
+    encoder, views = load_encoder("tiny", None), parse_views(FEW)
+    found = plan(source, encoder, views, 2)
+    assert found.bytes == 160 * 3 * 37 * 128 * 2
+    assert found.before_s > 0 < found.after_s
+    assert "tokens@2: 37 x 128 float16, 9 KB a view" in str(found)
+    assert "They pay off after 3 passes" in str(found)
+    with pytest.raises(EncoderError, match=r"--taps tokens@4: the tower cannot be split there. Accepted: 1 to 3"):
+        plan(source, encoder, views, 4)
+    monkeypatch.setattr("fastltssl.live.tokens.available_memory", lambda: 1000)
+    with pytest.raises(EncoderError, match=r"tokens@2 of 160 images x 3 views need 0.0 GiB and 0.0 GiB of memory"):
+        drain(tokens(source, encoder, views, 2))
+
+
+def test_features_streamed_in_parts_are_those_read_at_once(made):
+    group = open_cache(made / "many.zarr").groups["train"]
+    group = group._replace(broken=(5, 70, 159), shape=(157, *group.shape[1:]))
+    for bytes_ in (1, 2**30):
+        for views in (None, ("strong1", "center")):
+            parts = list(stream_features(group, views, part_bytes=bytes_))
+            assert len(parts) == (3 if bytes_ == 1 else 1)
+            assert np.array_equal(np.concatenate(parts), read_features(group, views))
+    assert read_features(group).shape == (157, 6, 128)
+
+
+def test_features_larger_than_the_memory_lie_in_a_file_without_a_name(made, monkeypatch):
+    group = open_cache(made / "many.zarr").groups["train"]
+    wanted = read_features(group)
+    monkeypatch.setattr(fastltssl.cache.reader, "available_memory", lambda: 0)
+    mapped = read_features(group)
+    assert isinstance(mapped.base.base, np.memmap) or isinstance(mapped.base, np.memmap)
+    assert np.array_equal(mapped, wanted)
+    assert sorted(path.name for path in made.iterdir()) == ["few.zarr", "many.zarr"]
+    assert torch.equal(torch.from_numpy(mapped)[[3, 0, 159]], torch.from_numpy(wanted)[[3, 0, 159]])
+
+
+def test_the_memory_that_is_free_is_known():
+    assert 2**20 < fastltssl.cache.reader.available_memory() < 2**50
