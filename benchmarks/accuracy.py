@@ -17,11 +17,11 @@ from typing import Any
 import click
 
 from fastltssl.cache.splits import Protocol
-from fastltssl.runs.config import parse_seeds
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config, parse_seeds
 from fastltssl.runs.experiment import open_rows, training_together
-from fastltssl.runs.folder import Config
-from fastltssl.show.terminal import grid, mark_below_la, show
-from fastltssl.training.fit import drain
+from fastltssl.show.names import mark_below_la
+from fastltssl.show.terminal import grid, show
 
 MAIN: list[tuple[str, dict[str, Any]]] = [
     ("zeroshot", {}), ("zeroshot", {"debias": "labels"}), ("tip", {}), ("ridge", {}), ("labelprop", {}),

@@ -21,10 +21,12 @@ import click
 import torch
 
 from fastltssl.cache.catalogue import open_cache, verify
-from fastltssl.cache.manifest import CacheError, CacheLocked, read_manifest
+from fastltssl.cache.manifest import read_manifest
 from fastltssl.encoder.clip import Encoder, load_encoder
 from fastltssl.encoder.extract import extract
-from fastltssl.images import Source, open_source
+from fastltssl.errors import CacheError, CacheLocked
+from fastltssl.images import open_source
+from fastltssl.images.source import Source
 from fastltssl.images.views import parse_views
 from fastltssl.machine import ALONE, Ranks, joined
 from fastltssl.show.terminal import show

@@ -27,8 +27,8 @@ from fastltssl.encoder.weights import TINY
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.images.world.world import STYLES, render
+from fastltssl.progress import drain
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import drain
 
 
 def make_images(folder: Path, count: int) -> None:

@@ -17,7 +17,7 @@ from fastltssl import methods
 from fastltssl.functional.bias import class_prior
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.fit import fit, fit_many, is_trained
-from fastltssl.training.rows import make_stream
+from fastltssl.training.streams import make_stream
 from fastltssl.training.vmap import pick
 from fastltssl.types import Problem
 

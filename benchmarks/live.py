@@ -23,17 +23,18 @@ from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
-from fastltssl.live.modes import parse_mode, trainable, tuned
+from fastltssl.live.modes import Live, parse_mode, trainable, tuned
 from fastltssl.live.step import finetuning
 from fastltssl.methods import configure
+from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs import live_seed as live_split
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import seeds_of
-from fastltssl.runs.folder import Config, Live
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import drain
-from fastltssl.training.rows import batch_at, make_stream, resident
+from fastltssl.training.rows import resident
 from fastltssl.training.step import start, step
+from fastltssl.training.streams import batch_at, make_stream
 from fastltssl.types import seeded
 
 MODES = ("fft", "adaptformer", "lora", "vpt", "bitfit", "lastk:2", "lastblock")

@@ -21,7 +21,7 @@ from fastltssl.cache.splits import long_tailed_counts
 from fastltssl.functional.bias import class_prior
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.fit import fit, is_trained, start
-from fastltssl.training.rows import make_stream
+from fastltssl.training.streams import make_stream
 from fastltssl.types import Problem
 
 VIEWS = ("center", "weak0", "weak1", "strong0", "strong1")

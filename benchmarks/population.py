@@ -29,7 +29,7 @@ from fastltssl.methods.ridge import ridge_path
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.fit import fit
 from fastltssl.training.population import advance, populate
-from fastltssl.training.rows import Stream, make_stream
+from fastltssl.training.streams import Stream, make_stream
 from fastltssl.training.vmap import pick
 from fastltssl.types import Problem
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from fastltssl.cache.imports import import_features
 from fastltssl.cache.splits import Protocol
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import open_rows, training
-from fastltssl.runs.folder import Config
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import drain
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip

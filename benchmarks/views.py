@@ -26,14 +26,18 @@ from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol, Split, long_tailed
 from fastltssl.encoder.clip import Encoder, load_encoder
 from fastltssl.encoder.extract import extract
+from fastltssl.errors import FigureError
 from fastltssl.functional import metrics
-from fastltssl.images import Source, open_source
+from fastltssl.images import open_source
+from fastltssl.images.source import Source
 from fastltssl.images.views import CENTER, STRONG, WEAK, View, image_key, make_view, parse_views
 from fastltssl.methods import configure
-from fastltssl.show.study_figures import FigureError, views_figure
+from fastltssl.progress import Progress, Work
+from fastltssl.show.study_figures import views_figure
 from fastltssl.show.terminal import follow, grid, show
 from fastltssl.training.fit import fit_many
-from fastltssl.training.rows import Rows, Stream, make_problem, make_stream, resident
+from fastltssl.training.rows import Rows, make_problem, resident
+from fastltssl.training.streams import Stream, make_stream
 from fastltssl.training.vmap import pick
 from fastltssl.types import Method, Problem
 
@@ -200,7 +204,7 @@ def main(
     began = time.perf_counter()
     asked = parse_views(f"center,weak:{max(numbers)},strong:{max(numbers)}")
     work = extract(source, encoder, asked, cache_path, templates="world" if model == "tiny" else "simple", resume=True)
-    follow(work, lambda r: (0, 0, r.note) if r.note else (r.done, r.total, r.group), "extract")
+    follow(work, "extract")
     cache = open_cache(cache_path)
     rows, labels = resident(cache), {name: group.labels for name, group in cache.groups.items()}
     protocol = Protocol(n1=n1, m1=m1, gamma_l=gamma, gamma_u=gamma, order=order)
@@ -220,11 +224,12 @@ def main(
         work = live_problem(problem, stream, needed, encode_x, encode_u)
         last: list[Any] = [0, None]
 
-        def record(work: Iterator[Any] = work, last: list[Any] = last) -> Iterator[int]:
+        def record(work: Iterator[Any] = work, last: list[Any] = last, total: int = total) -> Work[None]:
+            began = time.perf_counter()
             for last[0], last[1] in work:
-                yield last[0]
+                yield Progress(last[0], total, time.perf_counter() - began, unit="views")
 
-        follow(record(), lambda done, total=total: (done, total, "live views"), f"seed {seed}")
+        follow(record(), f"live views of seed {seed}")
         live_parts.append((stream, last[1]))
     results: dict[str, Any] = {}
     for title, method in methods.items():

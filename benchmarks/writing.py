@@ -19,8 +19,8 @@ from fastltssl.encoder.pipeline import pipeline
 from fastltssl.images import open_source
 from fastltssl.images.prompts import prompts
 from fastltssl.images.views import View, parse_views
+from fastltssl.progress import drain
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import drain
 
 
 def dropped(source: Any, encoder: Any, views: tuple[View, ...], workers: int) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
@@ -74,3 +75,20 @@ def joined() -> Ranks:
 def local_rank() -> int:
     """Number of this process on its host, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+SPARE = 0.8  # share of the free memory that features may take
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process may still take: of the machine, and of its control group where there is one."""
+    free = []
+    if (table := Path("/proc/meminfo")).is_file():
+        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    group = Path("/sys/fs/cgroup")
+    if (limit := group / "memory.max").is_file() and (text := limit.read_text().strip()) != "max":
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+        free.append(int(text) - used)
+    return min(free, default=2**62)

@@ -5,7 +5,6 @@ T templates, L labelled rows, M unlabelled rows, B labelled batch, U unlabelled 
 R runs trained jointly. Capitals in annotations, lower case in einops patterns.
 """
 
-import dataclasses
 import hashlib
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -14,8 +13,6 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 Scores = Float[Tensor, "n C"]  # unnormalised class scores (logits)
-Knob = float | Tensor  # a number, or one run of a joint sweep
-AutoKnob = Knob | str  # also "auto": worked out from the Problem in `start`
 
 
 class Batch(NamedTuple):
@@ -96,33 +93,6 @@ class Trained(Method, Protocol):
     """A method with something to train. `loss` is pure; progress is in [0, 1)."""
 
     def loss(self, params: Any, state: Any, batch: Batch, progress: Float[Tensor, ""]) -> Out: ...
-
-
-def knob(default: float | str, low: float, high: float, doc: str, log: bool = False, under: str = "") -> Any:
-    """A real hyperparameter: swept between low and high, and able to differ between runs trained jointly.
-
-    `under` is the choice, "name=option", without which nothing reads it; sweeps then leave it alone.
-    """
-    return dataclasses.field(
-        default=default, metadata={"kind": "knob", "low": low, "high": high, "doc": doc, "log": log, "under": under}
-    )
-
-
-def choice(default: str, options: tuple[str, ...], doc: str) -> Any:
-    """A hyperparameter with named options; runs trained jointly share it."""
-    return dataclasses.field(default=default, metadata={"kind": "choice", "options": options, "doc": doc})
-
-
-def size(default: int, low: int, high: int, doc: str) -> Any:
-    """A whole-number hyperparameter; runs trained jointly share it."""
-    return dataclasses.field(default=default, metadata={"kind": "size", "low": low, "high": high, "doc": doc})
-
-
-def auto_momentum(momentum: AutoKnob, steps: int) -> Knob:
-    """Momentum of a running mean; "auto" is 1 - 5/steps, so that a short run forgets its start too."""
-    if isinstance(momentum, str):
-        return max(0.0, 1.0 - 5.0 / steps)
-    return momentum
 
 
 def seeded(seed: int, stream: str) -> Generator:

@@ -33,5 +33,5 @@ def world(tmp_path_factory):
     path = tmp_path_factory.mktemp("caches") / "world.zarr"
     source, encoder = open_source("world:mild:160:12"), load_encoder("tiny", None)
     work = extract.extract(source, encoder, parse_views("center,weak:1,strong:2"), path, templates="world")
-    fastltssl.training.fit.drain(work)
+    fastltssl.progress.drain(work)
     return open_cache(path)

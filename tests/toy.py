@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fastltssl.functional.adapters import feature_of
 from fastltssl.functional.bias import class_prior
 from fastltssl.functional.heads import HEADS
-from fastltssl.training.rows import make_stream
+from fastltssl.training.streams import make_stream
 from fastltssl.types import Problem
 
 VIEWS = ("center", "weak0", "weak1", "strong0", "strong1", "strong2")

@@ -22,15 +22,16 @@ from torch import Tensor
 
 from fastltssl.analysis.history import Insight, Labels
 from fastltssl.cache.catalogue import Cache
+from fastltssl.errors import RunError
 from fastltssl.functional import metrics
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import LabelBias, class_prior, log_prior
-from fastltssl.functional.heads import text_branch, text_scores, zero_shot_bias
+from fastltssl.functional.zero_shot import text_branch, text_scores, zero_shot_bias
 from fastltssl.runs.evaluation import CHUNK, threshold_of
 from fastltssl.runs.experiment import SeedSplit, seeds_of, with_templates
-from fastltssl.runs.folder import RunError
 from fastltssl.runs.trained import TrainedRun, load_run
-from fastltssl.training.rows import Rows, resident, views_of
+from fastltssl.training.rows import Rows, resident
+from fastltssl.training.streams import views_of
 from fastltssl.types import Method, Scores
 
 SLICE = 2048  # rows a cure works on at once: they stay in the processor's cache

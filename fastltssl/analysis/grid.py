@@ -5,21 +5,37 @@ Every cell is a run folder, so a grid that was stopped goes on where it was: `fi
 
 import dataclasses
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from click import UsageError
 
 from fastltssl.analysis.pseudo_labels import Choice
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.cache.splits import SplitError, long_tailed
+from fastltssl.cache.splits import long_tailed
+from fastltssl.errors import ConfigError, RunError, SplitError
 from fastltssl.methods import configure
+from fastltssl.progress import Work
+from fastltssl.runs.config import (
+    KEYS,
+    SWITCHES,
+    Config,
+    _known,
+    _read,
+    _resolved,
+    _typed,
+    as_dict,
+    check,
+    counted_seeds,
+)
 from fastltssl.runs.experiment import training_together
-from fastltssl.runs.folder import Config, ConfigError, RunError, as_dict, read_record
-from fastltssl.runs.record import difference
-from fastltssl.training.fit import Progress
+from fastltssl.runs.folder import (
+    read_record,
+)
+from fastltssl.runs.record import METRICS, difference
 from fastltssl.training.rows import Rows
 
 LOWER_IS_BETTER = ("ece", "mce")
@@ -126,9 +142,7 @@ def _shortages(grid: Grid, cache: Cache) -> dict[str, str]:
     return found
 
 
-def running(
-    cells: Sequence[Cell], done: dict[Path, Outcome], cache: Cache, rows: Rows
-) -> Generator[Progress, None, list[Outcome]]:
+def running(cells: Sequence[Cell], done: dict[Path, Outcome], cache: Cache, rows: Rows) -> Work[list[Outcome]]:
     """Train what is not done of one method, protocols and seeds jointly; an outcome for each cell, in order.
 
     Where the joint training fails, each protocol is trained alone, so that one that cannot be run leaves the others.
@@ -148,7 +162,7 @@ def running(
     return [outcomes[cell.folder] for cell in cells]
 
 
-def _trained(cells: Sequence[Cell], cache: Cache, rows: Rows) -> Generator[Progress, None, list[Outcome]]:
+def _trained(cells: Sequence[Cell], cache: Cache, rows: Rows) -> Work[list[Outcome]]:
     work = training_together([cell.config for cell in cells], cache, rows, [cell.folder for cell in cells])
     records = yield from work
     return [Outcome(cell, record) for cell, record in zip(cells, records, strict=True)]
@@ -156,11 +170,10 @@ def _trained(cells: Sequence[Cell], cache: Cache, rows: Rows) -> Generator[Progr
 
 def _reason(error: Exception) -> str:
     """One line; the kind of the error too where it is not one of ours."""
-    ours = type(error).__module__.startswith("fastltssl")
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory on the device: fewer --seeds, a smaller batch_u, or --device cpu"
     text = " ".join(str(error).split())
-    return text if ours else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, FastltsslError) else f"{type(error).__name__}: {text}"
 
 
 def best_of(outcomes: Sequence[Sequence[Outcome]], metric: str) -> list[set[int]]:
@@ -211,3 +224,49 @@ def as_json(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice 
         "failed": failed,
         "published": [one._asdict() for one in grid.published],
     }
+
+
+def read_grid(file: Path, flags: dict[str, Any]) -> Grid:
+    """The grid of a YAML file: options of `train` for all, `protocols` as columns, maybe `published` numbers.
+
+    Flags are over the file; a whole number as seeds is a count. Unknown keys and values no run can have are usage
+    errors.
+    """
+    where = str(file)
+    common = _known(_read(file), KEYS - {"method", "live", "ensemble"} | {"protocols", "published"}, where)
+    protocols, published = common.pop("protocols", None), common.pop("published", None) or []
+    for given in (common, flags):
+        if given.get("seeds") is not None:
+            given["seeds"] = counted_seeds(given["seeds"])
+    if not isinstance(protocols, list) or not protocols:
+        raise UsageError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
+    configs: dict[str, Config] = {}
+    for place, one in enumerate(protocols, 1):
+        switches = _known(one, SWITCHES | {"name"}, f"{where}, protocol {place}")
+        name = str(switches.pop("name", "")).strip()
+        if not name or name in configs:
+            raise UsageError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
+        try:
+            configs[name] = check(_resolved("", common | switches, flags | {"set_": ()}, f"{where}, protocol {name}"))
+        except (SplitError, ConfigError) as error:
+            raise UsageError(f"{where}, protocol {name}: {error}") from None
+    if not isinstance(published, list):
+        raise UsageError(f"{where}: published must be a list of rows, not {type(published).__name__}")
+    rows = [_published(one, len(configs), f"{where}, published row {n}") for n, one in enumerate(published, 1)]
+    return Grid(file.stem, configs, tuple(rows))
+
+
+def _published(row: Any, columns: int, where: str) -> Published:
+    """A row of numbers from a paper, one for each protocol, null where it has none."""
+    row = _known(row, set(Published._fields), where)
+    if missing := [name for name in ("method", "source", "differs", "values") if not row.get(name)]:
+        raise UsageError(f"{where}: it has no {', '.join(missing)}")
+    metric, values = row.get("metric", "bacc"), row["values"]
+    if metric not in METRICS:
+        raise UsageError(f"{where}: metric {metric!r} is not one of {', '.join(METRICS)}")
+    if not isinstance(values, list) or len(values) != columns:
+        raise UsageError(
+            f"{where}: values must be a list of {columns}, one for each protocol, null where there is none"
+        )
+    numbers = [None if each is None else _typed("values", each, float) for each in values]
+    return Published(str(row["method"]), str(row["source"]), str(row["differs"]), metric, tuple(numbers))

@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastltssl.errors import RunError
 from fastltssl.functional import metrics
 from fastltssl.methods import adello, configure, finessl
-from fastltssl.runs.folder import Config, Recorded, RunError, read_audit, read_config, read_record
+from fastltssl.runs.config import Config
+from fastltssl.runs.folder import Recorded, read_audit, read_config, read_record
 
 BINS = 20  # of a histogram of confidence, equally wide from 0 to 1
 

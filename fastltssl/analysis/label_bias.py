@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache
 from fastltssl.cache.splits import Split
+from fastltssl.errors import SourceError, did_you_mean
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import LabelBias, cross_fitted_accuracy, estimate_label_bias
-from fastltssl.functional.heads import text_branch, text_scores
-from fastltssl.images import SourceError, nearest
+from fastltssl.functional.zero_shot import text_branch, text_scores
 from fastltssl.images.world.world import CLASSES, caption_prior
 from fastltssl.training.rows import Rows, make_problem
 
@@ -151,7 +151,7 @@ def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, "C"]:
         except (IndexError, ValueError):
             raise SourceError(f"{path}, line {number}: {','.join(line)!r} is not class,prior") from None
         if name not in classes:
-            raise SourceError(f"{path}, line {number}: {name!r} is no class of the cache.{nearest(name, classes)}")
+            raise SourceError(f"{path}, line {number}: {name!r} is no class of the cache.{did_you_mean(name, classes)}")
         if name in found:
             raise SourceError(f"{path}, line {number}: {name!r} was given before. One line for each class")
         found[name] = value

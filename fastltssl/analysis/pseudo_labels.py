@@ -4,16 +4,17 @@ What `fastltssl analyze pseudo-labels` prints and draws; no printing here. Perce
 """
 
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastltssl.cache.catalogue import Cache
-from fastltssl.cache.splits import ORDERS, SwitchError, long_tailed
+from fastltssl.cache.splits import ORDERS, long_tailed
+from fastltssl.errors import RunError, SwitchError
 from fastltssl.methods import configure
+from fastltssl.progress import Work
+from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training, training_together
-from fastltssl.runs.folder import Config, RunError, check
-from fastltssl.training.fit import Progress
 from fastltssl.training.rows import Rows
 
 MEASURES = {  # in a record: (where, name); the audit's are those of accepted pseudo-labels
@@ -104,7 +105,7 @@ def plan(base: Config, choices: Sequence[Choice], found: Sequence[Pool], cache: 
     ]
 
 
-def reference(base: Config, cache: Cache, rows: Rows, out: Path | None) -> Generator[Progress, None, dict[str, Any]]:
+def reference(base: Config, cache: Cache, rows: Rows, out: Path | None) -> Work[dict[str, Any]]:
     """The record of LP+LA on the same labels: what a method must beat for its pool to have helped."""
     protocol = dataclasses.replace(base.protocol, m1=0, gamma_u=1.0, order="consistent")
     config = dataclasses.replace(base, method="probe", settings={}, protocol=protocol)
@@ -113,7 +114,7 @@ def reference(base: Config, cache: Cache, rows: Rows, out: Path | None) -> Gener
 
 def studying(
     configs: Sequence[Config], cache: Cache, rows: Rows, folder: Callable[[Config], Path | None]
-) -> Generator[Progress, None, list[dict[str, Any]]]:
+) -> Work[list[dict[str, Any]]]:
     """Train one method on every pool, seeds and pools of one size jointly; returns its records."""
     return (yield from training_together(configs, cache, rows, [folder(config) for config in configs]))
 

@@ -1,7 +1,7 @@
 """A run trained again from the cache with other knobs, and the curve of one knob. No page; the numbers are train's."""
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from jaxtyping import Float
 from fastltssl.analysis.cure import Scored
 from fastltssl.analysis.history import Insight, read_insight
 from fastltssl.methods import configure, fields
+from fastltssl.progress import Work, drain
+from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import evaluator
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Config
-from fastltssl.training.fit import Progress, drain, fitting_many
-from fastltssl.training.rows import make_stream
+from fastltssl.training.fit import fitting_many
 from fastltssl.training.step import with_knobs
+from fastltssl.training.streams import make_stream
 
 OPTIONS = ("steps", "lr", "weight_decay", "batch", "batch_u")  # of Config, beside the knobs of the method
 MEASURES = ("bacc", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate", "val_bacc")
@@ -30,7 +31,7 @@ def changed(insight: Insight, settings: dict[str, Any], options: dict[str, Any])
     return config
 
 
-def refitting(config: Config, scored: Scored, out: Path) -> Generator[Progress, None, Insight]:
+def refitting(config: Config, scored: Scored, out: Path) -> Work[Insight]:
     """Train a changed config from the cache of a run, yielding progress; a run folder under `out`."""
     yield from training(config, scored.trained.cache, scored.rows, out)
     return read_insight(out)

@@ -15,17 +15,14 @@ from torch import Tensor
 from fastltssl.analysis.cure import Scored
 from fastltssl.analysis.history import Insight, Labels
 from fastltssl.cache.catalogue import Cache
+from fastltssl.errors import MapError, SourceError
 from fastltssl.functional.adapters import feature_of, last_norm
-from fastltssl.functional.heads import text_branch, text_scores
 from fastltssl.functional.neighbors import nearest
-from fastltssl.images import SourceError, open_source
+from fastltssl.functional.zero_shot import text_branch, text_scores
+from fastltssl.images import open_source
 
 SIDE = 112  # pixels of a thumbnail
 NO_UMAP = "no UMAP without umap-learn: pip install umap-learn. PCA needs nothing"
-
-
-class MapError(RuntimeError):
-    """A map that cannot be drawn here."""
 
 
 class Album(NamedTuple):

@@ -5,7 +5,7 @@ its findings hold here. Percent, but for counts and seconds; no printing here.
 """
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache
+from fastltssl.errors import RunError
 from fastltssl.functional import metrics
+from fastltssl.live.modes import Live
 from fastltssl.methods import configure
+from fastltssl.progress import Work
 from fastltssl.runs import live
+from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Config, Live, Recorded, RunError, check, read_audit
+from fastltssl.runs.folder import Recorded, read_audit
 from fastltssl.runs.live_seed import Opened
 from fastltssl.runs.record import difference
 from fastltssl.training.rows import Rows
@@ -79,9 +83,7 @@ def config_of(arm: Arm, common: Config, live_seeds: Sequence[int]) -> Config:
     return check(dataclasses.replace(common, method=arm.method, seeds=seeds, live=arm.live))
 
 
-def studying(
-    config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path
-) -> Generator[Any, None, dict[str, Any]]:
+def studying(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path) -> Work[dict[str, Any]]:
     """Train one arm; returns its record."""
     if config.live:
         return (yield from live.training(config, cache, rows, opened, out))

@@ -12,22 +12,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from fastltssl.cache.layout import Block, progress, read_checked, stored_rows
-from fastltssl.cache.manifest import (
-    GROUPS,
-    MANIFEST,
-    CacheError,
-    Manifest,
-    acquire_lock,
-    clear,
-    fault,
-    files_of,
-    is_cache,
-    read_manifest,
-    release_lock,
-)
+from fastltssl.cache.lock import acquire_lock, release_lock
+from fastltssl.cache.manifest import GROUPS, MANIFEST, Manifest, clear, fault, files_of, is_cache, read_manifest
 from fastltssl.cache.reader import Group
 from fastltssl.cache.reader import read_features as read_features
 from fastltssl.cache.writer import create as create  # so that this file alone serves to make and to read a cache
+from fastltssl.errors import CacheError
 
 if TYPE_CHECKING:
     import fastltssl.cache.splits
@@ -55,8 +45,10 @@ class Cache(NamedTuple):
 
         Raises SwitchError on a switch or value there is none of, SplitError where the cache holds too little.
         """
-        from fastltssl.cache.splits import long_tailed  # it loads torch, which a look into a cache does without
-        from fastltssl.cache.switches import protocol_of
+        from fastltssl.cache.splits import (
+            long_tailed,  # it loads torch, which a look into a cache does without
+            protocol_of,
+        )
 
         labels = {name: group.labels for name, group in self.groups.items()}
         return long_tailed(labels, len(self.classes), protocol_of(switches), operator.index(seed))

@@ -7,38 +7,22 @@ coordinate with a given probability. Every recipe says "emulated", so the finger
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
-from fastltssl.cache.layout import SLAB, GroupSpec
-from fastltssl.cache.manifest import CacheError
+from fastltssl.cache.emulated import Noise, _unit, emulated, parse_emulate
+from fastltssl.cache.layout import GroupSpec
 from fastltssl.cache.writer import create
+from fastltssl.errors import CacheError
 
-EMULATE_FORM = "weak:COUNT:NOISE or strong:COUNT:NOISE:DROP, joined by commas, such as weak:8:0.2,strong:8:0.5:0.1"
 SPACES = ("embedding", "pre")
 PART = 8192  # rows looked at together
 LAYOUTS = ("ctd", "tcd")
-MAX_VIEWS = 64
-
-
-class Noise(NamedTuple):
-    """The recipe of one emulated view: standard deviation in units of |x|, and the share of coordinates dropped."""
-
-    view: str
-    noise: float
-    drop: float
-
-    def recipe(self) -> str:
-        """The text that enters the fingerprint."""
-        inner = f"x + {self.noise:g} e"
-        kept = f"drop {100 * self.drop:g} % of ({inner})" if self.drop else inner
-        return f"emulated: normalise({kept}), e ~ N(0, I/D)"
 
 
 def import_file(
@@ -224,49 +208,6 @@ def import_features(
     rows = " + ".join(f"{len(x):,} {name}" for name, (x, _) in given.items())
     count = "no text" if prompts is None else f"text of {prompts.shape[1]} prompts"
     return f"{rows} rows, {len(views['train'])} views, {features.shape[1]} wide, {len(names)} classes, {count}"
-
-
-def parse_emulate(text: str | None) -> tuple[Noise, ...]:
-    """The views that a text such as weak:8:0.2,strong:8:0.5:0.1 asks for."""
-    recipes: list[Noise] = []
-    for part in text.split(",") if text else []:
-        found = re.fullmatch(r"(weak|strong):(\d+):(\d*\.?\d+)(?::(\d*\.?\d+))?", part.strip())
-        if not found:
-            raise CacheError(f"--emulate {part!r} is not understood; accepted: {EMULATE_FORM}")
-        role, count, noise, drop = found[1], int(found[2]), float(found[3]), float(found[4] or 0)
-        if not 1 <= count <= MAX_VIEWS or noise <= 0 or drop >= 1:
-            raise CacheError(
-                f"--emulate {part!r}: the count is 1 to {MAX_VIEWS}, the noise above 0, the dropped share below 1"
-            )
-        if any(recipe.view.startswith(role) for recipe in recipes):
-            raise CacheError(f"--emulate {text!r} names {role} twice; accepted: {EMULATE_FORM}")
-        recipes += [Noise(f"{role}{index}", noise, drop) for index in range(count)]
-    return tuple(recipes)
-
-
-def emulated(
-    x: Float32[np.ndarray, "rows D"], recipe: Noise, *, seed: int, group: str, start: int
-) -> Float32[np.ndarray, "rows D"]:
-    """One emulated view of rows that begin at position `start` of a group, a multiple of 64; unit norm.
-
-    The numbers of a row depend on seed, group, view and position alone, whatever rows come with it.
-    """
-    view = _unit(x)
-    for first in range(0, len(x), SLAB):
-        key = hashlib.blake2b(f"{seed}/{group}/{recipe.view}/{start + first}".encode(), digest_size=16).digest()
-        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-        part = view[first : first + SLAB]
-        # a whole slab is drawn, so that a short last one gets the same numbers as it would within a longer set
-        noise = generator.standard_normal((SLAB, x.shape[1]), dtype=np.float32)
-        is_kept = generator.random((SLAB, x.shape[1]), dtype=np.float32) >= recipe.drop
-        part += recipe.noise * noise[: len(part)] / np.sqrt(x.shape[1])
-        part *= is_kept[: len(part)]
-    return _unit(view)
-
-
-def _unit(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
-    x = np.asarray(x, np.float32)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from fastltssl.cache.manifest import FORMAT, GROUPS, MANIFEST, VERSION, CacheError, Manifest, damaged, fault
+from fastltssl.cache.manifest import FORMAT, GROUPS, MANIFEST, VERSION, Manifest, damaged, fault
+from fastltssl.errors import CacheError
 
 SLAB = 64  # rows the encoder computes at once; chunks start at multiples of it
 CHUNK_BYTES = 4 * 2**20

@@ -9,13 +9,13 @@ import json
 import os
 import re
 import shutil
-import socket
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from google_crc32c import value as crc32c
+
+from fastltssl.errors import CacheDamaged
 
 FORMAT = "fastltssl_cache"  # the key that marks a manifest header and the root attributes; its value is the version
 VERSION = 1
@@ -25,22 +25,6 @@ PARTS = "manifest-*.jsonl"  # of the other processes, while there are any
 OWN_NAMES = re.compile(
     rf"zarr\.json|manifest-\d+\.jsonl|{LOCK}.*|.*\.partial|text|projection|ln_post|{'|'.join(GROUPS)}"
 )
-
-
-class CacheError(ValueError):
-    """A cache that cannot be made, found or read as asked."""
-
-
-class CacheMismatch(CacheError):
-    """A cache to be resumed that holds something other than what is asked."""
-
-
-class CacheLocked(CacheError):
-    """Another process writes this cache."""
-
-
-class CacheDamaged(CacheError):
-    """The files are not what the manifest says."""
 
 
 def damaged(path: Path, what: str) -> CacheDamaged:
@@ -202,77 +186,3 @@ def clear(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- lock
-
-
-def acquire_lock(path: Path, notes: list[str]) -> None:
-    """Create the lock, or take it over from a process that is dead; raise CacheLocked where it may be alive."""
-    lock = path / LOCK
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
-    for _ in range(3):
-        try:
-            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            notes += _take_over(lock)
-            continue
-        with open(handle, "wb") as file:
-            file.write(json.dumps(holder).encode())
-        return
-    raise CacheLocked(f"{path}: several processes want to write this cache at once. Leave one of them running")
-
-
-def _take_over(lock: Path) -> list[str]:
-    """Remove a dead process's lock. Returns the note to show."""
-    seen = _read_lock(lock)
-    try:
-        holder = json.loads(seen)
-        pid, host, started = int(holder["pid"]), holder["host"], holder["started"]
-    except (ValueError, KeyError, TypeError):
-        pid, host, started = 0, "", None  # killed between creating the file and writing it
-    if pid and (host != socket.gethostname() or _is_alive(pid, started)):
-        raise CacheLocked(
-            f"{lock.parent} is being written by process {pid} on {host}. "
-            f"Wait for it; if you are sure that it is gone, delete {lock}"
-        )
-    aside = lock.with_name(f"{LOCK}.{os.getpid()}")
-    try:
-        os.rename(lock, aside)
-    except FileNotFoundError:
-        return []  # its holder has just released it
-    if aside.read_bytes() != seen:  # another process was faster and took it over: give it back
-        os.rename(aside, lock)
-        raise CacheLocked(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
-    aside.unlink()
-    return [f"took over the lock of process {pid} on {host}, which is gone" if pid else "took over an unfinished lock"]
-
-
-def _read_lock(lock: Path) -> bytes:
-    for _ in range(10):
-        seen = lock.read_bytes() if lock.is_file() else b"}"
-        if seen.endswith(b"}"):
-            return seen
-        time.sleep(0.05)  # its holder may be between creating and writing it
-    return seen
-
-
-def _is_alive(pid: int, started: str | None) -> bool:
-    """Whether the process is there and, where the system tells, is the one that started then."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return started is None or _started(pid) in (started, None)
-
-
-def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, where /proc tells; guards against a reused pid."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def release_lock(path: Path) -> None:
-    """Delete the lock; it must be held."""
-    (path / LOCK).unlink(missing_ok=True)

@@ -12,10 +12,11 @@ from google_crc32c import value as crc32c
 from jaxtyping import Float16, Int
 
 from fastltssl.cache.layout import stored_rows
-from fastltssl.cache.manifest import CacheError, damaged, read_manifest
+from fastltssl.cache.manifest import damaged, read_manifest
+from fastltssl.errors import CacheError
+from fastltssl.machine import SPARE, available_memory
 
 PART_BYTES = 256 * 2**20  # of a streamed part, all views together
-SPARE = 0.8  # share of the free memory that features may take
 
 
 class Group(NamedTuple):
@@ -133,17 +134,3 @@ def _room(shape: tuple[int, int, int], folder: Path) -> Float16[np.ndarray, "V N
         return np.empty(shape, "<f2")
     with tempfile.TemporaryFile(dir=folder) as file:
         return np.memmap(file, "<f2", "w+", shape=shape)
-
-
-def available_memory() -> int:
-    """Bytes of memory that this process may still take: of the machine, and of its control group where there is one."""
-    free = []
-    if (table := Path("/proc/meminfo")).is_file():
-        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    group = Path("/sys/fs/cgroup")
-    if (limit := group / "memory.max").is_file() and (text := limit.read_text().strip()) != "max":
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-        free.append(int(text) - used)
-    return min(free, default=2**62)

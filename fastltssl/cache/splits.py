@@ -6,10 +6,11 @@ switch of `Protocol` and is recorded with the run.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from fastltssl.errors import SplitError, SwitchError, did_you_mean
 from fastltssl.types import seeded
 
 ORDERS = ("consistent", "uniform", "reversed", "middle", "head-tail", "random")
@@ -22,14 +23,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "finessl": {"images": "file-order", "overlap": True} | PUBLISHED,
 }
 FEW_SHOT = ("finessl",)  # presets whose pool, where no m1 is asked for, is every training image
-
-
-class SplitError(ValueError):
-    """A protocol that the data cannot serve, or that is not one."""
-
-
-class SwitchError(SplitError):
-    """A value that no switch takes."""
 
 
 @dataclass(frozen=True)
@@ -236,3 +229,31 @@ class _Taken:
             rows.append(self.pools[k][self.used[k] : self.used[k] + count])
             self.used[k] += len(rows[-1])
         return np.sort(np.concatenate(rows))
+
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # those that `splits.checked` takes as they come
+    "gamma_l": ((int, float), "a number"),
+    "gamma_u": ((int, float), "a number"),
+    "overlap": ((bool,), "True or False"),
+}
+
+
+def protocol_of(switches: dict[str, Any]) -> Protocol:
+    """The Protocol of named switches; numbers may be numpy's.
+
+    Raises SwitchError on a name there is none of, a value of the wrong kind, or one that the preset sets otherwise.
+    The values themselves are checked where the split is made.
+    """
+    known = [field.name for field in dataclasses.fields(Protocol)]
+    given = {name: value.item() if isinstance(value, np.generic) else value for name, value in switches.items()}
+    fixed = PRESETS.get(str(given.get("preset")), {})
+    for name, value in given.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise SwitchError(f"no switch {name!r}.{hint} Known: seed, {', '.join(known)}")
+        kinds, meaning = KINDS.get(name, ((object,), ""))
+        if not isinstance(value, kinds):
+            raise SwitchError(f"{name}={value!r} is not {meaning}")
+        if name in fixed and fixed[name] != value:
+            raise SwitchError(f"preset {given['preset']} sets {name} to {fixed[name]}, and {value} was asked for")
+    return Protocol(**given)

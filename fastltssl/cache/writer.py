@@ -26,16 +26,13 @@ from fastltssl.cache.layout import (
     read_contents,
     stored_rows,
 )
+from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.cache.manifest import (
     FORMAT,
     LOCK,
     MANIFEST,
     VERSION,
-    CacheError,
-    CacheLocked,
-    CacheMismatch,
     Manifest,
-    acquire_lock,
     append_line,
     clear,
     damaged,
@@ -45,9 +42,9 @@ from fastltssl.cache.manifest import (
     is_cache,
     make_durable,
     read_manifest,
-    release_lock,
     unite,
 )
+from fastltssl.errors import CacheError, CacheLocked, CacheMismatch
 from fastltssl.machine import ALONE, Ranks
 
 

@@ -18,7 +18,6 @@ from fastltssl.commands.common import (
     output_folder,
     parse_methods,
     spread_of,
-    train_line,
     train_options,
     usable_device,
 )
@@ -70,7 +69,8 @@ def pseudo_labels(
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
     from fastltssl.runs.config import resolve
-    from fastltssl.show.terminal import follow, mark_below_la, protocol_line, show
+    from fastltssl.show.names import mark_below_la, protocol_line
+    from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
     choices = [pseudo_study.Choice(*each) for each in parse_methods(method_text)]
@@ -85,13 +85,11 @@ def pseudo_labels(
         name = "-".join([Path(config.method).stem, *settings, config.protocol.order, f"{config.protocol.gamma_u:g}"])
         return folder / "runs" / re.sub(r"[^\w.=-]", "_", name)
 
-    probe = follow(
-        pseudo_study.reference(plan[0][0], cache, rows, folder / "runs" / "probe"), train_line, "probe LP+LA"
-    )
+    probe = follow(pseudo_study.reference(plan[0][0], cache, rows, folder / "runs" / "probe"), "probe LP+LA")
     records = [probe]
     for place, (choice, configs) in enumerate(zip(choices, plan, strict=True), 1):
         what = f"{choice.label} ({place} of {len(plan)})"
-        records += follow(pseudo_study.studying(configs, cache, rows, run_folder), train_line, what)
+        records += follow(pseudo_study.studying(configs, cache, rows, run_folder), what)
     records = mark_below_la(records)
     labels = [choice.label for choice in choices for _ in found]
     results = [pseudo_study.row(record, text) for record, text in zip(records[1:], labels, strict=True)]
@@ -140,7 +138,8 @@ def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
 def _write(folder: Path, results: list[dict[str, Any]], probe: dict[str, Any], line: str) -> list[Path]:
     """pseudo_labels.csv with a line for every method, pool and seed, .json, and .png where matplotlib is there."""
     from fastltssl.analysis.pseudo_labels import lines
-    from fastltssl.show.study_figures import FigureError, pseudo_label_figure
+    from fastltssl.errors import FigureError
+    from fastltssl.show.study_figures import pseudo_label_figure
 
     paths = [folder / "pseudo_labels.csv", folder / "pseudo_labels.json"]
     table = lines(results)

@@ -56,10 +56,11 @@ def bias(
     from fastltssl.cache.splits import long_tailed
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import resolve
-    from fastltssl.show.terminal import protocol_line, show
+    from fastltssl.runs.config import check, resolve
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.terminal import show
 
-    config = runs.check(resolve("zeroshot", None, flags | {"set_": ()}))
+    config = check(resolve("zeroshot", None, flags | {"set_": ()}))
     cache, rows = experiment.open_rows(config.cache, usable_device(device, threads or 1))
     rows = experiment.with_templates(rows, cache, config.templates)
     prior = bias_study.known_prior(known_prior, cache)
@@ -199,7 +200,8 @@ def _write(
     folder: Path, record: dict[str, Any], studies: list[Any], seeds: Any, classes: tuple[str, ...], prior: Any
 ) -> list[Path]:
     """bias.csv with a row for every class and seed, bias.json, and bias.png where matplotlib is there."""
-    from fastltssl.show.study_figures import FigureError, bias_figure
+    from fastltssl.errors import FigureError
+    from fastltssl.show.study_figures import bias_figure
 
     paths = [folder / "bias.csv", folder / "bias.json"]
     with paths[0].open("w", newline="") as file:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, extract_line, next_of, on_device, usable_device
+from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, usable_device
 
 
 @click.group()
@@ -123,7 +123,7 @@ def cache_add_views(
         trim=made["is_trimmed"], taps=bool(held.groups["train"].taps), compiled=made.get("is_compiled", False),
         statistics=(tuple(made["preprocessing"]["mean"]), tuple(made["preprocessing"]["std"])),
     )  # fmt: skip
-    done = follow(add_views(path, source, encoder, parsed, workers=workers), extract_line, "add-views")
+    done = follow(add_views(path, source, encoder, parsed, workers=workers), "add-views")
     show(f"{done.views:,} views in {done.seconds:.1f} s ({done.views_per_s:,.0f} views/s)")
     show(f"wrote {path}\n{next_of(path)}")
 

@@ -1,9 +1,10 @@
 """The command `fastltssl`: a table of commands, each imported when it is called, so that help is instant."""
 
-import difflib
 import importlib
 
 import click
+
+from fastltssl.errors import did_you_mean
 
 COMMANDS = {  # in the order of the help text; each line is the first of the command's own help
     "extract": "Stage one: run the frozen encoder once over all views of a data set.",
@@ -39,8 +40,7 @@ class Lazy(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(args[0], COMMANDS)
             ctx.fail(f"{args[0]!r} is no command.{hint} Commands: {', '.join(COMMANDS)}")
         return super().resolve_command(ctx, args)
 

@@ -46,19 +46,6 @@ def usable_device(name: str, threads: int | None) -> str:
     return name
 
 
-def extract_line(record: Any) -> tuple[int, int, str]:
-    if record.note:
-        return 0, 0, record.note
-    rate = record.done / record.elapsed_s if record.elapsed_s else 0.0
-    waited = 100 * record.waited_s / record.elapsed_s if record.elapsed_s else 0.0
-    return record.done, record.total, f"{record.group}, {rate:,.0f} images/s, {waited:.0f} % waiting for data"
-
-
-def train_line(record: Any) -> tuple[int, int, str]:
-    rate = record.step * record.runs / record.elapsed_s
-    return record.step, record.steps, f"loss {record.loss:.3f}, {rate:,.0f} steps/s over {counted(record.runs, 'run')}"
-
-
 PROTOCOL_OPTIONS = [
     click.option("--n1", type=int, help="Labelled images of the largest class (default: every labelled row)."),
     click.option("--m1", help="Unlabelled images of the largest class, or all (default 0, or the group unlabeled)."),
@@ -110,13 +97,6 @@ LIVE_OPTIONS = [
 def live_options(command: Any) -> Any:
     """Every switch of training through the encoder."""
     return _with(LIVE_OPTIONS, command)
-
-
-def live_line(record: Any) -> tuple[int, int, str]:
-    """A line of a live run: its steps, or what is done before them."""
-    if hasattr(record, "note"):
-        return extract_line(record)
-    return record.step, record.steps, f"loss {record.loss:.3f}, {record.step / record.elapsed_s:,.1f} steps/s"
 
 
 def train_options(command: Any) -> Any:
@@ -179,7 +159,7 @@ def show_config(config: Any, is_json: bool) -> None:
 
     import yaml
 
-    from fastltssl.runs.folder import as_dict
+    from fastltssl.runs.config import as_dict
     from fastltssl.show.terminal import show
 
     text = yaml.safe_dump(as_dict(config), sort_keys=False, default_flow_style=None, width=140)
@@ -190,7 +170,8 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
     """The table of a run, its folder, and what to do next."""
     import json
 
-    from fastltssl.show.terminal import protocol_line, results_table, show
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.terminal import results_table, show
 
     show(results_table([record], protocol_line(record)))
     run = Path(record["run"])
@@ -208,7 +189,8 @@ def counted(count: int, what: str) -> str:
 
 def finished(folders: tuple[Path, ...]) -> list[Path]:
     """The finished runs among some folders, as runs/* also names others. Raises RunError where there is none."""
-    from fastltssl.runs.folder import RunError, read_record
+    from fastltssl.errors import RunError
+    from fastltssl.runs.folder import read_record
 
     found, skipped = [], []
     for folder in folders:

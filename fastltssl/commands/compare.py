@@ -83,8 +83,9 @@ def compare(
 def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is_json: bool) -> None:
     """Finished runs in one table."""
     from fastltssl.runs import folder as runs
+    from fastltssl.show.names import mark_below_la, protocol_line
     from fastltssl.show.sheets import flat, run_sheet
-    from fastltssl.show.terminal import mark_below_la, protocol_line, results_table, show
+    from fastltssl.show.terminal import results_table, show
 
     folders, records = _read(run_folders, baseline)
     records = mark_below_la(records)
@@ -125,6 +126,7 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
 
 def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Path], list[dict[str, Any]]]:
     """The finished runs among the folders, the baseline added where it is not one of them."""
+    from fastltssl.errors import RunError
     from fastltssl.runs import folder as runs
 
     wanted = list(run_folders)
@@ -135,12 +137,12 @@ def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Pa
         try:
             records.append(runs.read_record(folder))
             folders.append(folder)
-        except runs.RunError as error:
+        except RunError as error:
             if folder == baseline:
                 raise
             click.echo(f"skipped: {error}", err=True)
     if not records:
-        raise runs.RunError("none of these is a finished run")
+        raise RunError("none of these is a finished run")
     return folders, records
 
 
@@ -181,8 +183,9 @@ def _difference(first: dict[str, Any], record: dict[str, Any], why: str) -> dict
 def _show_differences(
     first: dict[str, Any], base: Path, rows: list[tuple[Path, dict[str, Any], dict[str, Any]]]
 ) -> None:
+    from fastltssl.show.names import label
     from fastltssl.show.sheets import SHOWN, signed
-    from fastltssl.show.terminal import grid, label, show
+    from fastltssl.show.terminal import grid, show
 
     seeds = len(first["seeds"])
     spread = f"± half the 95 % interval over {seeds} paired seeds" if seeds > 1 else "one seed, so no interval"

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fastltssl.commands.common import extract_line, output_folder, say_which_step, show_config, usable_device
+from fastltssl.commands.common import output_folder, say_which_step, show_config, usable_device
 
 MOVED = ("pretrained", "dataset", "root")  # read where the run was trained live
 TAKEN = (
@@ -24,7 +24,8 @@ def run_ensemble(
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs import ensemble
     from fastltssl.runs import folder as runs
-    from fastltssl.show.terminal import follow, protocol_line, results_table, show
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.terminal import follow, results_table, show
 
     _check_flags(method, run, out)
     if wrong := [pair for pair in pairs if "=" not in pair]:
@@ -39,7 +40,7 @@ def run_ensemble(
     folder = output_folder(out or runs.new_folder(plan.config), overwrite)
     try:
         work = ensemble.ensembling(plan, cache, folder, device=where, workers=workers, **moved)
-        record = follow(work, extract_line, f"ensemble {run.name}")
+        record = follow(work, f"ensemble {run.name}")
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where nothing was written

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import Files, export, output_folder, parse_methods, train_line
+from fastltssl.commands.common import Files, export, output_folder, parse_methods
 
 
 def run_grid(
@@ -23,8 +23,8 @@ def run_grid(
 ) -> bool:
     """Train and show a grid; whether every cell has a result."""
     from fastltssl.analysis import grid as protocol_grid
+    from fastltssl.analysis.grid import read_grid
     from fastltssl.runs import experiment
-    from fastltssl.runs.config import read_grid
     from fastltssl.show import terminal as report
 
     grid = read_grid(file, flags)
@@ -51,6 +51,7 @@ def _outcomes(plan: list[Any], done: dict[Path, Any], cache: Any, rows: Any) -> 
     """What became of every cell, progress and failures told on the way, semi-supervised ones below LP+LA marked."""
     from fastltssl.analysis import grid as protocol_grid
     from fastltssl.show import terminal as report
+    from fastltssl.show.names import mark_below_la
 
     for name, reason in {one.cell.protocol: one.reason for one in done.values() if one.record is None}.items():
         click.echo(f"{name}: left out: {reason}", err=True)
@@ -58,11 +59,11 @@ def _outcomes(plan: list[Any], done: dict[Path, Any], cache: Any, rows: Any) -> 
     for place, cells in enumerate(plan, 1):
         name = cells[0].choice.label
         work = protocol_grid.running(cells, done, cache, rows)
-        outcomes.append(report.follow(work, train_line, f"{name} ({place} of {len(plan)})"))
+        outcomes.append(report.follow(work, f"{name} ({place} of {len(plan)})"))
         for one in outcomes[-1]:
             if one.record is None and one.cell.folder not in done:
                 click.echo(f"{name}, {one.cell.protocol}: failed: {one.reason}", err=True)
-    marked = iter(report.mark_below_la([one.record for row in outcomes for one in row if one.record]))
+    marked = iter(mark_below_la([one.record for row in outcomes for one in row if one.record]))
     return [[one._replace(record=next(marked)) if one.record else one for one in row] for row in outcomes]
 
 
@@ -80,8 +81,9 @@ def _show(grid: Any, outcomes: list[Any], baseline: Any, metric: str, files: Fil
 
 def _new_folder(name: str) -> Path:
     from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import Config
 
-    return runs.new_folder(runs.Config(method="grid", cache=name))
+    return runs.new_folder(Config(method="grid", cache=name))
 
 
 def _first_line(grid: Any, methods: int, done: dict[Path, Any], folder: Path) -> str:

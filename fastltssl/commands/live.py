@@ -7,18 +7,18 @@ import click
 
 from fastltssl.commands.common import (
     left_clean,
-    live_line,
     output_folder,
     show_config,
     show_record,
     usable_device,
 )
+from fastltssl.progress import drain
 
 
 def center_cache(model: str, pretrained: str | None, dataset: str) -> Path:
     """Where the cache of center views is kept that a run without --cache makes."""
     from fastltssl.cache.catalogue import cache_folder
-    from fastltssl.commands.extract import file_stem
+    from fastltssl.encoder.extraction import file_stem
 
     parts = [file_stem(dataset), file_stem(model), *([file_stem(pretrained)] if pretrained else []), "center.zarr"]
     return cache_folder() / "_".join(parts)
@@ -43,14 +43,14 @@ def run_live(
     from fastltssl.machine import joined
     from fastltssl.runs import experiment, live
     from fastltssl.runs import folder as runs
+    from fastltssl.runs.config import check
     from fastltssl.show.terminal import follow
-    from fastltssl.training.fit import drain
 
     if resume and out is None:
         raise click.UsageError("--resume needs the folder of the run: add --out FOLDER")
     if resume and overwrite:
         raise click.UsageError("--resume goes on with what is there and --overwrite removes it: give one of them")
-    resolved = runs.check(resolved)
+    resolved = check(resolved)
     live.check_method(resolved, method)
     ranks = joined()
     where = usable_device(device, threads)
@@ -78,15 +78,13 @@ def run_live(
         if ranks.rank:
             drain(work)
             return
-        record = follow(work, live_line, f"{resolved.method} --live {resolved.live.mode}")
+        record = follow(work, f"{resolved.method} --live {resolved.live.mode}")
     show_record(record, is_json)
 
 
 def _extract_center(model: str, path: Path, moved: dict[str, Any], workers: int, device: str) -> None:
     """A cache of center views: labels, ids, text, and the features that a method may look at before its first step."""
     from fastltssl.commands.extract import run_extract
+    from fastltssl.encoder.extraction import Extraction
 
-    run_extract(
-        model=model, **moved, views="center", templates=None, out=path, seed=0, limit=None, precision="auto",
-        normalise="model", trim=True, workers=workers, skip_broken=False, resume=True, overwrite=False, device=device,
-    )  # fmt: skip
+    run_extract(Extraction(model=model, **moved, views="center", out=path, workers=workers, resume=True, device=device))

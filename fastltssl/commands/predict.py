@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, extract_line, on_device, say_which_step, usable_device
+from fastltssl.commands.common import PATH, as_json, example, on_device, say_which_step, usable_device
 
 
 @click.command(epilog=example("predict runs/RUN photos --out predictions.csv"))
@@ -42,7 +42,7 @@ def predict(
     trained = work.load_run(run, open_cache(cache_name or config.cache), seed)
     encoder = work.encoder_of(trained, pretrained, usable_device(device, threads))
     done = work.predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
-    found = follow(done, extract_line, f"predict {config.method}")
+    found = follow(done, f"predict {config.method}")
     confidence, label = found.probs.max(dim=-1)
     names = [trained.cache.classes[k] for k in label.tolist()]
     with out.open("w", newline="") as file:

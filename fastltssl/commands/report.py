@@ -59,8 +59,7 @@ def _with_label_bias(case: Any) -> Any:
     from fastltssl.analysis import cure
     from fastltssl.analysis.history import PerClass
     from fastltssl.cache.catalogue import open_cache
-    from fastltssl.cache.manifest import CacheError
-    from fastltssl.runs.folder import RunError
+    from fastltssl.errors import CacheError, RunError
 
     try:
         found = cure.score(case.insight, open_cache(case.insight.config.cache)).label_bias

@@ -13,11 +13,9 @@ from fastltssl.commands.common import (
     PATH,
     as_json,
     example,
-    live_line,
     on_device,
     output_folder,
     spread_of,
-    train_line,
     train_options,
     usable_device,
 )
@@ -55,17 +53,19 @@ def lp_lft_fft(
     decided by the 95 % interval of the difference, paired by seed.
     """
     from fastltssl.analysis import strategies as strategy_study
+    from fastltssl.live.modes import Live
     from fastltssl.runs import experiment, live
     from fastltssl.runs import folder as runs
     from fastltssl.runs.config import parse_seeds, resolve
-    from fastltssl.show.terminal import follow, protocol_line, show
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
     if not flags["cache_name"] and dataset and model:
         flags["cache_name"] = str(_extracted(dataset, model, pretrained, root, workers, device, threads))
     common = resolve(base, None, flags | {"set_": ()})
     chosen = parse_seeds(live_seeds) if live_seeds else common.seeds[:3]
-    study = strategy_study.arms(base, runs.Live(lft_mode, lr=lft_lr), runs.Live("fft", lr=fft_lr))
+    study = strategy_study.arms(base, Live(lft_mode, lr=lft_lr), Live("fft", lr=fft_lr))
     plan = [(arm, strategy_study.config_of(arm, common, chosen)) for arm in study]
     where = usable_device(device, threads)
     cache, rows = experiment.open_rows(common.cache, where)
@@ -79,7 +79,7 @@ def lp_lft_fft(
             record = runs.read_record(own)
         else:
             work = strategy_study.studying(config, cache, rows, images, own)
-            record = follow(work, live_line if arm.live else train_line, arm.name)
+            record = follow(work, arm.name)
         results.append(strategy_study.row(arm, record, own))
         line = line or f"{protocol_line(record)}; LFT, FFT and ULFine {len(chosen)} seeds; {common.steps} steps"
     found = strategy_study.findings(results)
@@ -100,16 +100,15 @@ def _extracted(
     dataset: str, model: str, pretrained: str | None, root: Path | None, workers: int, device: str, threads: int | None
 ) -> Path:
     """A cache of weak and strong views for LP."""
-    from fastltssl.cache.catalogue import cache_folder
-    from fastltssl.commands.extract import file_stem, run_extract
+    from fastltssl.commands.extract import run_extract
+    from fastltssl.encoder.extraction import Extraction
 
-    path = cache_folder() / f"{file_stem(dataset)}_{file_stem(model)}.zarr"
-    run_extract(
-        model=model, pretrained=pretrained, dataset=dataset, root=root, views="center,weak:4,strong:4",
-        templates=None, out=path, seed=0, limit=None, precision="auto", normalise="model", trim=True, workers=workers,
-        skip_broken=False, resume=True, overwrite=False, device=usable_device(device, threads),
-    )  # fmt: skip
-    return path
+    where = usable_device(device, threads)
+    asked = Extraction(
+        model=model, pretrained=pretrained, dataset=dataset, root=root, workers=workers, resume=True, device=where
+    )
+    run_extract(asked)
+    return asked.path
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -142,7 +141,8 @@ def _finding(one: dict[str, Any]) -> str:
 def _write(folder: Path, results: list[dict[str, Any]], found: list[dict[str, Any]], line: str) -> list[Path]:
     """report.md with its picture, the study as CSV by seed and by class, and JSON."""
     from fastltssl.analysis import strategies as strategy_study
-    from fastltssl.show.study_figures import FigureError, strategies_figure
+    from fastltssl.errors import FigureError
+    from fastltssl.show.study_figures import strategies_figure
 
     tables = {
         "strategies.csv": strategy_study.lines(results),

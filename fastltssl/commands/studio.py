@@ -24,7 +24,8 @@ def studio(
     Nothing leaves this machine. Open to other hosts, it asks for the token in its address.
     """
     from fastltssl.commands.common import finished, usable_device
-    from fastltssl.show.studio import LOCAL, StudioError, served
+    from fastltssl.errors import StudioError
+    from fastltssl.show.studio import LOCAL, served
     from fastltssl.show.terminal import show
 
     usable_device("cpu", threads or 1)

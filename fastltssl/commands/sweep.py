@@ -12,7 +12,6 @@ from fastltssl.commands.common import (
     example,
     on_device,
     output_folder,
-    train_line,
     train_options,
     usable_device,
 )  # fmt: skip
@@ -82,11 +81,11 @@ def sweep(
     if before := study.count_of(kept):
         goes_on = f"; it goes on up to {trials}" if before < trials else f", and {trials} were asked for"
         click.echo(f"the study holds {before} trials{goes_on}", err=True)
-    done = follow(sweeps.sweeping(asked, cache, rows, kept), train_line, f"sweep {method}")
+    done = follow(sweeps.sweeping(asked, cache, rows, kept), f"sweep {method}")
     if running := sum(trial.state == "running" for trial in done):
         show(f"{running} trials still run in other workers; run this line again when they have ended for the best one")
         return
-    found = follow(sweeps.concluding(asked, cache, rows, kept, done, folder), train_line, "best")
+    found = follow(sweeps.concluding(asked, cache, rows, kept, done, folder), "best")
     _show(found, folder)
     if parquet is not None:
         _write_parquet(found["trials"], parquet)
@@ -99,9 +98,11 @@ def sweep(
 
 def _show(found: dict[str, Any], folder: Path) -> None:
     """The best configurations, what mattered, and the test of the best; the picture where it can be drawn."""
+    from fastltssl.errors import FigureError
     from fastltssl.runs.sweep.trials import METRICS
-    from fastltssl.show.study_figures import FigureError, sweep_figure
-    from fastltssl.show.terminal import grid, protocol_line, results_table, show
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.study_figures import sweep_figure
+    from fastltssl.show.terminal import grid, results_table, show
 
     record, knobs = found["record"], list(found["space"])
     sign = METRICS[found["metric"].partition(".")[2]]

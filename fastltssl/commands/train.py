@@ -16,7 +16,6 @@ from fastltssl.commands.common import (
     output_folder,
     show_config,
     show_record,
-    train_line,
     train_options,
     usable_device,
 )
@@ -67,7 +66,7 @@ def train(
     from fastltssl.commands.live import center_cache, run_live
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import resolve
+    from fastltssl.runs.config import check, resolve
     from fastltssl.show.terminal import follow
     from fastltssl.training.fit import is_trained
 
@@ -100,10 +99,10 @@ def train(
         raise click.UsageError("torchrun is for training through the encoder (--live MODE); a cache needs one process")
     for note in methods.outside(chosen) + ([] if is_trained(chosen) else [f"{method} has no loss: nothing is trained"]):
         click.echo(f"note: {note}", err=True)
-    runs.check(resolved)
+    check(resolved)
     opened, rows = experiment.open_rows(resolved.cache, usable_device(device, threads or 1))
     show_config(resolved, is_json)
     folder = output_folder(out or runs.new_folder(resolved), overwrite)
     with left_clean(folder):
-        record = follow(experiment.training(resolved, opened, rows, folder), train_line, method)
+        record = follow(experiment.training(resolved, opened, rows, folder), method)
     show_record(record, is_json)

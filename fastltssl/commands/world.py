@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fastltssl.commands.common import PATH, as_json, example
+from fastltssl.errors import did_you_mean
 
 Line = Callable[[Any], tuple[int, int, str]]  # a progress record -> done, total, text
 
@@ -51,7 +52,6 @@ def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Pa
 
 def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
     """The styles to show; nameless shapes are usually seen in the one of the warm-up."""
-    from fastltssl.images import nearest
     from fastltssl.images.world.world import STYLES
 
     known: dict[str, Any] = dict(STYLES)
@@ -61,7 +61,7 @@ def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
         known["warm-up"] = BROAD
     for name in names:
         if name not in known:
-            raise click.UsageError(f"--style {name!r} is unknown.{nearest(name, known)} Known: {', '.join(known)}")
+            raise click.UsageError(f"--style {name!r} is unknown.{did_you_mean(name, known)} Known: {', '.join(known)}")
     return {name: known[name] for name in names or (("warm-up",) if nameless else ("caption", "mild"))}
 
 
@@ -88,7 +88,7 @@ def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json
         raise click.UsageError(f"{out} holds a trained model; choose another --out, or pass --overwrite")
     recipe = pretrain.Recipe(**{name: value for name, value in given.items() if value is not None})
     try:
-        record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), _line(), "world train")
+        record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), "world train")
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
     cache = f"{out.resolve().name}.zarr"
@@ -102,17 +102,3 @@ def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json
     )
     if is_json:
         click.echo(json.dumps(record))
-
-
-def _line() -> Line:
-    """Progress counted from the first step of this run, so that rate and time left hold with --resume and --warmed."""
-    before: int | None = None
-
-    def line(record: Any) -> tuple[int, int, str]:
-        nonlocal before
-        before = record.step - 1 if before is None else before
-        done = record.step - before
-        text = f"{record.stage}, loss {record.loss:.3f}, accuracy {100 * record.accuracy:.0f} %"
-        return done, record.steps - before, f"{text}, {done / record.elapsed_s:.1f} steps/s"
-
-    return line

@@ -4,16 +4,17 @@ The larger cache is written beside the old one, as an extraction that can be kil
 once it is complete. It equals one that was extracted with all views at once, byte for byte.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastltssl.cache.catalogue import Cache, cache_folder, find_cache, open_cache, remove
-from fastltssl.cache.manifest import CacheError, CacheMismatch
 from fastltssl.encoder.clip import Encoder
-from fastltssl.encoder.extract import Progress, Summary, extract, provenance
-from fastltssl.images import Source
+from fastltssl.encoder.extract import Summary, extract, provenance
+from fastltssl.errors import CacheError, CacheMismatch
+from fastltssl.images.source import Source
 from fastltssl.images.views import View
+from fastltssl.progress import Work
 
 
 def beside(path: Path) -> tuple[Path, Path]:
@@ -34,7 +35,7 @@ def found(name: str) -> Path:
 
 def add_views(
     path: Path, source: Source, encoder: Encoder, views: Sequence[View], *, workers: int = 2
-) -> Generator[Progress, None, Summary]:
+) -> Work[Summary]:
     """Give the cache all of `views`, which name those it has and more; yields progress, returns the summary.
 
     Raises CacheError where a view it has is not among them, CacheMismatch where it was made of something else.

@@ -24,7 +24,8 @@ from fastltssl.encoder.towers import (
     trim_last_block,
     weights_sha256,
 )
-from fastltssl.encoder.weights import EncoderError, open_model, quiet
+from fastltssl.encoder.weights import open_model, quiet
+from fastltssl.errors import EncoderError
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TAPS = ("mid", "mlp")  # of the last block: the class token after attention, and what the MLP adds to it

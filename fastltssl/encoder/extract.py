@@ -7,7 +7,7 @@ number of threads or workers nor on where an interrupted extraction went on.
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,26 +23,16 @@ from fastltssl.cache.reader import reader
 from fastltssl.cache.writer import Writer, create
 from fastltssl.encoder.clip import Encoder
 from fastltssl.encoder.pipeline import Encoded, pipeline
-from fastltssl.encoder.weights import EncoderError
-from fastltssl.images import Images, Source, evenly_spaced
+from fastltssl.errors import EncoderError
 from fastltssl.images.prompts import prompts
 from fastltssl.images.prompts import templates as patterns
+from fastltssl.images.source import Images, Source, evenly_spaced
 from fastltssl.images.views import View
 from fastltssl.machine import ALONE, Ranks
+from fastltssl.progress import Note, Progress, Work
 
 GATE, GATE_ROWS = 0.999, 64  # least mean cosine between features in low precision and in fp32, on so many images
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")  # what may change a feature
-
-
-class Progress(NamedTuple):
-    """How far an extraction is; `done` and `total` count the images this call has to encode."""
-
-    group: str
-    done: int
-    total: int
-    elapsed_s: float
-    waited_s: float  # for images, the mean over the lanes
-    note: str = ""  # a line the user should see
 
 
 class Summary(NamedTuple):
@@ -74,7 +64,7 @@ def extract(
     overwrite: bool = False,
     known: Cache | None = None,
     ranks: Ranks = ALONE,
-) -> Generator[Progress, None, Summary]:
+) -> Work[Summary]:
     """Write the cache `out`, yielding progress after every slab. `workers` threads decode ahead, with 0 none does.
 
     An image that cannot be decoded ends it by name; with `skip_broken` such images are counted and left out. Views that
@@ -87,7 +77,7 @@ def extract(
     began = time.perf_counter()
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
-            yield Progress("", 0, 0, 0.0, 0.0, threads.lanes.submit(check_precision, source, encoder).result())
+            yield Note(threads.lanes.submit(check_precision, source, encoder).result())
         # In lanes, too: one thread a slab, so that the text does not depend on their number either.
         text = encoder.encode_text(prompts(source.classes, templates), threads.lanes.map)
         tables = {"text": text, "projection": encoder.projection, "ln_post": encoder.ln_post}
@@ -107,7 +97,7 @@ def extract(
             **tables,
         ) as writer:
             for note in writer.notes:
-                yield Progress("", 0, 0, 0.0, 0.0, note)
+                yield Note(note)
             missing = {name: _missing(known, name, views_of(name, views)) for name in source.groups}
             blocks = writer.pending()
             slabs = threads.encoded(source, encoder, missing, blocks, seed=seed, skip_broken=skip_broken)
@@ -147,7 +137,7 @@ def _commit_all(
     slabs: Iterable[Encoded],
     whole: Callable[[Block, np.ndarray, list[int]], tuple[np.ndarray, list[int]]],
     lanes: int,
-) -> Generator[Progress, None, Summary]:
+) -> Work[Summary]:
     """Take the slabs of every pending block, in order, and commit each block once it is whole."""
     total = sum(block.stop - block.start for block in writer.pending())
     began, waited, images, rows, written = time.perf_counter(), 0.0, 0, 0, 0
@@ -164,7 +154,9 @@ def _commit_all(
             block, broken = whole(slab.block, np.concatenate(parts), broken)
             written += writer.commit(slab.block, block if len(writer.parts) > 1 else block[:, :, 0], broken)
             parts, broken = [], []
-        yield Progress(slab.block.group, images, total, time.perf_counter() - began, waited)
+        yield Progress(
+            images, total, time.perf_counter() - began, unit="images", part=slab.block.group, waited_s=waited
+        )
     elapsed = max(time.perf_counter() - began, 1e-9)
     return Summary(
         images, rows, elapsed, images / elapsed, rows / elapsed, waited / elapsed, written, writer.path, (), tuple(lost)

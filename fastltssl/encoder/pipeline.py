@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastltssl.cache.layout import SLAB, Block
 from fastltssl.encoder.clip import Encoder
-from fastltssl.images import BrokenImage, Images, Source
+from fastltssl.errors import BrokenImage
+from fastltssl.images.source import Images, Source
 from fastltssl.images.views import View, image_key, make_view
 
 GPU_LANES = 2  # one slab is prepared while another is computed

@@ -13,7 +13,7 @@ is that control.
 import json
 import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import cos, log, pi
 from pathlib import Path
@@ -29,11 +29,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastltssl.encoder.weights import TINY
+from fastltssl.errors import PretrainError
 from fastltssl.images.prompts import prompts
 from fastltssl.images.world.painting import Style, drawings
 from fastltssl.images.world.scenery import uniforms
 from fastltssl.images.world.shapes import nameless
 from fastltssl.images.world.world import CAPTION_RATIO, CLASSES, STYLES, caption_prior, captions, render
+from fastltssl.progress import Work
 from fastltssl.types import seeded
 
 MERGES = "bpe_tiny.txt.gz"
@@ -58,10 +60,6 @@ BROAD = Style(
 )  # fmt: skip
 
 
-class PretrainError(ValueError):
-    """A recipe or a folder that cannot be trained with."""
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Everything the weights depend on, besides the versions of the libraries and the kind of processor."""
@@ -78,18 +76,7 @@ class Recipe:
     scale: float = 14.0  # initial logit scale
 
 
-class Progress(NamedTuple):
-    stage: str  # "warm-up" | "captions"
-    step: int
-    steps: int  # of both stages
-    loss: float
-    accuracy: float  # among the candidates of the image loss, on the batch
-    elapsed_s: float
-
-
-def pretrain(
-    recipe: Recipe, out: Path, *, warmed: Path | None = None, resume: bool = False
-) -> Generator[Progress, None, dict[str, Any]]:
+def pretrain(recipe: Recipe, out: Path, *, warmed: Path | None = None, resume: bool = False) -> Work[dict[str, Any]]:
     """Train into the folder `out`, yielding Progress; returns and writes the record. One thread, for equal bits.
 
     `warmed` is a folder of an earlier run of the same warm-up, which is taken over. A killed run goes on with `resume`.
@@ -119,14 +106,12 @@ class _Stage(NamedTuple):
     loss: Callable[[int], tuple[Float[Tensor, ""], Float[Tensor, ""]]]  # of a step: loss and accuracy
 
 
-def _pretrain(
-    recipe: Recipe, out: Path, warmed: Path | None, resume: bool
-) -> Generator[Progress, None, dict[str, Any]]:
+def _pretrain(recipe: Recipe, out: Path, warmed: Path | None, resume: bool) -> Work[dict[str, Any]]:
     began, saved = time.perf_counter(), _checkpoint(recipe, out, resume)
     torch.default_generator.manual_seed(recipe.seed)
     clip = _new_clip(recipe)
     stages = [_warmup(recipe, clip), _captions(recipe, clip)]
-    done, total = 0, sum(stage.steps for stage in stages)
+    done, total, earlier = 0, sum(stage.steps for stage in stages), None
     for stage in stages:
         start = 0
         if saved and saved["stage"] == stage.name:
@@ -138,8 +123,12 @@ def _pretrain(
             clip.visual.load_state_dict(_warm_tower(recipe, warmed))
         stage.parts.train()
         for step in range(start, stage.steps):
+            earlier = done + step if earlier is None else earlier
             loss, accuracy = _step(stage, step)
-            yield Progress(stage.name, done + step + 1, total, loss, accuracy, time.perf_counter() - began)
+            yield Progress(
+                done + step + 1, total, time.perf_counter() - began,
+                part=stage.name, loss=loss, accuracy=accuracy, earlier=earlier,
+            )  # fmt: skip
             if (step + 1) % EVERY == 0 or step + 1 == stage.steps:
                 _save(recipe, stage, step + 1, out)
         if start < stage.steps and stage.name == "warm-up":

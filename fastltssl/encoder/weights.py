@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastltssl.errors import EncoderError, did_you_mean
+
 TINY = Path(__file__).parents[1] / "tiny"
 CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
 UNLOADABLE = (  # what open_clip, the hub and torch.load raise on weights that are absent, damaged or of another model
@@ -24,10 +26,6 @@ UNLOADABLE = (  # what open_clip, the hub and torch.load raise on weights that a
 )  # fmt: skip
 PROBE_S = 5  # a hub that does not answer in this time counts as out of reach
 RANDOM_SEED = 0  # of the weights of --pretrained none
-
-
-class EncoderError(ValueError):
-    """A model or its weights that cannot be had."""
 
 
 def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[Any, Any, Callable[..., Tensor]]:
@@ -87,8 +85,7 @@ def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, 
     if recipe:
         return {"pretrained": pretrained, "force_quick_gelu": bool(recipe.get("quick_gelu"))}
     if not Path(pretrained).is_file():
-        near = difflib.get_close_matches(pretrained, tags, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(pretrained, tags)
         raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and no file.{hint} {accepted}")
     return {"pretrained": pretrained} | file_settings(model, Path(pretrained), tags, notes)
 

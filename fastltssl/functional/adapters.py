@@ -15,11 +15,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.types import Knob, Problem
-
-
-class MissingTaps(ValueError):
-    """The cache holds no taps of the last block, and a head asked for them."""
+from fastltssl.errors import MissingTaps
+from fastltssl.knobs import Knob
+from fastltssl.types import Problem
 
 
 def wants_taps(method: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastltssl.types import Knob
+from fastltssl.knobs import Knob
 
 
 def partners(noise: Float[Tensor, "B _"]) -> Int[Tensor, "B"]:

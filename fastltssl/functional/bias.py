@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastltssl.types import Knob, Scores
+from fastltssl.knobs import AutoKnob, Knob
+from fastltssl.types import Scores
 
 _TINY = 1e-12
 
@@ -164,3 +165,10 @@ def cross_fitted_accuracy(
         return float((hits / counts.clamp_min(1))[counts > 0].mean())
 
     return balanced(scores.argmax(dim=-1)), balanced(after.argmax(dim=-1))
+
+
+def auto_momentum(momentum: AutoKnob, steps: int) -> Knob:
+    """Momentum of a running mean; "auto" is 1 - 5/steps, so that a short run forgets its start too."""
+    if isinstance(momentum, str):
+        return max(0.0, 1.0 - 5.0 / steps)
+    return momentum

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, reduce
-from jaxtyping import Float, Int
+from einops import einsum
+from jaxtyping import Float
 from torch import Generator, Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastltssl.functional.adapters import (
     adapted_feature,
@@ -20,96 +18,17 @@ from fastltssl.functional.adapters import (
     start_bottleneck,
     start_last_block,
 )
-from fastltssl.functional.bias import LabelBias, estimate_label_bias, one_hot
-from fastltssl.types import Head, Knob, Problem, Scores, choice, knob, seeded, size
+from fastltssl.functional.bias import one_hot
+from fastltssl.functional.zero_shot import class_means, embed, text_branch
+from fastltssl.knobs import Knob, choice, knob, size
+from fastltssl.types import Head, Problem, Scores, seeded
 
 INITS = ("auto", "text", "classmean", "random")
-
-
-class MissingText(ValueError):
-    """The cache holds no text features, and something asked for them."""
-
-
-class TextBranch(NamedTuple):
-    """The frozen zero-shot classifier."""
-
-    anchor: Float[Tensor, "C E"]  # unit norm
-    projection: Float[Tensor, "D E"]  # [0 0] where the feature is the embedding already: a state holds tensors only
-    logit_scale: Tensor
-    logit_bias: Tensor
-    ln_post: Float[Tensor, "2 D"]  # [0 0] where rows hold the feature itself, and no taps
-
-
-def text_anchors(text: Float[Tensor, "C T E"]) -> Float[Tensor, "C E"]:
-    """Mean over templates of the normalised text features, normalised again."""
-    return F.normalize(reduce(F.normalize(text, dim=-1), "c t e -> c e", "mean"), dim=-1)
-
-
-def embed(
-    x: Float[Tensor, "n _"], projection: Float[Tensor, "_ _"] | None, ln_post: Float[Tensor, "_ _"] | None = None
-) -> Float[Tensor, "n E"]:
-    """Unit-norm embedding that lives with the text; ln_post is needed where the rows may hold taps."""
-    x = x if ln_post is None else feature_of(x, ln_post)
-    return F.normalize(x if projection is None or not projection.numel() else x @ projection, dim=-1)
-
-
-def text_branch(problem: Problem) -> TextBranch:
-    """The zero-shot classifier of a problem, in the dtype of its labelled rows."""
-    if problem.text is None:
-        raise MissingText(
-            "this needs text features and the cache holds none. Import them with `cache import --text KEY`, "
-            "or choose a method and head init that do without (probe with head.weights=classmean)"
-        )
-    like = problem.x
-    return TextBranch(
-        anchor=text_anchors(problem.text.float()).to(like),
-        projection=like.new_zeros(0, 0) if problem.projection is None else problem.projection.to(like),
-        logit_scale=like.new_tensor(problem.logit_scale),
-        logit_bias=like.new_tensor(problem.logit_bias),
-        ln_post=last_norm(problem),
-    )
-
-
-def text_scores(branch: TextBranch, x: Float[Tensor, "n D"]) -> Scores:
-    """z_zs = logit_scale cos(embedding, anchor) + logit_bias."""
-    cosine = einsum(embed(x, branch.projection, branch.ln_post), branch.anchor, "n e, c e -> n c")
-    return branch.logit_scale * cosine + branch.logit_bias
-
-
-_BIASES = WeakTensorKeyDictionary()  # labelled rows -> [(what else decided it, estimate)]
-
-
-def zero_shot_bias(problem: Problem, fit_scale: bool = False) -> LabelBias:
-    """Label bias of the zero-shot classifier on the labelled rows; hundreds of configurations ask, one computes it."""
-    known = _BIASES.setdefault(problem.x, [])
-    for key, estimate in known:
-        if all(a is b for a, b in zip(key, (problem.text, problem.y, problem.prior, fit_scale), strict=True)):
-            return estimate
-    scores = text_scores(text_branch(problem), problem.x[:, 0])
-    estimate = estimate_label_bias(scores, problem.y, prior=problem.prior, fit_scale=fit_scale)
-    known.append(((problem.text, problem.y, problem.prior, fit_scale), estimate))
-    return estimate
 
 
 def together(score: Callable[[Tensor], Scores], *parts: Float[Tensor, "_ D"]) -> tuple[Tensor, ...]:
     """Scores of several sets of rows from one product, which normalises the weights once."""
     return score(torch.cat(parts)).split([len(part) for part in parts])
-
-
-def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, "n"], n_classes: int) -> Float[Tensor, "C D"]:
-    """Unit-norm mean of the normalised rows of each class; a class without rows gets the mean of all rows."""
-    unit = F.normalize(x, dim=-1)
-    member = one_hot(y, n_classes, unit.dtype)
-    total = einsum(member, unit, "n c, n d -> c d")
-    empty = (member.sum(dim=0) == 0)[:, None]
-    return F.normalize(torch.where(empty, unit.mean(dim=0), total), dim=-1)
-
-
-def spread(prototype: Float[Tensor, "C E"], rate: Knob) -> Float[Tensor, "C E"]:
-    """Unit prototypes after one gradient step on their mean squared off-diagonal cosine (orthogonality)."""
-    cosine = einsum(prototype, prototype, "c e, k e -> c k")
-    off = cosine * (1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device))
-    return F.normalize(prototype - rate * 4 / (len(off) * max(1, len(off) - 1)) * off @ prototype, dim=-1)
 
 
 def initial_weight(init: str, problem: Problem, generator: Generator) -> Float[Tensor, "C D"]:

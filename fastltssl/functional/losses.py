@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastltssl.functional.bias import one_hot
-from fastltssl.types import Knob, Scores
+from fastltssl.knobs import Knob
+from fastltssl.types import Scores
 
 
 def cross_entropy(scores: Scores, labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:

@@ -11,7 +11,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from fastltssl.images import BrokenImage, Images, Source, SourceError, fingerprint
+from fastltssl.errors import BrokenImage, SourceError
+from fastltssl.images.source import Images, Source, fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 DECODERS = 4  # Pillow decodes outside Python's global lock

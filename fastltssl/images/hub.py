@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.errors import SourceError
+from fastltssl.images.source import Images, Source, fingerprint
 
 TESTS = ("test", "validation", "valid")  # the first that is there
 

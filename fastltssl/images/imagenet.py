@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.errors import SourceError
 from fastltssl.images.folder import open_folder
+from fastltssl.images.source import Images, Source, fingerprint
 
 MAPPING = "imagenet127.txt"
 LAYOUT = "ROOT/imagenet/train/n01440764/*.JPEG and ROOT/imagenet/val/n01440764/*.JPEG, with --root ROOT"

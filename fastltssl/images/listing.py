@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.errors import SourceError
 from fastltssl.images.folder import FileImages
+from fastltssl.images.source import Images, Source, fingerprint
 
 SPLITS = ("train", "test", "val", "unlabeled")
 FORM = "list:FILE.csv with a header path,label[,split]; split is train, test, val or unlabeled"

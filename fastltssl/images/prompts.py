@@ -1,7 +1,8 @@
 """Class names to prompts: named sets of templates, each a format string with one {} for the class name."""
 
-import difflib
 from collections.abc import Sequence
+
+from fastltssl.errors import PromptError, did_you_mean
 
 _PHOTOS = ("", "blurry ", "black and white ", "low contrast ", "high contrast ", "bad ", "good ")
 _CIFAR = tuple(
@@ -31,10 +32,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 OPEN_CLIP = {"openai80": "OPENAI_IMAGENET_TEMPLATES", "openai7": "SIMPLE_IMAGENET_TEMPLATES"}
 
 
-class PromptError(ValueError):
-    """A set of templates that is not one."""
-
-
 def templates(name: str) -> tuple[str, ...]:
     """The format strings of a named set, or of several joined by commas, each once.
 
@@ -51,8 +48,7 @@ def _set(name: str) -> tuple[str, ...]:
 
         return tuple(template("{}") for template in getattr(zero_shot_metadata, OPEN_CLIP[name]))
     known = [*TEMPLATES, *OPEN_CLIP]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, known)
     raise PromptError(f"--templates {name!r} is not a set of templates.{hint} Known: {', '.join(known)}")
 
 

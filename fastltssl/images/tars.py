@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.errors import SourceError
 from fastltssl.images.folder import DECODERS, SUFFIXES, decoded
+from fastltssl.images.source import Images, Source, fingerprint
 
 FORM = "wds:PATTERN, or wds:TRAIN_PATTERN,test=PATTERN,unlabeled=PATTERN; a pattern has * ? [] or {000..127}"
 LABELS = (".cls", ".json")  # a whole number; an object with the key "label"

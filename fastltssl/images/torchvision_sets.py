@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint
+from fastltssl.errors import SourceError
 from fastltssl.images.folder import FileImages
+from fastltssl.images.source import Images, Source, fingerprint
 
 SERVER_TIMEOUT_S = 20.0  # torchvision sets none, and would wait for ever behind a silent firewall
 FAILURES = (

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt64
 from torch import Tensor
 
+from fastltssl.errors import ViewError
 from fastltssl.images.randaugment import GREY, randaugmented
 
 MOST_VIEWS = 256  # of one recipe
@@ -22,10 +23,6 @@ DRAWS = (  # what each number of an image decides; new ones are added at the end
     "flip", "right", "down", "turn", "scale", "shear", "brightness", "contrast", "saturation", "cut_x", "cut_y",
     "area", "aspect", *(f"{part}{op}" for op in range(OPS) for part in ("op", "level", "sign", "chance")),
 )  # fmt: skip
-
-
-class ViewError(ValueError):
-    """A list of views that cannot be read."""
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,20 @@ Where the first blocks are frozen and the views come back, the tokens that enter
 """
 
 import re
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int, UInt8, UInt64
+from jaxtyping import Float, Int, UInt8, UInt64
 from torch import Tensor
 
-from fastltssl.cache.layout import SLAB
-from fastltssl.cache.reader import SPARE, available_memory
 from fastltssl.encoder.clip import Encoder
-from fastltssl.encoder.extract import Progress
-from fastltssl.images import Source, SourceError
+from fastltssl.errors import SourceError
+from fastltssl.images.source import Source
 from fastltssl.images.views import CENTER, STRONG, WEAK, Recipe, View, image_key, make_view
-
-Front = Callable[[Float[Tensor, "n 3 S S"]], Float[Tensor, "n L D"]]
+from fastltssl.machine import SPARE, available_memory
 
 
 class Seen(NamedTuple):
@@ -138,88 +134,3 @@ def role_of(view: str) -> str:
 def recipes_of(stored: dict[str, Recipe]) -> dict[str, Recipe]:
     """The recipe of each role: that of a cache's views, given by name, else the default."""
     return {"center": CENTER, "weak": WEAK, "strong": STRONG} | {role_of(name): each for name, each in stored.items()}
-
-
-class Tokens(NamedTuple):
-    """The tokens that enter the trained blocks, of every view that will be seen."""
-
-    table: Float16[Tensor, "P L D"]
-    code: Int[np.ndarray, "P"]  # picture and view as one number, ascending
-    names: tuple[str, ...]
-    device: torch.device
-
-    def __call__(self, seen: Seen) -> Float[Tensor, "n L D"]:
-        places = np.searchsorted(self.code, _code(seen, self.names))
-        return self.table[places].to(self.device).float()
-
-
-def _code(seen: Seen, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
-    number = {name: place for place, name in enumerate(names)}
-    return seen.picture * len(names) + np.array([number[name] for name in seen.names], np.int64)
-
-
-class TokenPlan(NamedTuple):
-    """What keeping tokens costs and saves, said before they are made. Times are of one view, forward only."""
-
-    views: int  # different ones
-    passes: int  # of the encoder without tokens
-    shape: tuple[int, int]  # L, D
-    before_s: float  # of the frozen blocks
-    after_s: float
-
-    @property
-    def bytes(self) -> int:
-        return 2 * self.views * self.shape[0] * self.shape[1]
-
-    @property
-    def fits(self) -> bool:
-        return self.bytes <= SPARE * available_memory()
-
-    def __str__(self) -> str:
-        cost, saved = self.views * self.before_s, (self.passes - self.views) * self.before_s
-        return (
-            f"tokens of the frozen blocks: {self.views:,} views x {self.shape[0]} x {self.shape[1]} float16, "
-            f"{self.bytes / 2**30:.2f} GiB of {available_memory() / 2**30:.1f} free, for {self.passes:,} visits. "
-            f"A view takes {1000 * self.before_s:.2f} ms through the frozen blocks and {1000 * self.after_s:.2f} ms "
-            f"through the others (forward): they cost {cost:.0f} s once, save {saved:.0f} s, and pay off from "
-            f"{self.views:,} visits on"
-        )
-
-
-def plan_tokens(every: Sequence[Seen], images: Augmented, front: Front, rest: Callable[[Tensor], Tensor]) -> TokenPlan:
-    """Sizes, and times measured on a few views."""
-    names = tuple(dict.fromkeys(name for one in every for name in one.names))
-    different = len(np.unique(np.concatenate([_code(one, names) for one in every])))
-    sample = images(every[0].part(0, 16))
-    times = []
-    with torch.no_grad():
-        for _ in range(3):  # the first warms up
-            began = time.perf_counter()
-            tokens = front(sample)
-            float(tokens.flatten()[0])
-            middle = time.perf_counter()
-            float(rest(tokens).flatten()[0])
-            times.append((middle - began, time.perf_counter() - middle))
-    before, after = (min(each) / len(sample) for each in zip(*times[1:], strict=True))
-    shape = tokens.shape[1], tokens.shape[2]
-    return TokenPlan(different, sum(len(one.picture) for one in every), shape, before, after)
-
-
-def make_tokens(every: Sequence[Seen], images: Augmented, front: Front) -> Generator[Progress, None, Tokens]:
-    """The tokens of all that is seen, each view once."""
-    names = tuple(dict.fromkeys(name for one in every for name in one.names))
-    code = np.unique(np.concatenate([_code(one, names) for one in every]))
-    index, number = np.divmod(code, len(names))
-    table, began = torch.empty(0), time.perf_counter()
-    with torch.no_grad():
-        for first in range(0, len(code), SLAB):
-            last = min(first + SLAB, len(code))
-            seen = Seen(index[first:last], tuple(names[k] for k in number[first:last]))
-            found = front(images(seen)).half().cpu()
-            if not first:
-                table = torch.empty(len(code), *found.shape[1:], dtype=torch.float16)
-            table[first:last] = found
-            yield Progress("tokens", last, len(code), time.perf_counter() - began, 0.0)
-    if not table.isfinite().all():
-        raise SourceError("the tokens are not finite in float16; train with --live-views fresh")
-    return Tokens(table, code, names, images.pictures.encoder.device)

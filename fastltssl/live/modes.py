@@ -19,7 +19,6 @@ size. LoRA's alpha is R, so that A B is not scaled: the learning rate does that.
 """
 
 import copy
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,15 +31,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from fastltssl.encoder.towers import ClassTokenBlock, FirstTokenNorm, is_clip_vit
+from fastltssl.errors import TuningError, did_you_mean
 from fastltssl.functional.adapters import start_bottleneck
 
 FORMS = ("fft", "adaptformer[:H]", "lora[:R]", "vpt[:P]", "bitfit", "lastk:K", "lastblock[:H]")
 RANK, PROMPTS, HIDDEN = 8, 50, 16  # where a mode gives no number
 STRENGTH = 0.1  # s of AdaptFormer at first
-
-
-class TuningError(ValueError):
-    """A mode that is none or not one of this tower, or tensors that are not those of its mode."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,7 @@ def parse_mode(text: str) -> Mode:
     name, colon, size = text.partition(":")
     forms, accepted = {re.split(r"\W", form)[0]: form for form in FORMS}, f"Accepted: {', '.join(FORMS)}"
     if name not in forms:
-        near = difflib.get_close_matches(name, forms, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, forms)
         raise TuningError(f"--live {text!r} is unknown.{hint} {accepted}")
     form = forms[name]
     is_number = size.isascii() and size.isdigit() and int(size) > 0 and ":" in form
@@ -259,3 +254,19 @@ def _blocks(tower: Any, mode: Mode) -> list[Any]:
             f"--live {mode}: {type(tower).__name__} is no CLIP ViT that pools its class token. Accepted: fft"
         )
     return blocks
+
+
+@dataclass(frozen=True)
+class Live:
+    """How a run trains through the encoder, from images. The modes are those of fastltssl.live.modes."""
+
+    mode: str
+    lr: float | None = None  # of the encoder; None: that of the head, a thirtieth of it with fft
+    optimizer: str = "sgd"  # or "adamw"
+    warmup: int = 0  # steps over which both rates rise
+    ema: float = 0.0  # decay of the mean of the weights that is measured and kept; 0: the weights themselves
+    precision: str = "auto"  # "fp32" or "bf16"; auto: bf16 on a GPU
+    accumulate: int = 1  # parts in which the images of a step are encoded; the numbers stay the same
+    recompute: bool = False  # activation checkpointing
+    compiled: bool = False
+    views: str = "fresh"  # or "cached": the views that the cache holds, made again

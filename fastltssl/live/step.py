@@ -6,13 +6,10 @@ one after the other or on several ranks: loss, running state and head see the wh
 What a step sees follows from the seed and its number alone, so a checkpoint holds tensors and a number, no generator.
 """
 
-import contextlib
 import itertools
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +19,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fastltssl.live.images import Augmented, Seen, Tokens, together
-from fastltssl.live.modes import trainable
+from fastltssl.errors import RunError
+from fastltssl.live.checkpoint import _Fit
+from fastltssl.live.images import Augmented, Seen, together
+from fastltssl.live.modes import Live, trainable
+from fastltssl.live.tokens import Tokens
 from fastltssl.machine import ALONE, Ranks
-from fastltssl.runs.folder import Live, RunError, leaf_name
-from fastltssl.training.fit import History, Progress, intervals
-from fastltssl.training.rows import Stream, noise_at
-from fastltssl.training.step import MOMENTUM, cosine
+from fastltssl.progress import Progress, Work
+from fastltssl.training.fit import intervals
+from fastltssl.training.streams import Stream, noise_at
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
 
 AHEAD = 2  # steps whose images are decoded while one is computed
-FFT_SHARE = 30  # rate of the head over that of the encoder where all of it trains: with equal rates it forgets
 LOT = 256  # images encoded at once without gradient
 KEEP_S = 60.0  # seconds after which a checkpoint is written between two evaluations
 
@@ -223,7 +221,7 @@ def finetuning(
     evaluate: Evaluate,
     checkpoint: Path | None = None,
     identity: str = "",
-) -> Generator[Progress, None, tuple[Run, dict[str, Tensor], float]]:
+) -> Work[tuple[Run, dict[str, Tensor], float]]:
     """Train head and tower together, yielding Progress after every step.
 
     Returns the run, its history with "step", and the seconds that earlier calls spent on it. The tower ends as it was
@@ -257,131 +255,7 @@ def finetuning(
         if checkpoint and trainee.ranks.rank == 0 and (t + 1 in ends or now - kept > KEEP_S):
             fit.write(checkpoint, identity, t + 1, now - began)
             kept = now
-        yield Progress(t + 1, steps, 1, now - began, loss)
+        yield Progress(t + 1, steps, now - began, loss=loss, earlier=first)
     fit.settle()
     run = Run(tree_map(lambda leaf: leaf.detach().clone(), fit.params), (), fit.state)
     return run, fit.history.stacked(), fit.earlier_s
-
-
-class _Fit:
-    """Everything that changes while a run trains, and how it is written to a file."""
-
-    def __init__(self, params: Any, state: Any, tower: nn.Module, live: Live, lr: float, weight_decay: float) -> None:
-        self.params, self.state, self.live, self.lr = params, state, live, lr
-        self.head = {leaf_name(path): leaf for path, leaf in tree_flatten_with_path(params)[0]}
-        self.tower = trainable(tower)
-        self.weights = [*self.tower.values(), *self.head.values()]
-        groups = [{"params": list(self.tower.values())}, {"params": list(self.head.values())}]
-        if live.optimizer == "adamw":
-            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-        else:
-            self.optimizer = torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=MOMENTUM)
-        self.mean = [value.detach().clone() for value in self.weights] if live.ema else []
-        usual = lr / FFT_SHARE if live.mode == "fft" else lr
-        self.encoder_lr, self.earlier_s = usual if live.lr is None else live.lr, 0.0
-        self.history, self.outs = History(0), []  # type: ignore[var-annotated]
-
-    def rate(self, progress: float, step: int) -> None:
-        """Cosine to zero after a linear rise, for the tower and the head."""
-        share = cosine(progress) * min(1.0, (step + 1) / max(1, self.live.warmup))
-        rates = self.encoder_lr, self.lr
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
-
-    def update(self, out: Out) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.state = out.state
-        self.outs.append({"loss": out.loss, **out.stats})
-        if self.mean:
-            for mean, value in zip(self.mean, self.weights, strict=True):
-                mean.lerp_(value.detach(), 1 - self.live.ema)
-
-    def is_finite(self) -> bool:
-        return all(bool(value.isfinite().all()) for value in self.weights)
-
-    def close(self, metrics: dict[str, Tensor]) -> None:
-        self.history.close({name: torch.stack([out[name] for out in self.outs]) for name in self.outs[0]}, metrics)
-        self.history.rows[-1] = {name: value.cpu() for name, value in self.history.rows[-1].items()}
-        self.outs = []
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The mean of the weights in their place, while this lasts."""
-        before = [value.detach().clone() for value in self.weights] if self.mean else []
-        self.settle()
-        yield
-        with torch.no_grad():
-            for value, old in zip(self.weights, before, strict=False):
-                value.copy_(old)
-
-    def settle(self) -> None:
-        """Put the mean of the weights in their place, for good."""
-        with torch.no_grad():
-            for value, mean in zip(self.weights, self.mean, strict=False):
-                value.copy_(mean)
-
-    def write(self, path: Path, identity: str, step: int, seconds: float) -> None:
-        """All of it as safetensors, in the place of what was there; `seconds` are those of this call."""
-        from safetensors.torch import save_file
-
-        tensors = {f"weight.{k}": value for k, value in enumerate(self.weights)}
-        tensors |= {f"mean.{k}": value for k, value in enumerate(self.mean)}
-        for k, own in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{k}.{name}": value for name, value in own.items()}
-        tensors |= {f"state.{leaf_name(at)}": leaf for at, leaf in tree_flatten_with_path(self.state)[0]}
-        for name, rows in (("history", self.history.rows), ("out", self.outs)):
-            tensors |= {f"{name}.{k}.{key}": value for k, row in enumerate(rows) for key, value in row.items()}
-        counts = {"evaluations": len(self.history.rows), "outs": len(self.outs)}
-        meta = {"identity": identity, "step": step, "seconds": self.earlier_s + seconds, **counts}
-        part = path.with_suffix(".part")
-        copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        save_file(copies, part, metadata={"fastltssl": json.dumps(meta)})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-
-    def read(self, path: Path, identity: str) -> int:
-        """Go on where a file was written; the number of steps done. Raises RunError where it does not belong here."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                meta = json.loads(file.metadata()["fastltssl"])
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is damaged ({error}). Remove that file and this seed begins anew") from None
-        if meta["identity"] != identity:
-            difference = _difference(meta["identity"], identity)
-            raise RunError(f"{path} was written by {difference}. Use the same, another --out, or --overwrite")
-
-        def rows_of(name: str, count: int) -> list[dict[str, Tensor]]:
-            found: list[dict[str, Tensor]] = [{} for _ in range(count)]
-            for key, value in stored.items():
-                kind, _, rest = key.partition(".")
-                if kind == name:
-                    place, _, own = rest.partition(".")
-                    found[int(place)][own] = value
-            return found
-
-        with torch.no_grad():
-            for kind, values in (("weight", self.weights), ("mean", self.mean)):
-                for k, value in enumerate(values):
-                    value.copy_(stored[f"{kind}.{k}"])
-        wanted = self.optimizer.state_dict()
-        wanted["state"] = {k: row for k, row in enumerate(rows_of("optimizer", len(self.weights))) if row}
-        self.optimizer.load_state_dict(wanted)
-        leaves, spec = tree_flatten_with_path(self.state)
-        self.state = tree_unflatten([stored[f"state.{leaf_name(at)}"].to(leaf) for at, leaf in leaves], spec)
-        self.history.rows = rows_of("history", meta["evaluations"])
-        device = self.weights[0].device
-        self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta["outs"])]
-        self.earlier_s = float(meta["seconds"])
-        return int(meta["step"])
-
-
-def _difference(stored: str, asked: str) -> str:
-    """Where two configurations, as JSON, differ."""
-    old, new = json.loads(stored), json.loads(asked)
-    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return ", ".join(f"{name} {old.get(name)!r} and now it is {new.get(name)!r}" for name in names[:3])

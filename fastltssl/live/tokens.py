@@ -1,105 +1,128 @@
-"""The tokens that enter one block of the encoder, for every image and view, in memory.
+"""The tokens that enter the trained blocks of an encoder, each view's once, in memory.
 
-A training that changes only the blocks from there on need not compute the ones before again. Tokens are large
-(ViT-B-16: 303 KB a view), so they are worth it only in memory; `plan` says how large, and when they pay off.
+A training that changes only the last blocks need not compute those before them again and again. Tokens are large
+(ViT-B-16: 303 KB a view), so they are worth it only in memory; a TokenPlan says how large, and when they pay off.
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float, Float16, Int
+from torch import Tensor
 
-from fastltssl.cache.layout import SLAB, all_blocks
-from fastltssl.cache.reader import SPARE, available_memory
+from fastltssl.cache.layout import SLAB
 from fastltssl.encoder.clip import Encoder
-from fastltssl.encoder.extract import Progress
-from fastltssl.encoder.pipeline import pipeline
-from fastltssl.encoder.weights import EncoderError
-from fastltssl.images import Source
-from fastltssl.images.views import View
+from fastltssl.errors import SourceError
+from fastltssl.images.source import Source
+from fastltssl.images.views import parse_views
+from fastltssl.live.images import Augmented, Seen
+from fastltssl.machine import SPARE, available_memory
+from fastltssl.progress import Progress, Work
 
-SAMPLE, REPEATS = 16, 3  # images, and measurements of which the fastest counts
+Front = Callable[[Float[Tensor, "n 3 S S"]], Float[Tensor, "n L D"]]
+SAMPLE, REPEATS = 16, 3  # views, and measurements of which the fastest counts
 
 
-class Plan(NamedTuple):
-    """What the tokens before a block cost; times are of one image, forward only, on the device as it is now."""
+class Tokens(NamedTuple):
+    """The tokens that enter the trained blocks, of every view that will be seen."""
 
-    block: int
+    table: Float16[Tensor, "P L D"]
+    code: Int[np.ndarray, "P"]  # picture and view as one number, ascending
+    names: tuple[str, ...]
+    device: torch.device
+
+    def __call__(self, seen: Seen) -> Float[Tensor, "n L D"]:
+        places = np.searchsorted(self.code, _code(seen, self.names))
+        return self.table[places].to(self.device).float()
+
+
+def _code(seen: Seen, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
+    number = {name: place for place, name in enumerate(names)}
+    return seen.picture * len(names) + np.array([number[name] for name in seen.names], np.int64)
+
+
+class TokenPlan(NamedTuple):
+    """What keeping tokens costs and saves, said before they are made. Times are of one view, forward only."""
+
+    views: int  # different ones
     shape: tuple[int, int]  # L, D
-    rows: int
-    views: int
     before_s: float  # of the blocks before, which tokens save
     after_s: float  # of the blocks from there on
+    visits: int = 0  # of a training, which would encode a view at each of them; 0 where none is planned yet
 
     @property
     def bytes(self) -> int:
         """Of all tokens, as float16."""
-        return 2 * self.rows * self.views * self.shape[0] * self.shape[1]
+        return 2 * self.views * self.shape[0] * self.shape[1]
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= SPARE * available_memory()
 
     def __str__(self) -> str:
-        per_view, share = self.bytes / max(1, self.rows * self.views), self.after_s / (self.before_s + self.after_s)
+        cost, saved = self.views * self.before_s, (self.visits - self.views) * self.before_s
+        use = f", for {self.visits:,} visits" if self.visits else ""
+        saves = f"save {saved:.0f} s, and " if self.visits else ""
         return (
-            f"tokens@{self.block}: {self.shape[0]} x {self.shape[1]} float16, {per_view / 1000:,.0f} KB a view, "
-            f"{self.bytes / 2**30:.2f} GiB for {self.rows:,} images x {self.views} views "
-            f"({available_memory() / 2**30:.1f} GiB of memory are free). To block {self.block}: "
-            f"{1000 * self.before_s:.2f} ms an image, from there: {1000 * self.after_s:.2f} ms. They pay off after "
-            f"{self.views} passes over the images, each of which then costs {share:.2f} of a live one (forward)"
+            f"tokens of the frozen blocks: {self.views:,} views x {self.shape[0]} x {self.shape[1]} float16, "
+            f"{self.bytes / max(1, self.views) / 1000:,.0f} KB a view, {self.bytes / 2**30:.2f} GiB of "
+            f"{available_memory() / 2**30:.1f} free{use}. "
+            f"A view takes {1000 * self.before_s:.2f} ms through the frozen blocks and {1000 * self.after_s:.2f} ms "
+            f"through the others (forward): they cost {cost:.0f} s once, {saves}pay off from {self.views:,} visits on"
         )
 
 
-def plan(source: Source, encoder: Encoder, views: Sequence[View], block: int, group: str = "train") -> Plan:
-    """Size and times of the tokens of a group, measured on a few images; raises EncoderError for an absent block."""
+def plan_tokens(every: Sequence[Seen], images: Augmented, front: Front, rest: Callable[[Tensor], Tensor]) -> TokenPlan:
+    """The plan of a training that will see all of `every`."""
+    names = tuple(dict.fromkeys(name for one in every for name in one.names))
+    different = len(np.unique(np.concatenate([_code(one, names) for one in every])))
+    shape, before_s, after_s = _measured(images(every[0].part(0, SAMPLE)), front, rest)
+    return TokenPlan(different, shape, before_s, after_s, sum(len(one.picture) for one in every))
+
+
+def plan_block(source: Source, encoder: Encoder, views: str, block: int, group: str = "train") -> TokenPlan:
+    """The plan of the tokens that enter a block, for every view of a group; raises EncoderError for an absent block."""
     parts = encoder.split(block)
-    canvas = torch.zeros(SAMPLE, 3, encoder.size, encoder.size, dtype=torch.uint8)
-    tokens = parts.tokens(canvas)
+    sample = torch.zeros(SAMPLE, 3, encoder.size, encoder.size, dtype=torch.uint8)
+    shape, before_s, after_s = _measured(sample, parts.tokens, parts.features)
+    return TokenPlan(len(source.groups[group].ids) * len(parse_views(views)), shape, before_s, after_s)
+
+
+def _measured(
+    sample: Tensor, front: Callable[[Tensor], Tensor], rest: Callable[[Tensor], Tensor]
+) -> tuple[tuple[int, int], float, float]:
+    """Shape of a view's tokens, and the seconds that it takes through either part of the tower."""
     times: list[tuple[float, float]] = []
     with torch.inference_mode():
         for _ in range(REPEATS + 1):  # the first warms up
             began = time.perf_counter()
-            parts.tokens(canvas)[0, 0, 0].item()
+            tokens = front(sample)
+            float(tokens.flatten()[0])  # waits for a GPU
             middle = time.perf_counter()
-            parts.features(tokens)[0, 0].item()
+            float(rest(tokens).flatten()[0])
             times.append((middle - began, time.perf_counter() - middle))
-    before, after = (min(each) / SAMPLE for each in zip(*times[1:], strict=True))
-    return Plan(block, parts.shape, len(source.groups[group].ids), len(views), before, after)
+    before, after = (min(each) / len(sample) for each in zip(*times[1:], strict=True))
+    return (tokens.shape[1], tokens.shape[2]), before, after
 
 
-def tokens(
-    source: Source,
-    encoder: Encoder,
-    views: Sequence[View],
-    block: int,
-    *,
-    group: str = "train",
-    seed: int = 0,
-    workers: int = 2,
-) -> Generator[Progress, None, Float16[np.ndarray, "N V L D"]]:
-    """The tokens that enter a block, of every view of a group's images; yields progress after every slab.
-
-    Views are those of `extract` with the same seed. Raises EncoderError for an absent block, for values that float16
-    does not hold, and where the memory does not.
-    """
-    parts, count = encoder.split(block), len(source.groups[group].ids)
-    shape = (count, len(views), *parts.shape)
-    needed, free = 2 * int(np.prod(shape)), available_memory()
-    if needed > SPARE * free:
-        raise EncoderError(
-            f"tokens@{block} of {count:,} images x {len(views)} views need {needed / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB of memory are free. Take fewer views or images, or train from images"
-        )
-    found = np.empty(shape, np.float16)
-    began, waited = time.perf_counter(), 0.0
-    cut = encoder._replace(encode_parts=parts.tokens)
-    blocks = all_blocks({group: (count, len(views), parts.shape[1])}, {group: SLAB})
-    with pipeline(encoder.device, workers) as threads:
-        for slab, values, waited_s, _ in threads.encoded(source, cut, {group: tuple(views)}, blocks, seed=seed):
-            with np.errstate(over="ignore"):
-                found[slab.start : slab.stop] = values
-            if not np.isfinite(found[slab.start : slab.stop]).all():
-                raise EncoderError(f"tokens@{block} of rows {slab.start} to {slab.stop} are not finite in float16")
-            waited += waited_s / threads.lane_count
-            yield Progress(group, slab.stop, count, time.perf_counter() - began, waited)
-    return found
+def make_tokens(every: Sequence[Seen], images: Augmented, front: Front) -> Work[Tokens]:
+    """The tokens of all that is seen, each view once."""
+    names = tuple(dict.fromkeys(name for one in every for name in one.names))
+    code = np.unique(np.concatenate([_code(one, names) for one in every]))
+    index, number = np.divmod(code, len(names))
+    table, began = torch.empty(0), time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(code), SLAB):
+            last = min(first + SLAB, len(code))
+            seen = Seen(index[first:last], tuple(names[k] for k in number[first:last]))
+            found = front(images(seen)).half().cpu()
+            if not first:
+                table = torch.empty(len(code), *found.shape[1:], dtype=torch.float16)
+            table[first:last] = found
+            yield Progress(last, len(code), time.perf_counter() - began, unit="images", part="tokens")
+    if not table.isfinite().all():
+        raise SourceError("the tokens are not finite in float16; train with --live-views fresh")
+    return Tokens(table, code, names, images.pictures.encoder.device)

@@ -1,7 +1,6 @@
 """The methods, one file each. The import system is the registry: a file here with a `Method` dataclass is a method."""
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -10,15 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fastltssl.errors import UnknownKnob, UnknownMethod, did_you_mean
 from fastltssl.functional.heads import HEADS
-
-
-class UnknownMethod(ValueError):
-    """No method of that name, or a file without one."""
-
-
-class UnknownKnob(ValueError):
-    """A knob the method does not have, or a value outside its options."""
 
 
 def names() -> list[str]:
@@ -44,8 +36,7 @@ def load(name: str) -> ModuleType:
     elif name in names():
         module = importlib.import_module(f"{__name__}.{name}")
     else:
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, names())
         raise UnknownMethod(f"no method {name!r}.{hint} Known: {', '.join(names())}, or the path of a .py file")
     if not dataclasses.is_dataclass(getattr(module, "Method", None)):
         raise UnknownMethod(f"{name} defines no dataclass named Method")
@@ -81,8 +72,7 @@ def configure(name: str, settings: dict[str, Any]) -> Any:
         if key == "head" and hasattr(method, "head"):
             continue
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise UnknownKnob(f"{name} has no knob {key!r}.{hint} Its knobs: {', '.join(known) or 'none'}")
         method = _set(method, key.split("."), converted(key, known[key], value))
     return method
@@ -131,8 +121,7 @@ def outside(method: Any) -> list[str]:
 
 def _head(name: str) -> Any:
     if name not in HEADS:
-        near = difflib.get_close_matches(name, HEADS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, HEADS)
         raise UnknownKnob(f"no head {name!r}.{hint} Known: {', '.join(HEADS)}")
     return HEADS[name]()
 

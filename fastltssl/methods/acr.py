@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_map
 from fastltssl.functional.bias import kl_divergence, log_prior, one_hot
 from fastltssl.functional.heads import Cosine, together
 from fastltssl.functional.losses import confident_labels, cross_entropy
-from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob, size
+from fastltssl.knobs import Knob, choice, knob, size
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

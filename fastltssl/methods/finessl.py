@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.functional.bias import one_hot
+from fastltssl.functional.bias import auto_momentum, one_hot
 from fastltssl.functional.heads import Cosine, together
 from fastltssl.functional.losses import (
     balanced_margin_cross_entropy,
@@ -29,7 +29,8 @@ from fastltssl.functional.losses import (
     smooth_labels,
     soft_cross_entropy,
 )
-from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, choice, knob, size
+from fastltssl.knobs import AutoKnob, Knob, choice, knob, size
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

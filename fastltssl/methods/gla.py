@@ -17,9 +17,11 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from fastltssl.functional.bias import log_prior
-from fastltssl.functional.heads import Cosine, TextBranch, text_branch, text_scores, zero_shot_bias
+from fastltssl.functional.heads import Cosine
 from fastltssl.functional.losses import cross_entropy
-from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob
+from fastltssl.functional.zero_shot import TextBranch, text_branch, text_scores, zero_shot_bias
+from fastltssl.knobs import Knob, choice, knob
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 
 from fastltssl.functional.bias import log_prior, one_hot
 from fastltssl.functional.neighbors import nearest
-from fastltssl.types import Knob, Problem, Scores, choice, knob, size
+from fastltssl.knobs import Knob, choice, knob, size
+from fastltssl.types import Problem, Scores
 
 ROWS = 2048  # scored at once
 

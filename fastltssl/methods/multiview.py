@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.functional.bias import log_prior
+from fastltssl.functional.bias import auto_momentum, log_prior
 from fastltssl.functional.heads import Cosine, together
 from fastltssl.functional.losses import cross_entropy, soft_cross_entropy
-from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, knob, size
+from fastltssl.knobs import AutoKnob, Knob, knob, size
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

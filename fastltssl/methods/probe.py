@@ -19,7 +19,8 @@ from fastltssl.functional.augment import jitter_channels, mixup
 from fastltssl.functional.bias import log_prior, one_hot
 from fastltssl.functional.heads import Cosine
 from fastltssl.functional.losses import soft_cross_entropy
-from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, knob
+from fastltssl.knobs import Knob, knob
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

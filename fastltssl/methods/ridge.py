@@ -21,7 +21,8 @@ from torch import Generator, Tensor
 
 from fastltssl.functional.bias import one_hot
 from fastltssl.functional.losses import cross_entropy
-from fastltssl.types import AutoKnob, Problem, Scores, choice, knob
+from fastltssl.knobs import AutoKnob, choice, knob
+from fastltssl.types import Problem, Scores
 
 STRENGTHS = torch.logspace(-3, 2, 26, dtype=torch.float64)
 SCALES = torch.logspace(0, 3, 61, dtype=torch.float64)

@@ -24,7 +24,8 @@ from torch import Generator, Tensor
 from fastltssl.functional.bias import log_prior, one_hot
 from fastltssl.functional.heads import Cosine, together
 from fastltssl.functional.losses import cross_entropy, soft_cross_entropy
-from fastltssl.types import Batch, Head, Knob, Out, Problem, Scores, choice, knob, size
+from fastltssl.knobs import Knob, choice, knob, size
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

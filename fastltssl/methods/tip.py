@@ -19,8 +19,9 @@ from torch import Generator, Tensor
 
 from fastltssl.functional.adapters import affinity
 from fastltssl.functional.bias import one_hot
-from fastltssl.functional.heads import TextBranch, embed, text_branch, text_scores
-from fastltssl.types import Knob, Problem, Scores, choice, knob
+from fastltssl.functional.zero_shot import TextBranch, embed, text_branch, text_scores
+from fastltssl.knobs import Knob, choice, knob
+from fastltssl.types import Problem, Scores
 
 
 class State(NamedTuple):

@@ -22,20 +22,20 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.functional.bias import log_prior, one_hot, two_folds, update_prior
-from fastltssl.functional.heads import (
-    Cosine,
+from fastltssl.functional.bias import auto_momentum, log_prior, one_hot, two_folds, update_prior
+from fastltssl.functional.heads import Cosine, together
+from fastltssl.functional.losses import confident_labels, cross_entropy
+from fastltssl.functional.zero_shot import (
     TextBranch,
     class_means,
     embed,
     spread,
     text_branch,
     text_scores,
-    together,
     zero_shot_bias,
 )  # fmt: skip
-from fastltssl.functional.losses import confident_labels, cross_entropy
-from fastltssl.types import AutoKnob, Batch, Head, Knob, Out, Problem, Scores, auto_momentum, choice, knob
+from fastltssl.knobs import AutoKnob, Knob, choice, knob
+from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 
 class State(NamedTuple):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from fastltssl.functional.heads import TextBranch, text_branch, text_scores, zero_shot_bias
-from fastltssl.types import Problem, Scores, choice
+from fastltssl.functional.zero_shot import TextBranch, text_branch, text_scores, zero_shot_bias
+from fastltssl.knobs import choice
+from fastltssl.types import Problem, Scores
 
 
 class State(NamedTuple):

@@ -1,18 +1,18 @@
 """From flags and a YAML file to a Config, or the grid of a table: flags win over the file, the file over defaults."""
 
 import dataclasses
-import difflib
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
 from click import UsageError
 
-from fastltssl.analysis.grid import Grid, Published
-from fastltssl.cache.splits import PRESETS, Protocol, SplitError
-from fastltssl.runs.folder import Config, ConfigError, Live, check
-from fastltssl.runs.record import METRICS
+from fastltssl.cache.splits import PRESETS, Protocol, checked
+from fastltssl.errors import ConfigError, did_you_mean
+from fastltssl.functional import metrics
+from fastltssl.live.modes import Live, parse_mode
 
 SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
 KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
@@ -24,52 +24,6 @@ LIVE: dict[str, Any] = {one.name: one.type for one in dataclasses.fields(Live)}
 def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Config:
     """The Config of a train command: flags over file over defaults; an unknown key is a usage error."""
     return _resolved(method, _known(_read(file), KEYS, str(file)) if file else {}, flags, str(file))
-
-
-def read_grid(file: Path, flags: dict[str, Any]) -> Grid:
-    """The grid of a YAML file: options of `train` for all, `protocols` as columns, maybe `published` numbers.
-
-    Flags are over the file; a whole number as seeds is a count. Unknown keys and values no run can have are usage
-    errors.
-    """
-    where = str(file)
-    common = _known(_read(file), KEYS - {"method", "live", "ensemble"} | {"protocols", "published"}, where)
-    protocols, published = common.pop("protocols", None), common.pop("published", None) or []
-    for given in (common, flags):
-        if given.get("seeds") is not None:
-            given["seeds"] = counted_seeds(given["seeds"])
-    if not isinstance(protocols, list) or not protocols:
-        raise UsageError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
-    configs: dict[str, Config] = {}
-    for place, one in enumerate(protocols, 1):
-        switches = _known(one, SWITCHES | {"name"}, f"{where}, protocol {place}")
-        name = str(switches.pop("name", "")).strip()
-        if not name or name in configs:
-            raise UsageError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
-        try:
-            configs[name] = check(_resolved("", common | switches, flags | {"set_": ()}, f"{where}, protocol {name}"))
-        except (SplitError, ConfigError) as error:
-            raise UsageError(f"{where}, protocol {name}: {error}") from None
-    if not isinstance(published, list):
-        raise UsageError(f"{where}: published must be a list of rows, not {type(published).__name__}")
-    rows = [_published(one, len(configs), f"{where}, published row {n}") for n, one in enumerate(published, 1)]
-    return Grid(file.stem, configs, tuple(rows))
-
-
-def _published(row: Any, columns: int, where: str) -> Published:
-    """A row of numbers from a paper, one for each protocol, null where it has none."""
-    row = _known(row, set(Published._fields), where)
-    if missing := [name for name in ("method", "source", "differs", "values") if not row.get(name)]:
-        raise UsageError(f"{where}: it has no {', '.join(missing)}")
-    metric, values = row.get("metric", "bacc"), row["values"]
-    if metric not in METRICS:
-        raise UsageError(f"{where}: metric {metric!r} is not one of {', '.join(METRICS)}")
-    if not isinstance(values, list) or len(values) != columns:
-        raise UsageError(
-            f"{where}: values must be a list of {columns}, one for each protocol, null where there is none"
-        )
-    numbers = [None if each is None else _typed("values", each, float) for each in values]
-    return Published(str(row["method"]), str(row["source"]), str(row["differs"]), metric, tuple(numbers))
 
 
 def _read(file: Path) -> Any:
@@ -85,8 +39,7 @@ def _known(found: Any, known: Collection[str], where: str) -> dict[str, Any]:
         raise UsageError(f"{where} must hold a mapping of options, not {type(found).__name__}")
     found = {str(key).replace("-", "_"): value for key, value in found.items()}
     for key in sorted(found.keys() - {*known}):
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(key, known)
         raise UsageError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
     return found
 
@@ -192,3 +145,75 @@ def counted_seeds(given: Any) -> tuple[int, ...]:
     if int(given) < 1:
         raise UsageError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
     return tuple(range(int(given)))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    method: str
+    cache: str
+    protocol: Protocol = Protocol()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 500
+    lr: float = 0.03
+    weight_decay: float = 5e-4
+    batch: int = 32
+    batch_u: int = 32
+    settings: dict[str, Any] = field(default_factory=dict)
+    templates: str | None = None
+    eval: str = "test"  # or "all": every labelled row of every group
+    report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
+    groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
+    evals: int = 10
+    live: Live | None = None
+    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
+
+
+def check(config: Config) -> Config:
+    """The config with the protocol's preset applied; raises RunError on what cannot be run."""
+    accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val")}
+    for name, options in accepted.items():
+        if getattr(config, name) not in options:
+            raise ConfigError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
+    if config.groups not in metrics.GROUPINGS and not Path(config.groups).is_file():
+        known = ", ".join(metrics.GROUPINGS)
+        raise ConfigError(f"--groups {config.groups!r} is not one of {known}, nor a JSON or YAML file of groups")
+    for name in ("steps", "batch", "batch_u", "evals"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
+    if not 0 < config.lr < float("inf") or not 0 <= config.weight_decay < float("inf"):
+        raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ConfigError(f"--seeds {config.seeds} must name at least one seed, each once")
+    if config.live:
+        _check_live(config.live)
+    if config.report == "val" and not config.protocol.val:
+        raise ConfigError("--report val needs validation rows: add --val n (rows per class held out of training)")
+    return dataclasses.replace(config, protocol=checked(config.protocol))
+
+
+def _check_live(live: Live) -> None:
+    parse_mode(live.mode)
+    accepted = {"optimizer": ("sgd", "adamw"), "precision": ("auto", "fp32", "bf16"), "views": ("fresh", "cached")}
+    for name, options in accepted.items():
+        if getattr(live, name) not in options:
+            flag = "live-views" if name == "views" else name
+            raise ConfigError(f"--{flag} {getattr(live, name)!r} is not one of {', '.join(options)}")
+    if live.lr is not None and not 0 < live.lr < float("inf"):
+        raise ConfigError(f"--encoder-lr {live.lr} must be above 0")
+    if not 0 <= live.ema < 1 or live.warmup < 0 or live.accumulate < 1:
+        raise ConfigError(
+            f"--ema {live.ema} must be from 0 to below 1, --warmup {live.warmup} at least 0 and --accumulate "
+            f"{live.accumulate} at least 1"
+        )
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The config as `--config` reads it: the protocol's switches beside the rest."""
+    flat = dataclasses.asdict(config)
+    protocol, settings = flat.pop("protocol"), flat.pop("settings")
+    for name in ("live", "ensemble"):
+        if flat[name] is None:
+            del flat[name]
+    return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}

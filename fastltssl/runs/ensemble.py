@@ -12,7 +12,7 @@ Differs: as in methods/gla.py, whose estimate this takes.
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,22 +27,25 @@ from torch import Tensor
 from fastltssl.cache.catalogue import Cache
 from fastltssl.cache.layout import all_blocks
 from fastltssl.encoder.clip import Encoder
-from fastltssl.encoder.extract import Progress
 from fastltssl.encoder.pipeline import pipeline
+from fastltssl.encoder.reopen import source_of
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional.adapters import wants_taps
-from fastltssl.functional.heads import text_scores
-from fastltssl.images import Images, Source, Subset
+from fastltssl.functional.zero_shot import text_scores
+from fastltssl.images.source import Images, Source, Subset
 from fastltssl.images.views import parse_views
+from fastltssl.knobs import Knob, choice, knob
 from fastltssl.live.images import pictures_of
 from fastltssl.methods import configure, gla
+from fastltssl.progress import Progress, Work
+from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import CHUNK, evaluator, threshold_of
 from fastltssl.runs.experiment import SeedSplit, Wanted, measured_rows, seeds_of, with_templates
-from fastltssl.runs.folder import Config, ConfigError, RunError, read_config, write
-from fastltssl.runs.live import source_of
+from fastltssl.runs.folder import read_config, write
 from fastltssl.runs.record import METRICS, record_of
 from fastltssl.runs.trained import ROWS, TrainedRun, check_cache, encoder_of, load_run
 from fastltssl.training.rows import Rows, resident
-from fastltssl.types import Fitted, Knob, Problem, Run, Scores, choice, knob
+from fastltssl.types import Fitted, Problem, Run, Scores
 
 ADJUSTED = ("probe", "fixmatch", "debiaspl", "multiview")  # their tested head was trained on CE(z + tau log pi_l, y)
 ZERO_SHOT = ("zeroshot", "gla")  # the zero-shot scores are in theirs, at full weight
@@ -122,7 +125,7 @@ def ensembling(
     dataset: str | None = None,
     root: Path | None = None,
     workers: int = 2,
-) -> Generator[Progress, None, dict[str, Any]]:
+) -> Work[dict[str, Any]]:
     """Measure a run plus the zero-shot scores of its cache on every seed, yielding progress; returns the record.
 
     The run and the debiased zero-shot scores alone, on the same rows, are in record["ensemble"]. Scores are added on
@@ -158,9 +161,7 @@ def _gathered(rows: Rows, wanted: Wanted) -> Float[Tensor, "n D"]:
     return torch.cat([rows.features[name][torch.from_numpy(chosen), 0] for name, chosen in wanted])
 
 
-def encoding(
-    trained: TrainedRun, source: Source, encoder: Encoder, wanted: Wanted, workers: int = 2
-) -> Generator[Progress, None, Scores]:
+def encoding(trained: TrainedRun, source: Source, encoder: Encoder, wanted: Wanted, workers: int = 2) -> Work[Scores]:
     """Scores of images through the run's own encoder, yielding progress; rounded as `predict` does."""
     named = [(name, [trained.cache.groups[name].ids[row] for row in chosen]) for name, chosen in wanted]
     place = pictures_of(source, encoder, named).row
@@ -178,7 +179,14 @@ def encoding(
             features = one.features[:, 0, 0].astype(np.float16)
             found.append(trained.scores(torch.from_numpy(features)))
             done, waited = done + len(features), waited + one.waited_s
-            yield Progress(f"seed {trained.seed}", done, len(place), time.perf_counter() - began, waited)
+            yield Progress(
+                done,
+                len(place),
+                time.perf_counter() - began,
+                unit="images",
+                part=f"seed {trained.seed}",
+                waited_s=waited,
+            )
     return torch.cat(found)
 
 

@@ -11,10 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastltssl.cache.splits import Split
+from fastltssl.errors import ConfigError
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import class_prior, kl_divergence
-from fastltssl.runs.folder import Config, ConfigError
-from fastltssl.training.rows import Rows, views_of
+from fastltssl.runs.config import Config
+from fastltssl.training.rows import Rows
+from fastltssl.training.streams import views_of
 from fastltssl.types import Method, Problem, Run
 
 CHUNK = 16384  # rows scored at once

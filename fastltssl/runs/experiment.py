@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,18 @@ from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, open_cache
 from fastltssl.cache.splits import Split, long_tailed
+from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.images.prompts import templates as template_set
 from fastltssl.methods import configure
+from fastltssl.progress import Progress, Work, relay, scaled
+from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import evaluator, grouping, threshold_of
-from fastltssl.runs.folder import Config, RunError, check, write
+from fastltssl.runs.folder import write
 from fastltssl.runs.record import record_of
-from fastltssl.training.fit import Progress, fitting_many, shape_key
-from fastltssl.training.rows import Rows, make_problem, make_stream, resident
+from fastltssl.training.fit import fitting_many, shape_key
+from fastltssl.training.rows import Rows, make_problem, resident
+from fastltssl.training.streams import make_stream
 from fastltssl.training.vmap import pick
 from fastltssl.types import Fitted, Method, Problem
 
@@ -36,9 +40,7 @@ class SeedSplit(NamedTuple):
     problem: Problem
 
 
-def training(
-    config: Config, cache: Cache, rows: Rows, out: Path | None = None
-) -> Generator[Progress, None, dict[str, Any]]:
+def training(config: Config, cache: Cache, rows: Rows, out: Path | None = None) -> Work[dict[str, Any]]:
     """Train every seed of an experiment, yielding Progress; returns its record, written under `out` if given."""
     records = yield from training_together([config], cache, rows, [out])
     return records[0]
@@ -46,7 +48,7 @@ def training(
 
 def training_together(
     configs: Sequence[Config], cache: Cache, rows: Rows, outs: Sequence[Path | None]
-) -> Generator[Progress, None, list[dict[str, Any]]]:
+) -> Work[list[dict[str, Any]]]:
     """Train experiments that differ in their protocol only as one, seeds and all; `seconds` is each one's share."""
     configs = [check(config) for config in configs]
     first = configs[0]
@@ -88,20 +90,15 @@ def training_together(
     return records
 
 
-def _one_of(
-    work: Generator[Progress, None, Fitted], place: int, count: int, began: float
-) -> Generator[Progress, None, Fitted]:
+def _one_of(work: Work[Fitted], place: int, count: int, began: float) -> Work[Fitted]:
     """One of `count` joint fits, its progress counted over all; the history gains the step of each evaluation."""
-    steps = []
-    while True:
-        try:
-            record = next(work)
-        except StopIteration as end:
-            fitted: Fitted = end.value
-            break
-        steps.append(record.step)
-        done, total = place * record.steps + record.step, count * record.steps
-        yield record._replace(step=done, steps=total, elapsed_s=time.perf_counter() - began)
+    steps: list[int] = []
+
+    def noted(record: Progress) -> Progress:
+        steps.append(record.done)
+        return record
+
+    fitted = yield from scaled(relay(work, noted), place, count, began)
     runs = len(next(iter(fitted.history.values())))
     return fitted._replace(history=fitted.history | {"step": torch.tensor([steps or [0]] * runs)})
 
@@ -124,7 +121,7 @@ def seeds_of(config: Config, cache: Cache, rows: Rows) -> list[SeedSplit]:
     return found
 
 
-def _fit_alike(method: Method, rows: Rows, seeds: list[SeedSplit]) -> Generator[Progress, None, Fitted]:
+def _fit_alike(method: Method, rows: Rows, seeds: list[SeedSplit]) -> Work[Fitted]:
     """Train the seeds whose tensors have one shape jointly."""
     config = seeds[0].config
     scored = [evaluator(one.config, one.split, one.groups, one.problem, rows) for one in seeds]

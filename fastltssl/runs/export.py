@@ -30,21 +30,18 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from fastltssl.cache.catalogue import fingerprint
 from fastltssl.cache.reader import stream_features
 from fastltssl.encoder.clip import Encoder
+from fastltssl.errors import ExportError
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.methods import values
-from fastltssl.runs.folder import leaf_name
 from fastltssl.runs.record import METRICS
 from fastltssl.runs.trained import TrainedRun
+from fastltssl.training.step import leaf_name
 
 BATCHES = (1, 3, 7)  # rows on which the program is compared with the run
 TRACED = 4  # rows it is traced with
 SAME = 1e-4  # largest deviation of a score, relative to the largest score
 UNBOUNDED = 2**31  # rows: torch's own infinity is above every number
 SIDE_EFFECTS = "While compiling, we found certain side effects"  # torch, of einops, which remembers what it parsed
-
-
-class ExportError(ValueError):
-    """A run that cannot be exported as asked."""
 
 
 class Exported(NamedTuple):

@@ -12,7 +12,6 @@ import itertools
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -25,100 +24,16 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.cache.splits import Protocol, Split, checked
-from fastltssl.functional import metrics
-from fastltssl.live.modes import parse_mode
+from fastltssl.cache.splits import Protocol, Split
+from fastltssl.errors import RunError
+from fastltssl.live.modes import Live
+from fastltssl.runs.config import Config, as_dict
+from fastltssl.training.step import leaf_name
 from fastltssl.types import Fitted
 
 ROOT = Path("runs")
 HISTORY = "pseudo_labels.zarr"
 TOWER = "tower.safetensors"  # what a live run trained in the encoder
-
-
-class RunError(ValueError):
-    """An experiment that cannot be run or recorded as asked."""
-
-
-class ConfigError(RunError):
-    """A setting that no run can have."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """How a run trains through the encoder, from images. The modes are those of fastltssl.live.modes."""
-
-    mode: str
-    lr: float | None = None  # of the encoder; None: that of the head, a thirtieth of it with fft
-    optimizer: str = "sgd"  # or "adamw"
-    warmup: int = 0  # steps over which both rates rise
-    ema: float = 0.0  # decay of the mean of the weights that is measured and kept; 0: the weights themselves
-    precision: str = "auto"  # "fp32" or "bf16"; auto: bf16 on a GPU
-    accumulate: int = 1  # parts in which the images of a step are encoded; the numbers stay the same
-    recompute: bool = False  # activation checkpointing
-    compiled: bool = False
-    views: str = "fresh"  # or "cached": the views that the cache holds, made again
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run."""
-
-    method: str
-    cache: str
-    protocol: Protocol = Protocol()
-    seeds: tuple[int, ...] = (0,)
-    steps: int = 500
-    lr: float = 0.03
-    weight_decay: float = 5e-4
-    batch: int = 32
-    batch_u: int = 32
-    settings: dict[str, Any] = field(default_factory=dict)
-    templates: str | None = None
-    eval: str = "test"  # or "all": every labelled row of every group
-    report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
-    groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
-    evals: int = 10
-    live: Live | None = None
-    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
-
-
-def check(config: Config) -> Config:
-    """The config with the protocol's preset applied; raises RunError on what cannot be run."""
-    accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val")}
-    for name, options in accepted.items():
-        if getattr(config, name) not in options:
-            raise ConfigError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
-    if config.groups not in metrics.GROUPINGS and not Path(config.groups).is_file():
-        known = ", ".join(metrics.GROUPINGS)
-        raise ConfigError(f"--groups {config.groups!r} is not one of {known}, nor a JSON or YAML file of groups")
-    for name in ("steps", "batch", "batch_u", "evals"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
-    if not 0 < config.lr < float("inf") or not 0 <= config.weight_decay < float("inf"):
-        raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
-    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
-        raise ConfigError(f"--seeds {config.seeds} must name at least one seed, each once")
-    if config.live:
-        _check_live(config.live)
-    if config.report == "val" and not config.protocol.val:
-        raise ConfigError("--report val needs validation rows: add --val n (rows per class held out of training)")
-    return dataclasses.replace(config, protocol=checked(config.protocol))
-
-
-def _check_live(live: Live) -> None:
-    parse_mode(live.mode)
-    accepted = {"optimizer": ("sgd", "adamw"), "precision": ("auto", "fp32", "bf16"), "views": ("fresh", "cached")}
-    for name, options in accepted.items():
-        if getattr(live, name) not in options:
-            flag = "live-views" if name == "views" else name
-            raise ConfigError(f"--{flag} {getattr(live, name)!r} is not one of {', '.join(options)}")
-    if live.lr is not None and not 0 < live.lr < float("inf"):
-        raise ConfigError(f"--encoder-lr {live.lr} must be above 0")
-    if not 0 <= live.ema < 1 or live.warmup < 0 or live.accumulate < 1:
-        raise ConfigError(
-            f"--ema {live.ema} must be from 0 to below 1, --warmup {live.warmup} at least 0 and --accumulate "
-            f"{live.accumulate} at least 1"
-        )
 
 
 class Recorded(NamedTuple):
@@ -215,11 +130,6 @@ def clear(out: Path) -> None:
         shutil.rmtree(out / HISTORY)
 
 
-def leaf_name(path: tuple[Any, ...]) -> str:
-    """The name of a tensor in head.safetensors, from its place in the tree: "params.weight"."""
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
-
-
 def _arrays(cache: Cache, split: Split, groups: Tensor | None, history: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """The arrays of one seed, named as the fields of `Recorded`."""
     found = {"counts": split.counts.astype(np.int32), "steps": history["step"].numpy().astype(np.int32)}
@@ -251,16 +161,6 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
     fields = {name: arrays.get(name) for name in Recorded._fields}
     own = {"classes": tuple(stored.attrs["classes"]), "threshold": stored.attrs["threshold"]}
     return Recorded(**(fields | own))
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """The config as `--config` reads it: the protocol's switches beside the rest."""
-    flat = dataclasses.asdict(config)
-    protocol, settings = flat.pop("protocol"), flat.pop("settings")
-    for name in ("live", "ensemble"):
-        if flat[name] is None:
-            del flat[name]
-    return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}
 
 
 def environment(cache: Cache) -> dict[str, Any]:

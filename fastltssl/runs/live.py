@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,25 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.encoder.clip import Encoder, load_encoder
-from fastltssl.encoder.extract import Progress as Extracted
+from fastltssl.encoder.reopen import encoder_for, source_of
+from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps
-from fastltssl.images import Source, limited, open_source
 from fastltssl.live.modes import describe, parse_mode, state, tuned
 from fastltssl.live.step import finetuning
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.methods import configure
+from fastltssl.progress import Note, Work, scaled
+from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.evaluation import threshold_of
 from fastltssl.runs.experiment import evals_of, seeds_of, with_templates
-from fastltssl.runs.folder import Config, RunError, as_dict, check, read_config, write
-from fastltssl.runs.live_seed import LiveSplit, Opened, note
+from fastltssl.runs.folder import read_config, write
+from fastltssl.runs.live_seed import LiveSplit, Opened
 from fastltssl.runs.record import record_of
-from fastltssl.training.fit import Progress
 from fastltssl.training.rows import Rows
 from fastltssl.training.step import is_trained
 from fastltssl.types import Fitted, Method, seeded
 
 SAME_NUMBERS = ("accumulate", "recompute", "compiled")  # of Live: they change memory and time alone
-
-
-def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, taps: bool = False) -> Encoder:
-    """The encoder a cache was made with. Raises RunError where the cache was imported, or the weights are others."""
-    known: Any = cache.attributes.get("provenance", {})
-    if "weights_sha256" not in known:
-        raise RunError(f"{cache.path} was imported, so no encoder is known that could read images for it")
-    encoder = load_encoder(
-        known["model"], pretrained or known["pretrained"], device, known["precision"],
-        trim=known["is_trimmed"], taps=taps,
-        statistics=(tuple(known["preprocessing"]["mean"]), tuple(known["preprocessing"]["std"])),
-    )  # fmt: skip
-    if encoder.provenance["weights_sha256"] != known["weights_sha256"]:
-        raise RunError(
-            f"{known['model']} has other weights than {cache.path} was made with "
-            f"({encoder.provenance['weights_sha256'][:12]}, {known['weights_sha256'][:12]}). Pass --pretrained PATH"
-        )
-    return encoder
 
 
 def open_images(
@@ -66,23 +47,7 @@ def open_images(
     return Opened(ranks.first(lambda: source_of(cache, dataset, root)), encoder, ranks, workers)
 
 
-def source_of(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Source:
-    """The images a cache was made of. Raises RunError where the data set is not as it was."""
-    known = cache.attributes["provenance"]
-    source = open_source(dataset or str(known["dataset"]), root)
-    if source.fingerprint != known["dataset_fingerprint"]:  # --limit takes some of them
-        source = limited(source, max(len(group.ids) for group in cache.groups.values()))
-    if source.fingerprint != known["dataset_fingerprint"]:
-        raise RunError(
-            f"the images of {dataset or known['dataset']} are not those {cache.path} was made of (ids, labels or file "
-            "sizes differ). Give the --dataset and --root it was made with, or extract again"
-        )
-    return source
-
-
-def training(
-    config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path | None = None
-) -> Generator[Progress | Extracted, None, dict[str, Any]]:
+def training(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path | None = None) -> Work[dict[str, Any]]:
     """Train every seed through the encoder, yielding progress; returns the record, written under `out` if given.
 
     A checkpoint of each seed is kept in `out` until all are done: the same call goes on from there.
@@ -103,7 +68,7 @@ def training(
     for place, one in enumerate(seeds):
         tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=seeded(one.seed, "tower"))
         if not place:
-            yield note(describe(tower, mode))
+            yield Note(describe(tower, mode))
         images = LiveSplit(config, one, cache, opened)
         trainee = yield from images.trainee(method, tower, is_first=not place)
         work = finetuning(
@@ -121,7 +86,7 @@ def training(
             identity=identity_of(config, cache),
         )
         try:
-            run, history, before = yield from _counted(work, place, count, began)
+            run, history, before = yield from scaled(work, place, count, began)
         except torch.OutOfMemoryError:
             raise RunError(
                 f"the device has no memory for a step of {config.batch} labelled and {config.batch_u} unlabelled "
@@ -166,16 +131,3 @@ def is_same(config: Config, cache: Cache, folder: Path) -> bool:
     """Whether a finished run is the one this config would give."""
     stored = read_config(folder)
     return stored.live is not None and identity_of(check(stored), cache) == identity_of(config, cache)
-
-
-def _counted(
-    work: Generator[Progress, None, Any], place: int, count: int, began: float
-) -> Generator[Progress, None, Any]:
-    """One of `count` fits, its progress counted over all."""
-    while True:
-        try:
-            record = next(work)
-        except StopIteration as end:
-            return end.value
-        done, total = place * record.steps + record.step, count * record.steps
-        yield record._replace(step=done, steps=total, elapsed_s=time.perf_counter() - began)

@@ -1,30 +1,29 @@
 """One seed of a live experiment: the pictures of its split, what trains on them, and the memory that takes."""
 
 import dataclasses
-from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from fastltssl.cache.catalogue import Cache
-from fastltssl.cache.reader import SPARE, available_memory
 from fastltssl.encoder.clip import DTYPES, Encoder
-from fastltssl.encoder.extract import Progress as Extracted
 from fastltssl.encoder.towers import split_tower
-from fastltssl.images import Source
+from fastltssl.images.source import Source
 from fastltssl.images.views import parse_recipe
-from fastltssl.live.images import Augmented, Pictures, Seen, make_tokens, pictures_of, plan_tokens, recipes_of
+from fastltssl.live.images import Augmented, Pictures, Seen, pictures_of, recipes_of
+from fastltssl.live.memory import check_memory, recompute, step_bytes
 from fastltssl.live.modes import first_trained, parse_mode
 from fastltssl.live.step import Trainee, asked_at, on_cpu
-from fastltssl.machine import ALONE, Ranks
+from fastltssl.live.tokens import make_tokens, plan_tokens
+from fastltssl.machine import ALONE, Ranks, available_memory
+from fastltssl.progress import Note, Work
+from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import evaluator
 from fastltssl.runs.experiment import SeedSplit, evals_of, measured_rows
-from fastltssl.runs.folder import Config, RunError
-from fastltssl.training.rows import Rows, Stream, make_stream
+from fastltssl.training.rows import Rows
+from fastltssl.training.streams import Stream, make_stream
 from fastltssl.types import Method, Run
 
 LIVE_VIEWS = ("center", "weak0", "strong0")  # what a stream of fresh views chooses from
@@ -37,11 +36,6 @@ class Opened(NamedTuple):
     encoder: Encoder
     ranks: Ranks = ALONE
     workers: int = 2
-
-
-def note(text: str) -> Extracted:
-    """A line the user should see, among the progress."""
-    return Extracted("", 0, 0, 0.0, 0.0, text)
 
 
 class LiveSplit:
@@ -71,7 +65,7 @@ class LiveSplit:
             noise=getattr(method, "noise", False),
         )
 
-    def trainee(self, method: Method, tower: nn.Module, is_first: bool) -> Generator[Extracted, None, Trainee]:
+    def trainee(self, method: Method, tower: nn.Module, is_first: bool) -> Work[Trainee]:
         """What trains: the tower on images, or its last blocks on tokens where all before them is frozen."""
         live = self.config.live
         assert live is not None
@@ -88,13 +82,13 @@ class LiveSplit:
             plan = plan_tokens(every, images, front, rest)
             if plan.fits:
                 if is_first:
-                    yield note(str(plan))
+                    yield Note(str(plan))
                 tokens = yield from make_tokens(every, images, front)
                 trainee = dataclasses.replace(trainee, tower=rest, inputs=tokens)
                 if is_first:
-                    yield note(f"{plan.passes - plan.views:,} of {plan.passes:,} passes through them are saved")
+                    yield Note(f"{plan.visits - plan.views:,} of {plan.visits:,} passes through them are saved")
             elif is_first:
-                yield note(f"{plan}. They do not fit, so every view is encoded at each visit")
+                yield Note(f"{plan}. They do not fit, so every view is encoded at each visit")
         if live.recompute:
             recompute(trainee.tower)
         asked = asked_at(self.one.problem, on_cpu(self.stream(method)), 0, self.is_fresh).trained
@@ -142,39 +136,3 @@ class LiveSplit:
         problem = one.problem._replace(u=features["pool"], views=("center",))
         config = dataclasses.replace(self.config, eval="test")
         return evaluator(config, split, one.groups, problem, rows)(method, run)
-
-
-def recompute(tower: Any) -> None:
-    """Keep only what enters each block, and compute the rest again when its gradient is taken."""
-    blocks = getattr(tower, "transformer", None)
-    if not hasattr(blocks, "grad_checkpointing"):
-        raise RunError(f"--recompute: {type(tower).__name__} has no blocks to recompute. Leave it out")
-    blocks.grad_checkpointing = True  # type: ignore[union-attr]
-
-
-def step_bytes(trainee: Trainee, sample: Float[Tensor, "1 *shape"]) -> int:
-    """Bytes that autograd keeps for one image: everything saved but the parameters, counted in a forward pass."""
-    own = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = value
-        return value
-
-    with saved_tensors_hooks(pack, lambda value: value), torch.enable_grad():
-        features = trainee.features(sample)
-    del features
-    return sum(value.untyped_storage().nbytes() for value in kept.values())
-
-
-def check_memory(per_image: int, count: int, parts: int, free: int) -> None:
-    """Raise RunError where a step of `count` images in so many parts keeps more than is free; it says what fits."""
-    at_once, fits = -(-count // parts), int(SPARE * free / max(1, per_image))
-    if at_once > fits:
-        advice = f"Pass --accumulate {-(-count // fits)}, which changes no number" if fits else "Pass --recompute"
-        raise RunError(
-            f"a step encodes {at_once} images at once, for which {per_image * at_once / 2**30:.1f} GiB must be kept, "
-            f"and {free / 2**30:.1f} GiB are free: {fits} images would fit. {advice}; --recompute keeps less of each"
-        )

@@ -13,8 +13,9 @@ from torch import Tensor
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.splits import Split
 from fastltssl.functional import metrics
+from fastltssl.functional.statistics import paired_difference
 from fastltssl.methods import values
-from fastltssl.runs.folder import Config
+from fastltssl.runs.config import Config
 from fastltssl.training.fit import is_trained
 from fastltssl.types import Fitted, Method
 
@@ -110,6 +111,6 @@ def _summary(each: list[float]) -> dict[str, Any] | None:
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """One metric of a record minus that of another, in points, paired by seed; no interval from a single seed."""
-    each = metrics.paired_difference(ours["values"], theirs["values"])
+    each = paired_difference(ours["values"], theirs["values"])
     low, high = (round(each.low, 4), round(each.high, 4)) if len(each.values) > 1 else (None, None)
     return {"mean": round(each.mean, 4), "low": low, "high": high, "values": [round(one, 4) for one in each.values]}

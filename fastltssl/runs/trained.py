@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +15,19 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.layout import all_blocks
 from fastltssl.encoder.clip import Encoder
-from fastltssl.encoder.extract import Progress
 from fastltssl.encoder.pipeline import pipeline
+from fastltssl.encoder.reopen import encoder_for
+from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps
-from fastltssl.images import Source
+from fastltssl.images.source import Source
 from fastltssl.images.views import parse_views
-from fastltssl.live.modes import load_state, parse_mode, tuned
+from fastltssl.live.modes import Live, load_state, parse_mode, tuned
 from fastltssl.methods import configure
+from fastltssl.progress import Progress, Work
 from fastltssl.runs.experiment import seeds_of, with_templates
-from fastltssl.runs.folder import TOWER, Live, RunError, leaf_name, read_config, read_record
-from fastltssl.runs.live import encoder_for
+from fastltssl.runs.folder import TOWER, read_config, read_record
 from fastltssl.training.rows import resident
-from fastltssl.training.step import start
+from fastltssl.training.step import leaf_name, start
 from fastltssl.types import Method, Run, seeded
 
 ROWS = 64  # images of a block: what is encoded between two lines of progress
@@ -115,7 +115,7 @@ def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Enco
 
 def predicting(
     trained: TrainedRun, source: Source, encoder: Encoder, *, workers: int = 2, skip_broken: bool = False
-) -> Generator[Progress, None, Predictions]:
+) -> Work[Predictions]:
     """Encode the center view of every image of the group "images" and score it, yielding progress.
 
     Features are rounded to float16, as a cache stores them: an image gets the scores it would have there.
@@ -135,7 +135,7 @@ def predicting(
             broken += one.broken
             done += len(rows)
             waited += one.waited_s
-            yield Progress("images", done, len(images.ids), time.perf_counter() - began, waited)
+            yield Progress(done, len(images.ids), time.perf_counter() - began, unit="images", waited_s=waited)
     kept = [row for row in range(len(images.ids)) if row not in set(broken)]
     ids = tuple(images.ids[row] for row in kept)
     return Predictions(ids, torch.cat(probs)[kept], tuple(images.ids[row] for row in broken))

@@ -6,8 +6,9 @@ from typing import Any
 
 from fastltssl.analysis.grid import Choice, Grid, Outcome, best_of, differences
 from fastltssl.runs.record import METRICS
+from fastltssl.show.names import label, protocol_line
 from fastltssl.show.tables import Entry, Sheet
-from fastltssl.show.terminal import label, protocol_line, spread
+from fastltssl.show.terminal import spread
 
 SHOWN = {"top1": "top-1", "bacc": "bAcc", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE"}
 NAMES = SHOWN | {"gm": "GM", "hm": "HM", "worst": "worst class", "mce": "MCE"}

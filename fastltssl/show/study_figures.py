@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastltssl.functional.metrics import half_interval
+from fastltssl.errors import FigureError
+from fastltssl.functional.statistics import half_interval
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # Okabe and Ito's palette, safe for colour-blind eyes
 CURVES = (  # colour and marker of each curve, so that either alone tells them apart
@@ -19,10 +20,6 @@ PANELS = {  # measure of a study -> title, unit, and which way is better
     "mask_rate": ("Accepted share of the pool", "rows accepted (%)", "at or above the method's threshold"),
     "bacc": ("Balanced test accuracy", "balanced accuracy (%)", "higher is better"),
 }
-
-
-class FigureError(RuntimeError):
-    """A picture that cannot be drawn here."""
 
 
 def _canvas(width: float, height: float) -> tuple[Any, Any]:

@@ -7,11 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
+from fastltssl.errors import FitError
+
 LARGEST = 65520  # float16 rounds it to infinity
-
-
-class FitError(ValueError):
-    """Rows, labels or parameters that a Classifier cannot take."""
 
 
 def numbers(name: str, given: Any, form: str, ranks: tuple[int, ...]) -> Float32[np.ndarray, "..."]:

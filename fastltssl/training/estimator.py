@@ -5,7 +5,6 @@ rows and seed the answer is, bit for bit, that of an imported cache and `fit`.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
@@ -15,22 +14,18 @@ import torch
 from jaxtyping import Float16, Float32
 from torch import Tensor
 
-from fastltssl.cache.imports import emulated, parse_emulate
+from fastltssl.cache.emulated import emulated, parse_emulate
+from fastltssl.errors import FitError, MissingText, NotFitted, did_you_mean
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
-from fastltssl.functional.heads import MissingText
 from fastltssl.methods import configure
-from fastltssl.training.arrays import FitError, class_order, classes_of, features, labels, numbers, prompts, view_names
+from fastltssl.training.arrays import class_order, classes_of, features, labels, numbers, prompts, view_names
 from fastltssl.training.fit import fit
-from fastltssl.training.rows import make_stream, views_of
 from fastltssl.training.step import is_trained
+from fastltssl.training.streams import make_stream, views_of
 from fastltssl.types import Fitted, Method, Problem, Scores
 
 CHUNK = 16384  # rows scored at once
-
-
-class NotFitted(ValueError, AttributeError):
-    """A Classifier was asked before `fit`; scikit-learn's own error has the same two bases."""
 
 
 class PseudoLabels(NamedTuple):
@@ -124,8 +119,7 @@ class Classifier:
         known = self.get_params()
         for name, value in params.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(name, known)
                 raise FitError(f"Classifier has no parameter {name!r}.{hint} Known: {', '.join(known)}")
             setattr(self, name, value)
         return self

@@ -3,32 +3,20 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fastltssl.progress import Work
 from fastltssl.training.population import Population, advance, populate
-from fastltssl.training.rows import Stream, batch_at
-from fastltssl.training.step import cosine, is_trained, start, step
+from fastltssl.training.step import Evaluate, cosine, is_trained, start, step
+from fastltssl.training.streams import Stream, batch_at
 from fastltssl.training.vmap import pick
-from fastltssl.types import Fitted, Method, Problem, Run
-
-Result = TypeVar("Result")
-Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int counts the splits of a joint fit
-
-
-class Progress(NamedTuple):
-    """Where a fit stands; yielded at each evaluation."""
-
-    step: int
-    steps: int
-    runs: int
-    elapsed_s: float
-    loss: float  # mean over the runs and over the steps since the last record
+from fastltssl.types import Fitted, Method, Problem
 
 
 def fitting(
@@ -42,7 +30,7 @@ def fitting(
     seed: int = 0,
     evals: int = 10,
     evaluate: Evaluate | None = None,
-) -> Generator[Progress, None, Fitted]:
+) -> Work[Fitted]:
     """Train one run, yielding Progress at each of `evals` evaluations; returns Fitted."""
     run, history, began = start(method, problem, seed), History(0), time.perf_counter()
     steps = steps if is_trained(method) else 0
@@ -55,7 +43,7 @@ def fitting(
                 outs.append({"loss": out.loss, **out.stats})
             curves = {name: torch.stack([out[name] for out in outs]) for name in outs[0]}
             loss = history.close(curves, evaluate(method, run, 0) if evaluate else {})
-            yield Progress(last, steps, 1, time.perf_counter() - began, loss)
+            yield Progress(last, steps, time.perf_counter() - began, loss=loss)
         if not steps:
             history.close({}, evaluate(method, run, 0) if evaluate else {})
     return Fitted(run, history.stacked())
@@ -80,7 +68,7 @@ def fitting_many(
     evaluate: Evaluate | None = None,
     group: int = 0,
     compiled: bool = False,
-) -> Generator[Progress, None, Fitted]:
+) -> Work[Fitted]:
     """Train splits x configurations as one program, yielding Progress; returns Fitted, run s * R + r on axis 0.
 
     `problem`, `stream` and `seed` may be one or a sequence, one per split (all of one shape, see `shape_key`). The
@@ -101,7 +89,7 @@ def fitting_many(
         for first, last in intervals(steps, evals):
             population, curves = advance(population, first, last, steps, group)
             loss = history.close(curves, evaluated(population, evaluate))
-            yield Progress(last, steps, runs, time.perf_counter() - began, loss)
+            yield Progress(last, steps, time.perf_counter() - began, runs=runs, loss=loss)
         if not steps:
             history.close({}, evaluated(population, evaluate))
     return Fitted(*tree_map(lambda leaf: leaf.flatten(0, 1), (population.run, history.stacked())))
@@ -134,15 +122,6 @@ def fit_many(
 ) -> Fitted:
     """Train splits x configurations jointly to the end; the settings are those of `fitting_many`."""
     return drain(fitting_many(method, knobs, problem, batches, steps=steps, **settings))
-
-
-def drain(fitting: Generator[Any, None, Result]) -> Result:
-    """The value a generator of progress records returns."""
-    while True:
-        try:
-            next(fitting)
-        except StopIteration as end:
-            return end.value
 
 
 def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from fastltssl.training.rows import Stream, batch_at
 from fastltssl.training.step import MOMENTUM, cosine, gradient, start, with_knobs
+from fastltssl.training.streams import Stream, batch_at
 from fastltssl.training.vmap import glue, jointly, stack, take
 from fastltssl.types import Batch, Method, Problem, Run, Scores
 

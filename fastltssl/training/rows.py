@@ -7,16 +7,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, Group, read_features
 from fastltssl.cache.splits import Split
 from fastltssl.functional.bias import class_prior
-from fastltssl.types import Batch, Problem, seeded
-
-
-class MissingViews(ValueError):
-    """The cache lacks the rows or views a method trains on."""
+from fastltssl.types import Problem
 
 
 class Rows(NamedTuple):
@@ -30,17 +26,6 @@ class Rows(NamedTuple):
     logit_scale: float
     logit_bias: float
     ln_post: Float[Tensor, "2 D"] | None = None  # where the features are taps
-
-
-class Stream(NamedTuple):
-    """Which rows and views each step sees."""
-
-    x_row: Int[Tensor, "steps B"]
-    x_view: Int[Tensor, "steps B"]
-    row: Int[Tensor, "steps U"]
-    weak_view: Int[Tensor, "steps W U"]
-    strong_view: Int[Tensor, "steps S U"]
-    noise_seed: Int[Tensor, "_"]  # [steps], or [0] for a method without noise
 
 
 def resident(cache: Cache, device: str = "cpu", taps: bool = False) -> Rows:
@@ -81,85 +66,3 @@ def make_problem(rows: Rows, split: Split, steps: int, dtype: torch.dtype = torc
         logit_bias=rows.logit_bias,
         ln_post=rows.ln_post,
     )
-
-
-def views_of(problem: Problem, role: str) -> list[int]:
-    """Indices of the views with a role: "center", "weak" or "strong"."""
-    return [index for index, name in enumerate(problem.views) if name.rstrip("0123456789") == role]
-
-
-def require(problem: Problem, views: tuple[int, int]) -> None:
-    """Raise MissingViews where the method wants unlabelled rows or strong views that are not there."""
-    weak, strong = views
-    if (weak or strong) and not len(problem.u):
-        raise MissingViews("this method trains on unlabelled rows and the split has none. Add --m1 COUNT")
-    if strong and not views_of(problem, "strong"):
-        raise MissingViews(
-            f"this method trains on strong views and the cache holds only {', '.join(problem.views)}. Extract with "
-            "--views center,weak:4,strong:4, or import with --emulate weak:8:0.2,strong:8:0.5:0.1"
-        )
-
-
-def make_stream(
-    problem: Problem, views: tuple[int, int], *, batch: int, batch_u: int, seed: int, noise: bool = False
-) -> Stream:
-    """The index stream of one seed. Rows of a batch are distinct; an epoch's remainder is dropped.
-
-    `noise` is asked for by methods that have a field or property of that name; it changes no other draw.
-    """
-    require(problem, views)
-    generator, steps = seeded(seed, "stream"), problem.steps
-    weak = views_of(problem, "weak") or [0]
-    strong = views_of(problem, "strong") or weak
-    x_row = _epochs(len(problem.x), min(batch, len(problem.x)), steps, generator)
-    row = _epochs(len(problem.u), min(batch_u, len(problem.u)), steps, generator)
-    device = problem.x.device
-    drawn = Stream(
-        x_row=x_row,
-        x_view=_pick(weak, 1, x_row, generator)[:, 0],
-        row=row,
-        weak_view=_pick(weak, views[0], row, generator),
-        strong_view=_pick(strong, views[1], row, generator),
-        noise_seed=torch.randint(2**32, (steps if noise else 0,), generator=generator),
-    )
-    return Stream(*(indices.to(device) for indices in drawn))
-
-
-def batch_at(problem: Problem, stream: Stream, step: int) -> Batch:
-    """The batch of one step, in the dtype of the labelled rows."""
-    x_row, row = stream.x_row[step], stream.row[step]
-    return Batch(
-        x=problem.x[x_row, stream.x_view[step]],
-        y=problem.y[x_row],
-        x_row=x_row,
-        weak=problem.u[row[None], stream.weak_view[step]].to(problem.x.dtype),
-        strong=problem.u[row[None], stream.strong_view[step]].to(problem.x.dtype),
-        row=row,
-        noise=noise_at(problem, stream, step),
-    )
-
-
-def noise_at(problem: Problem, stream: Stream, step: int) -> Float[Tensor, "B D"] | None:
-    """Uniform numbers in [0, 1), drawn on the CPU: the same on every device. None for a method without noise."""
-    if not len(stream.noise_seed):
-        return None
-    like, generator = problem.x, torch.Generator().manual_seed(int(stream.noise_seed[step]))
-    shape = stream.x_row.shape[1], like.shape[-1]
-    return torch.rand(*shape, generator=generator, dtype=like.dtype).to(like.device)
-
-
-def _epochs(rows: int, count: int, steps: int, generator: Generator) -> Int[Tensor, "steps B"]:
-    """Shuffled epochs cut into batches of `count` distinct rows."""
-    if not count:
-        return torch.zeros(steps, 0, dtype=torch.long)
-    per_epoch = rows // count
-    epochs = -(-steps // per_epoch)
-    order = [torch.randperm(rows, generator=generator)[: per_epoch * count] for _ in range(epochs)]
-    return torch.cat(order).view(-1, count)[:steps]
-
-
-def _pick(options: list[int], count: int, rows: Tensor, generator: Generator) -> Int[Tensor, "steps K n"]:
-    """`count` views for each row of each step, distinct as long as there are enough."""
-    steps, n = rows.shape
-    first = torch.randint(len(options), (steps, 1, n), generator=generator)
-    return torch.tensor(options)[(first + torch.arange(count)[:, None]) % len(options)]

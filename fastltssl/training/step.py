@@ -5,6 +5,7 @@ Optimiser: SGD with momentum 0.9 and a cosine to zero, as the LTSSL papers train
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
-from fastltssl.types import Batch, Knob, Method, Out, Problem, Run, Trained, seeded
+from fastltssl.knobs import Knob
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
 
 MOMENTUM = 0.9
 
@@ -69,3 +71,11 @@ def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
 def cosine(progress: float) -> float:
     """Share of the learning rate left at `progress` in [0, 1)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int counts the splits of a joint fit
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The name of a tensor in head.safetensors, from its place in the tree: "params.weight"."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from fastltssl.analysis import grid as protocol_grid
+from fastltssl.analysis.grid import read_grid
 from fastltssl.cache.splits import long_tailed_counts
 from fastltssl.commands.cli import cli
-from fastltssl.runs.config import counted_seeds, read_grid
+from fastltssl.runs.config import counted_seeds
 from fastltssl.show import sheets, tables
 from fastltssl.show.tables import Entry, Sheet
 

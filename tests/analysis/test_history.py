@@ -14,13 +14,14 @@ from fastltssl.analysis import cure, refit
 from fastltssl.analysis import history as insight
 from fastltssl.analysis import samples as scene
 from fastltssl.cache.splits import Protocol
+from fastltssl.errors import MapError, RunError, UnknownKnob
 from fastltssl.functional import metrics
-from fastltssl.methods import UnknownKnob
-from fastltssl.runs import folder as runs
+from fastltssl.live.modes import Live
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Config, RunError
-from fastltssl.training.fit import drain
-from fastltssl.training.rows import resident, views_of
+from fastltssl.training.rows import resident
+from fastltssl.training.streams import views_of
 
 LONG_TAIL = Protocol(n1=20, m1=60, gamma_l=5, gamma_u=5)
 
@@ -136,7 +137,7 @@ def test_methods_show_what_they_keep(trained):
 
 def test_what_has_no_cure_says_why(trained, world, tmp_path):
     read, _ = trained["ulfine"]
-    live = read._replace(config=dataclasses.replace(read.config, live=runs.Live("bitfit")))
+    live = read._replace(config=dataclasses.replace(read.config, live=Live("bitfit")))
     with pytest.raises(RunError, match=r"trained through the encoder \(--live bitfit\).*train ulfine --cache"):
         cure.score(live, world)
     with pytest.raises(RunError, match="Name the run's own cache with --cache"):
@@ -192,7 +193,7 @@ def test_the_map_is_the_principal_components(trained, monkeypatch):
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     assert np.allclose(np.abs(places), np.abs(u[:, :2] * s[:2]), atol=1e-3)
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(scene.MapError, match="pip install umap-learn"):
+    with pytest.raises(MapError, match="pip install umap-learn"):
         scene.flat_umap(scored, rows)
     made = types.ModuleType("umap")
     made.__spec__ = importlib.machinery.ModuleSpec("umap", None)

@@ -13,12 +13,10 @@ from fastltssl.analysis import label_bias as bias_study
 from fastltssl.analysis.label_bias import agreement, known_prior, study, table
 from fastltssl.cache.splits import Protocol, long_tailed
 from fastltssl.commands.cli import cli
+from fastltssl.errors import ConfigError, MissingText, SourceError
 from fastltssl.functional.bias import estimate_label_bias
-from fastltssl.functional.heads import MissingText
 from fastltssl.functional.metrics import evaluate
-from fastltssl.images import SourceError
 from fastltssl.images.world.world import caption_prior
-from fastltssl.runs.folder import ConfigError
 from fastltssl.training.rows import Rows, resident
 
 C, SCALE = 8, 200.0

@@ -12,10 +12,12 @@ from click.testing import CliRunner
 
 from fastltssl.analysis import pseudo_labels as pseudo_study
 from fastltssl.analysis.pseudo_labels import Choice, Pool, pools
-from fastltssl.cache.splits import Protocol, SplitError, SwitchError
+from fastltssl.cache.splits import Protocol
 from fastltssl.commands.analyze import parse_methods
 from fastltssl.commands.cli import cli
+from fastltssl.errors import RunError, SplitError, SwitchError
 from fastltssl.runs import folder as runs
+from fastltssl.runs.config import Config
 from fastltssl.show import study_figures as figures
 
 
@@ -74,18 +76,18 @@ def test_methods_are_named_with_their_knobs():
 
 
 def test_what_has_no_pseudo_labels_or_no_truth_is_refused_before_training(cache, tmp_path):
-    base = runs.Config("fixmatch", str(cache.path), Protocol(n1=5, m1=9))
-    with pytest.raises(runs.RunError, match="probe makes no pseudo-labels"):
+    base = Config("fixmatch", str(cache.path), Protocol(n1=5, m1=9))
+    with pytest.raises(RunError, match="probe makes no pseudo-labels"):
         pseudo_study.plan(base, [Choice("probe", {})], [Pool("uniform", 1.0)], cache)
-    without = runs.Config("fixmatch", str(cache.path), Protocol(n1=5))
-    with pytest.raises(runs.RunError, match=r"counted by class\. Add --m1 n"):
+    without = Config("fixmatch", str(cache.path), Protocol(n1=5))
+    with pytest.raises(RunError, match=r"counted by class\. Add --m1 n"):
         pseudo_study.plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
-    large = runs.Config("fixmatch", str(cache.path), Protocol(n1=5, m1=56))
+    large = Config("fixmatch", str(cache.path), Protocol(n1=5, m1=56))
     with pytest.raises(SplitError, match="class 0 has 55 images left and 56 unlabelled ones"):
         pseudo_study.plan(large, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
     hidden = cache.groups["train"]._replace(labels=np.full(9, -1))
     pool = cache._replace(groups=cache.groups | {"unlabeled": hidden})
-    with pytest.raises(runs.RunError, match=r"unlabeled has no true labels to judge pseudo-labels by\. Add --m1 n"):
+    with pytest.raises(RunError, match=r"unlabeled has no true labels to judge pseudo-labels by\. Add --m1 n"):
         pseudo_study.plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], pool)
 
 

@@ -11,11 +11,14 @@ from fastltssl.analysis import strategies as strategy_study
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
+from fastltssl.errors import RunError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
-from fastltssl.runs.folder import Config, Live, RunError, read_audit
+from fastltssl.live.modes import Live
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config
+from fastltssl.runs.folder import read_audit
 from fastltssl.show.study_figures import _smooth
-from fastltssl.training.fit import drain
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fastltssl.cache.splits import PRESETS, Protocol, SplitError, arrange, checked, long_tailed, long_tailed_counts
+from fastltssl.cache.splits import PRESETS, Protocol, arrange, checked, long_tailed, long_tailed_counts
+from fastltssl.errors import SplitError
 
 
 @pytest.mark.parametrize(

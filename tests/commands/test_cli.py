@@ -13,10 +13,11 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from fastltssl.commands import demo_run as demo
+from fastltssl.commands import demo
 from fastltssl.commands.cli import COMMANDS, cli
-from fastltssl.runs.config import parse_seeds
-from fastltssl.runs.folder import Config, RunError, new_folder
+from fastltssl.errors import RunError
+from fastltssl.runs.config import Config, parse_seeds
+from fastltssl.runs.folder import new_folder
 
 PROTOCOL = ["--n1", "20", "--m1", "30", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20"]
 
@@ -149,7 +150,7 @@ def test_eval_all_scores_every_labelled_row_of_every_group(run, world):
     row = last_json(run("train", "zeroshot", "--cache", world.path, "--eval", "all", "--json"))
     features, correct, total = {}, 0, 0
     from fastltssl.cache.splits import Protocol, long_tailed
-    from fastltssl.functional.heads import text_branch, text_scores
+    from fastltssl.functional.zero_shot import text_branch, text_scores
     from fastltssl.training.rows import make_problem, resident
 
     rows = resident(world)
@@ -378,6 +379,6 @@ def test_sizes_of_a_world_are_not_read_as_an_emoji(run, world, tmp_path):
      ("hf:user/birds", "birds"), ("world:mild:3:2", "world_mild_3_2"), ("local-dir:runs/tiny2", "tiny2")],
 )  # fmt: skip
 def test_a_cache_is_named_after_its_data_set(dataset, stem):
-    from fastltssl.commands.extract import file_stem
+    from fastltssl.encoder.extraction import file_stem
 
     assert file_stem(dataset) == stem

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fastltssl.__main__ import main
 from fastltssl.commands.cli import cli
-from fastltssl.commands.world import _line
 from fastltssl.encoder import pretrain
 from fastltssl.encoder.clip import load_encoder
+from fastltssl.errors import PretrainError
 from fastltssl.images.world import contact_sheet as sheet
 from fastltssl.images.world.painting import IMAGE_SIDE, drawings
 from fastltssl.images.world.shapes import nameless
@@ -155,10 +155,10 @@ def test_a_model_that_is_there_is_replaced_only_with_overwrite(trained, tmp_path
 
 def test_progress_counts_the_steps_of_this_run_so_that_rate_and_time_left_hold(trained, tmp_path):
     recipe, shown = pretrain.Recipe(warmup_steps=3, caption_steps=2), StringIO()
-    follow(pretrain.pretrain(recipe, tmp_path / "a", warmed=trained[0]), _line(), "world train", shown)
+    follow(pretrain.pretrain(recipe, tmp_path / "a", warmed=trained[0]), "world train", shown)
     first, *_, last = shown.getvalue().splitlines()
-    assert first.startswith("world train: 1 of 2  captions, loss ")
-    assert re.fullmatch(r"world train: 2 of 2  captions, loss .*, accuracy \d+ %, \d+\.\d steps/s, .* s", last)
+    assert first.startswith("world train: 4 of 5  captions, loss ")
+    assert re.fullmatch(r"world train: 5 of 5  captions, loss .*, accuracy \d+ %, \d+\.\d steps/s, .* s", last)
 
 
 def test_a_killed_run_goes_on_even_where_it_was_to_replace_a_model(trained, monkeypatch, tmp_path):
@@ -166,7 +166,7 @@ def test_a_killed_run_goes_on_even_where_it_was_to_replace_a_model(trained, monk
     shutil.copytree(folder, tmp_path / "again")
     monkeypatch.setattr(pretrain, "EVERY", 1)
     list(islice(pretrain.pretrain(pretrain.Recipe(warmup_steps=3, caption_steps=2), tmp_path / "again"), 4))
-    assert isinstance(run("world", "train", "--out", "again", *SHORT, code=1).exception, pretrain.PretrainError)
+    assert isinstance(run("world", "train", "--out", "again", *SHORT, code=1).exception, PretrainError)
     run("world", "train", "--out", "again", *SHORT, "--resume")
     again, first = (each / "open_clip_model.safetensors" for each in (tmp_path / "again", folder))
     assert again.read_bytes() == first.read_bytes()

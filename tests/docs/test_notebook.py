@@ -10,9 +10,10 @@ import toy_cache
 import fastltssl
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
-from fastltssl.images import Subset, open_source
+from fastltssl.images import open_source
+from fastltssl.images.source import Subset
 from fastltssl.images.views import parse_views
-from fastltssl.training.fit import drain
+from fastltssl.progress import drain
 
 ROOT = Path(__file__).parents[2]
 

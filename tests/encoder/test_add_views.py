@@ -8,17 +8,16 @@ from click.testing import CliRunner
 
 import fastltssl.cache.reader
 from fastltssl.cache.catalogue import open_cache, read_features
-from fastltssl.cache.manifest import CacheError
 from fastltssl.cache.reader import stream_features
 from fastltssl.commands.cli import cli
 from fastltssl.encoder.add_views import add_views, beside
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
-from fastltssl.encoder.weights import EncoderError
+from fastltssl.errors import CacheError, EncoderError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
-from fastltssl.live.tokens import plan, tokens
-from fastltssl.training.fit import drain
+from fastltssl.live.tokens import plan_block
+from fastltssl.progress import drain
 
 DATASET, FEW, MANY = "world:mild:4:2:3", "center,weak:1,strong:1", "center,weak:3,strong:2"
 
@@ -134,29 +133,25 @@ def test_views_and_data_that_do_not_continue_the_cache_are_refused(few, tapped, 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_tokens_continued_through_the_remaining_blocks_are_the_features(source, made, block):
     encoder = load_encoder("tiny", None)
-    views = parse_views(FEW)
-    found = drain(tokens(source, encoder, views, block))
-    assert (found.shape, found.dtype) == ((160, 3, 37, 128), np.float16)
-    rest = encoder.split(block).features
+    parts, images = encoder.split(block), source.groups["train"]
+    canvases = torch.from_numpy(np.stack([encoder.canvas(image) for image in images.read(range(len(images.ids)))]))
+    tokens = parts.tokens(canvases).half()
+    assert tokens.shape == (160, 37, 128)
     wanted = torch.from_numpy(read_features(open_cache(made / "few.zarr").groups["train"])).float()
     with torch.inference_mode():
-        for view in range(3):
-            again = rest(torch.from_numpy(found[:, view]).float())
-            assert F.cosine_similarity(again, wanted[:, view], dim=-1).min() > 0.9999
+        again = parts.features(tokens.float())
+    assert F.cosine_similarity(again, wanted[:, 0], dim=-1).min() > 0.9999
 
 
-def test_the_plan_of_tokens_gives_their_size_and_when_they_pay_off(source, monkeypatch):
-    encoder, views = load_encoder("tiny", None), parse_views(FEW)
-    found = plan(source, encoder, views, 2)
+def test_the_plan_of_tokens_gives_their_size_and_when_they_pay_off(source):
+    encoder = load_encoder("tiny", None)
+    found = plan_block(source, encoder, FEW, 2)
     assert found.bytes == 160 * 3 * 37 * 128 * 2
     assert found.before_s > 0 < found.after_s
-    assert "tokens@2: 37 x 128 float16, 9 KB a view" in str(found)
-    assert "They pay off after 3 passes" in str(found)
+    assert "480 views x 37 x 128 float16, 9 KB a view" in str(found)
+    assert "pay off from 480 visits on" in str(found)
     with pytest.raises(EncoderError, match=r"--taps tokens@4: the tower cannot be split there. Accepted: 1 to 3"):
-        plan(source, encoder, views, 4)
-    monkeypatch.setattr("fastltssl.live.tokens.available_memory", lambda: 1000)
-    with pytest.raises(EncoderError, match=r"tokens@2 of 160 images x 3 views need 0.0 GiB and 0.0 GiB of memory"):
-        drain(tokens(source, encoder, views, 2))
+        plan_block(source, encoder, FEW, 4)
 
 
 def test_features_streamed_in_parts_are_those_read_at_once(made):

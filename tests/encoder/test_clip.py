@@ -12,8 +12,9 @@ from PIL import Image
 from fastltssl.encoder import towers
 from fastltssl.encoder import weights as where
 from fastltssl.encoder.clip import load_encoder
-from fastltssl.encoder.weights import TINY, EncoderError
-from fastltssl.images import SourceError, statistics
+from fastltssl.encoder.weights import TINY
+from fastltssl.errors import EncoderError, SourceError
+from fastltssl.images import statistics
 
 PROMPTS = [["a photo of a cat", "a cat", "a red cat"], ["a photo of a tree", "a tree", "a red tree"]]
 SMALL = {

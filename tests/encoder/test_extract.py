@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from fastltssl.cache.catalogue import info, open_cache, read_features, verify
-from fastltssl.cache.manifest import LOCK, MANIFEST, CacheError, CacheMismatch
+from fastltssl.cache.manifest import LOCK, MANIFEST
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract, provenance
-from fastltssl.encoder.weights import EncoderError
-from fastltssl.images import BrokenImage, open_source
+from fastltssl.errors import BrokenImage, CacheError, CacheMismatch, EncoderError
+from fastltssl.images import open_source
 from fastltssl.images.prompts import prompts
 from fastltssl.images.views import image_key, make_view, parse_views
-from fastltssl.training.fit import drain
+from fastltssl.progress import Note, drain
 
 DATASET, VIEWS = "world:mild:3:2", "center,weak:1,strong:2"  # 120 images x 4 views, 80 x 1: two blocks each
 CHILD = """
@@ -121,7 +121,7 @@ def test_the_cache_holds_the_text_the_scale_and_all_that_the_features_depend_on(
 
 def test_progress_counts_images_up_to_the_total(unbroken):
     path, records, summary = unbroken
-    assert [(record.group, record.done, record.total) for record in records] == [
+    assert [(record.part, record.done, record.total) for record in records] == [
         ("train", 64, 200), ("train", 120, 200), ("test", 184, 200), ("test", 200, 200),
     ]  # fmt: skip
     assert all(0 <= record.waited_s <= record.elapsed_s for record in records)
@@ -147,7 +147,7 @@ def test_stopped_between_two_slabs_it_resumes_to_the_same_bytes(source, encoder,
     assert torch.get_num_threads() == 1
     assert LOCK not in tree(path)
     records, summary = run(source, encoder, path, resume=True)
-    assert records[0].note == "resumed at 64 of 200 rows" == summary.notes[0]
+    assert records[0].text == "resumed at 64 of 200 rows" == summary.notes[0]
     assert [record.total for record in records[1:]] == [136] * 3
     assert summary.images == 136
     assert tree(path) == tree(unbroken[0])
@@ -158,7 +158,7 @@ def test_resume_on_a_complete_cache_says_so_and_writes_nothing(source, encoder, 
     before = tree(path)
     records, summary = run(source, encoder, path, resume=True)
     assert "complete already" in summary.notes[0]
-    assert [record.note for record in records] == list(summary.notes)
+    assert [record.text for record in records] == list(summary.notes)
     assert (summary.images, summary.views, summary.bytes) == (0, 0, 0)
     assert tree(path) == before
 
@@ -233,7 +233,8 @@ def test_killed_ten_times_it_resumes_to_the_same_bytes(encoder, tmp_path):
 
 def test_a_low_precision_is_compared_with_fp32_first_and_refused_where_it_is_too_far(source, tmp_path):
     low = load_encoder("tiny", None, precision="bf16")
-    notes = [record.note for record in extract(source, low, parse_views("center"), tmp_path / "a", templates="world")]
+    records = list(extract(source, low, parse_views("center"), tmp_path / "a", templates="world"))
+    notes = [record.text for record in records if isinstance(record, Note)]
     assert re.fullmatch(r"bf16 against fp32 on 64 images: mean cosine 0\.99\d+", notes[0])
     broken = low._replace(encode=lambda canvas: low.encode(canvas) + 3)
     with pytest.raises(EncoderError, match=r"mean cosine 0\.\d+, below 0\.999\. Use --precision fp32"):
@@ -279,7 +280,7 @@ def test_a_resumed_extraction_makes_damaged_chunks_again_and_only_those(source, 
     assert len(verify(path)) == 2
     work, records = extract(source, encoder, parse_views(VIEWS), path, templates="world", resume=True), []
     records += work
-    assert "2 damaged blocks are made again, first train rows 0 to 64" in records[0].note
+    assert "2 damaged blocks are made again, first train rows 0 to 64" in records[0].text
     assert records[-1].total == records[-1].done == 120
     assert not verify(path)
     for file in unbroken[0].rglob("*"):

@@ -13,7 +13,7 @@ from fastltssl.encoder.extract import extract
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.images.world.world import STYLES, render
-from fastltssl.training.fit import drain
+from fastltssl.progress import drain
 
 
 @pytest.fixture(scope="module")

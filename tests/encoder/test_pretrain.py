@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from fastltssl.encoder import pretrain
 from fastltssl.encoder.clip import load_encoder
-from fastltssl.encoder.pretrain import BROAD, EASY, PretrainError, Recipe
+from fastltssl.encoder.pretrain import BROAD, EASY, Recipe
 from fastltssl.encoder.weights import TINY
+from fastltssl.errors import PretrainError
 from fastltssl.images.world.world import caption_prior
 
 SHORT = Recipe(shapes=6, warmup_steps=4, caption_steps=3, batch=12)
@@ -47,7 +48,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_counts_both_stages_and_leaves_a_model_that_loads(trained):
     folder, records = trained
-    assert [(one.stage, one.step, one.steps) for one in records] == [
+    assert [(one.part, one.done, one.total) for one in records] == [
         *[("warm-up", step, 7) for step in range(1, 5)], *[("captions", step, 7) for step in range(5, 8)],
     ]  # fmt: skip
     encoder = load_encoder(f"local-dir:{folder}", None)
@@ -78,7 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(stop, trained, tmp_path, monke
     with pytest.raises(PretrainError, match="another recipe: seed, batch differ"):
         train(tmp_path, replace(SHORT, seed=4, batch=7), resume=True)
     rest = train(tmp_path, resume=True)
-    assert rest[0].step in (stop, stop + 1)  # a record is yielded before its step is saved
+    assert rest[0].done in (stop, stop + 1)  # a record is yielded before its step is saved
     assert same(weights(trained[0]), weights(tmp_path))
 
 

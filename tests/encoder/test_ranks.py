@@ -9,13 +9,14 @@ import time
 import pytest
 
 from fastltssl.cache.catalogue import info, verify
-from fastltssl.cache.manifest import CacheError, read_manifest
+from fastltssl.cache.manifest import read_manifest
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
+from fastltssl.errors import CacheError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.machine import Ranks
-from fastltssl.training.fit import drain
+from fastltssl.progress import drain
 
 DATASET, VIEWS = "world:mild:16:4", "center,weak:1"  # 640 + 160 images: ten blocks and three
 

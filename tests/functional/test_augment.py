@@ -9,7 +9,7 @@ from fastltssl import methods
 from fastltssl.functional.augment import jitter_channels, mixup, partners
 from fastltssl.functional.bias import one_hot
 from fastltssl.training.fit import fit, fit_many, start
-from fastltssl.training.rows import batch_at
+from fastltssl.training.streams import batch_at
 
 ON = {"mixup": 0.4, "brightness": 0.5, "contrast": 0.3}
 

@@ -6,7 +6,9 @@ import torch
 import toy
 
 from fastltssl import methods
+from fastltssl.errors import MissingTaps, MissingText
 from fastltssl.functional import adapters, heads
+from fastltssl.functional.zero_shot import class_means, spread, text_anchors, text_branch, text_scores
 from fastltssl.training.fit import fit
 from fastltssl.types import seeded
 
@@ -35,7 +37,7 @@ def unit(v):
 
 def test_text_scores_are_scaled_cosines_of_the_projected_feature_with_the_mean_prompt():
     of = toy.problem()
-    found = heads.text_scores(heads.text_branch(of._replace(logit_bias=-3.0)), of.x[:, 0])
+    found = text_scores(text_branch(of._replace(logit_bias=-3.0)), of.x[:, 0])
     x, projection, text = of.x[:, 0].numpy(), of.projection.numpy(), of.text.numpy()
     for i in range(17):
         for k in range(4):
@@ -46,22 +48,22 @@ def test_text_scores_are_scaled_cosines_of_the_projected_feature_with_the_mean_p
 def test_without_a_projection_the_feature_is_the_embedding():
     of = toy.problem()
     embedded = of._replace(x=of.x @ of.projection, projection=None)
-    a, b = (heads.text_scores(heads.text_branch(one), one.x[:, 0]) for one in (of, embedded))
+    a, b = (text_scores(text_branch(one), one.x[:, 0]) for one in (of, embedded))
     assert torch.allclose(a, b)
 
 
 def test_text_init_gives_the_product_the_zero_shot_product():
     of = toy.problem()
     weight = heads.initial_weight("text", of, seeded(0, "init"))
-    raw = heads.text_anchors(of.text.float()).double() @ of.projection.T
+    raw = text_anchors(of.text.float()).double() @ of.projection.T
     assert torch.allclose(weight, raw / raw.norm(dim=-1, keepdim=True), atol=1e-6)
 
 
 def test_missing_text_is_said_and_auto_takes_class_means():
     of = toy.problem(text=False)
-    with pytest.raises(heads.MissingText, match="cache import --text KEY"):
-        heads.text_branch(of)
-    assert torch.equal(heads.initial_weight("auto", of, seeded(0, "init")), heads.class_means(of.x[:, 0], of.y, 4))
+    with pytest.raises(MissingText, match="cache import --text KEY"):
+        text_branch(of)
+    assert torch.equal(heads.initial_weight("auto", of, seeded(0, "init")), class_means(of.x[:, 0], of.y, 4))
 
 
 def test_class_means_are_unit_means_of_unit_rows():
@@ -69,8 +71,8 @@ def test_class_means_are_unit_means_of_unit_rows():
     x, y = of.x[:, 0].numpy(), of.y.numpy()
     for k in range(4):
         slow = unit(np.mean([unit(row) for row in x[y == k]], axis=0))
-        assert heads.class_means(of.x[:, 0], of.y, 4)[k].tolist() == pytest.approx(slow.tolist())
-    assert heads.class_means(of.x[:, 0], of.y, 5)[4].isfinite().all()
+        assert class_means(of.x[:, 0], of.y, 4)[k].tolist() == pytest.approx(slow.tolist())
+    assert class_means(of.x[:, 0], of.y, 5)[4].isfinite().all()
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -266,7 +268,7 @@ def test_the_adapter_of_one_block_has_the_numbers_it_has_in_a_vit_b_16():
 def test_rows_of_taps_score_as_their_feature_does_wherever_a_feature_is_asked_for():
     of = toy.problem(taps=True)
     plain = of._replace(x=adapters.feature_of(of.x, of.ln_post), u=adapters.feature_of(of.u, of.ln_post), ln_post=None)
-    a, b = (heads.text_scores(heads.text_branch(each), each.x[:, 0]) for each in (of, plain))
+    a, b = (text_scores(text_branch(each), each.x[:, 0]) for each in (of, plain))
     assert torch.allclose(a, b)
     for init in ("text", "classmean", "random"):
         a, b = (heads.initial_weight(init, each, seeded(0, "init")) for each in (of, plain))
@@ -282,7 +284,7 @@ def test_rows_of_taps_score_as_their_feature_does_wherever_a_feature_is_asked_fo
 
 
 def test_the_last_block_without_taps_says_how_to_make_them():
-    with pytest.raises(adapters.MissingTaps, match="Make them: fastltssl extract --taps mid"):
+    with pytest.raises(MissingTaps, match="Make them: fastltssl extract --taps mid"):
         heads.LastBlock().init(toy.problem(), seeded(0, "init"))
     asked = [methods.configure("probe", {"head": name}) for name in ("cosine", "lastblock")]
     assert [adapters.wants_taps(one) for one in [*asked, methods.configure("zeroshot", {})]] == [False, True, False]
@@ -304,4 +306,4 @@ def test_an_orthogonality_step_is_the_gradient_step_it_says():
     off = (prototype @ prototype.T) * (1 - torch.eye(4))
     (off**2).sum().div(12).backward()
     expected = torch.nn.functional.normalize((prototype - 0.3 * prototype.grad).detach(), dim=-1)
-    assert torch.allclose(heads.spread(prototype.detach(), 0.3), expected)
+    assert torch.allclose(spread(prototype.detach(), 0.3), expected)

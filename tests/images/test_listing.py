@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastltssl.images import BrokenImage, SourceError, open_source
+from fastltssl.errors import BrokenImage, SourceError
+from fastltssl.images import open_source
 from fastltssl.images.hub import from_splits
 from fastltssl.images.tars import expanded
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 import fastltssl
-from fastltssl.images.prompts import TEMPLATES, PromptError, prompts, templates, templates_of
+from fastltssl.errors import PromptError
+from fastltssl.images.prompts import TEMPLATES, prompts, templates, templates_of
 from fastltssl.images.world.world import CLASSES
 
 TOKENS = Path(fastltssl.__file__).parent / "tiny" / "bpe_tiny.txt.gz"

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastltssl import images as sources
-from fastltssl.images import SourceError, evenly_spaced, open_source, torchvision_sets
+from fastltssl.errors import SourceError
+from fastltssl.images import open_source, torchvision_sets
 from fastltssl.images.folder import FileImages
+from fastltssl.images.source import evenly_spaced
+from fastltssl.images.source import fingerprint as digest
 from fastltssl.images.torchvision_sets import SETS, SIGNS
 from fastltssl.images.world import world
 from fastltssl.images.world.pictograms import atlas
@@ -288,9 +290,9 @@ def test_a_fingerprint_follows_labels_and_class_names_where_ids_stay():
     def group(labels):
         return {"train": FileImages(("a", "b"), np.array(labels), ())}
 
-    found = [sources.fingerprint(names, group(labels)) for names in ("xy", "xz") for labels in ([0, 1], [1, 0])]
+    found = [digest(names, group(labels)) for names in ("xy", "xz") for labels in ([0, 1], [1, 0])]
     assert len(set(found)) == 4
-    assert sources.fingerprint("xy", group([0, 1])) == found[0]
+    assert digest("xy", group([0, 1])) == found[0]
 
 
 # torchvision's sets, in the layout torchvision looks for

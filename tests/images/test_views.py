@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as T
 
+from fastltssl.errors import ViewError
 from fastltssl.images.randaugment import randaugmented
 from fastltssl.images.views import (
     DRAWS,
@@ -14,7 +15,6 @@ from fastltssl.images.views import (
     WEAK,
     Recipe,
     View,
-    ViewError,
     image_key,
     make_view,
     parse_views,

@@ -20,20 +20,24 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
+from fastltssl.encoder.reopen import source_of
 from fastltssl.encoder.towers import split_tower
-from fastltssl.images import SourceError, open_source
+from fastltssl.errors import RunError, SourceError, TuningError
+from fastltssl.images import open_source
 from fastltssl.images.views import parse_recipe, parse_views
 from fastltssl.live.images import Augmented, Seen, make_tokens, pictures_of, recipes_of
-from fastltssl.live.modes import TuningError, parse_mode, trainable, tuned
+from fastltssl.live.memory import check_memory, recompute, step_bytes
+from fastltssl.live.modes import Live, parse_mode, trainable, tuned
 from fastltssl.live.step import Trainee, asked_at, finetuning, live_step
 from fastltssl.methods import configure
+from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs import live_seed as live_split
-from fastltssl.runs.config import resolve
+from fastltssl.runs.config import Config, resolve
 from fastltssl.runs.experiment import seeds_of
-from fastltssl.runs.folder import Config, Live, RunError
-from fastltssl.training.fit import drain, fit
-from fastltssl.training.rows import make_stream, resident
+from fastltssl.training.fit import fit
+from fastltssl.training.rows import resident
+from fastltssl.training.streams import make_stream
 from fastltssl.types import seeded
 
 DATASET = "world:mild:12:3"
@@ -145,7 +149,7 @@ def test_a_step_in_parts_or_recomputed_has_the_gradients_of_the_whole_one(cache,
     for parts, is_recomputed in ((1, False), (3, False), (1, True)):
         tower = own.tower()
         if is_recomputed:
-            live_split.recompute(tower)
+            recompute(tower)
         params = torch.utils._pytree.tree_map(
             lambda leaf: leaf.clone().requires_grad_(), own.method.init(problem, seeded(0, "init"))
         )
@@ -319,11 +323,11 @@ def test_overwriting_begins_anew_and_leaves_strangers_alone(cache, tmp_path):
 
 def test_other_images_under_the_same_names_are_refused(cache, tmp_path):
     with pytest.raises(RunError, match=r"the images of world:hard:12:3 are not those .* was made of"):
-        live.source_of(cache, "world:hard:12:3")
+        source_of(cache, "world:hard:12:3")
     path = tmp_path / "limited.zarr"
     source = open_source(DATASET, limit=80)
     drain(extract.extract(source, load_encoder("tiny", None), parse_views("center"), path, templates="world"))
-    assert live.source_of(open_cache(path)).fingerprint == source.fingerprint
+    assert source_of(open_cache(path)).fingerprint == source.fingerprint
 
 
 SLOW = """
@@ -425,17 +429,17 @@ def test_a_step_that_memory_does_not_hold_is_refused_with_what_fits(cache, opene
     own = Setup(cache, opened, mode="fft")
     trainee = own.trainee(own.tower())
     sample = trainee.inputs(Seen(np.array([0, 1]), ("center", "center")))
-    one, two = live_split.step_bytes(trainee, sample[:1]), live_split.step_bytes(trainee, sample)
+    one, two = step_bytes(trainee, sample[:1]), step_bytes(trainee, sample)
     assert 37 * 128 * 4 * 4 < one < 4 * 2**20  # more than the tokens of four blocks
     assert two == pytest.approx(2 * one, rel=0.05)
     tower = own.tower()
-    live_split.recompute(tower)
-    assert live_split.step_bytes(own.trainee(tower), sample[:1]) < one / 3
-    live_split.check_memory(one, 16, 1, 100 * one)
+    recompute(tower)
+    assert step_bytes(own.trainee(tower), sample[:1]) < one / 3
+    check_memory(one, 16, 1, 100 * one)
     with pytest.raises(RunError, match=r"8 images would fit\. Pass --accumulate 2, which changes no number"):
-        live_split.check_memory(one, 16, 1, 10 * one)
+        check_memory(one, 16, 1, 10 * one)
     with pytest.raises(RunError, match=r"0 images would fit\. Pass --recompute"):
-        live_split.check_memory(one, 16, 4, one)
+        check_memory(one, 16, 4, one)
 
 
 def test_flags_of_live_training_need_it(cache, tmp_path):

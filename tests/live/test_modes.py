@@ -9,9 +9,10 @@ from open_clip.transformer import VisionTransformer
 from safetensors.torch import load, save
 
 from fastltssl.encoder import towers
+from fastltssl.errors import TuningError
 from fastltssl.functional.adapters import adapted_feature
 from fastltssl.live import modes as tuning
-from fastltssl.live.modes import Mode, TuningError, describe, load_state, parse_mode, state, trainable, tuned
+from fastltssl.live.modes import Mode, describe, load_state, parse_mode, state, trainable, tuned
 
 SIDE = 16
 SMALL = ["fft", "adaptformer:3", "lora:2", "vpt:5", "bitfit", "lastk:1"]  # one text of every mode

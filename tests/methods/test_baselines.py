@@ -8,10 +8,11 @@ import torch
 import toy
 
 from fastltssl import methods
+from fastltssl.errors import MissingViews
 from fastltssl.functional.neighbors import nearest
 from fastltssl.methods import acr, labelprop, multiview, ridge, simpro
 from fastltssl.training.fit import fit, fit_many, pick, start, step
-from fastltssl.training.rows import MissingViews, batch_at
+from fastltssl.training.streams import batch_at
 from fastltssl.types import Batch
 
 TRAINING_FREE = ("ridge", "labelprop", "tip", "zeroshot")

@@ -10,9 +10,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from fastltssl import methods
 from fastltssl.cache.splits import Protocol, long_tailed
+from fastltssl.errors import UnknownKnob, UnknownMethod
 from fastltssl.functional.heads import HEADS
 from fastltssl.training.fit import fit, fit_many, is_trained, pick, start, step
-from fastltssl.training.rows import batch_at, make_problem, make_stream, resident
+from fastltssl.training.rows import make_problem, resident
+from fastltssl.training.streams import batch_at, make_stream
 
 NAMES = methods.names()
 TRAINED = [name for name in NAMES if is_trained(methods.configure(name, {}))]
@@ -300,17 +302,17 @@ def test_a_method_from_a_file_outside_the_package_is_loaded(tmp_path):
 
 
 def test_unknown_methods_and_knobs_are_named_with_the_nearest_match():
-    with pytest.raises(methods.UnknownMethod, match="Did you mean 'fixmatch'"):
+    with pytest.raises(UnknownMethod, match="Did you mean 'fixmatch'"):
         methods.load("fixmach")
-    with pytest.raises(methods.UnknownKnob, match="Did you mean 'threshold'"):
+    with pytest.raises(UnknownKnob, match="Did you mean 'threshold'"):
         methods.configure("fixmatch", {"treshold": 0.9})
-    with pytest.raises(methods.UnknownKnob, match="not one of stack, none"):
+    with pytest.raises(UnknownKnob, match="not one of stack, none"):
         methods.configure("ulfine", {"align": "mean"})
-    with pytest.raises(methods.UnknownKnob, match="not a number"):
+    with pytest.raises(UnknownKnob, match="not a number"):
         methods.configure("probe", {"tau": "much"})
-    with pytest.raises(methods.UnknownKnob, match="no head 'cosin'"):
+    with pytest.raises(UnknownKnob, match="no head 'cosin'"):
         methods.configure("probe", {"head": "cosin"})
-    with pytest.raises(methods.UnknownMethod, match="does not exist"):
+    with pytest.raises(UnknownMethod, match="does not exist"):
         methods.load("nowhere.py")
 
 

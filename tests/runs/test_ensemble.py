@@ -15,17 +15,21 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
+from fastltssl.errors import RunError
 from fastltssl.functional.bias import estimate_label_bias
-from fastltssl.images import Subset, open_source
+from fastltssl.images import open_source
+from fastltssl.images.source import Subset
 from fastltssl.images.views import parse_views
+from fastltssl.progress import drain
 from fastltssl.runs import ensemble
 from fastltssl.runs import trained as predict
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import seeds_of, training
-from fastltssl.runs.folder import Config, RunError, read_audit, read_record
+from fastltssl.runs.folder import read_audit, read_record
 from fastltssl.runs.record import METRICS
-from fastltssl.training.fit import drain
-from fastltssl.training.rows import batch_at, make_stream, resident
+from fastltssl.training.rows import resident
 from fastltssl.training.step import start
+from fastltssl.training.streams import batch_at, make_stream
 
 LONG_TAILED = Protocol(n1=12, gamma_l=6, val=2)
 SETTINGS = [{"tau": 1.0}, {"tau": 0.0}, {"tau": 0.5, "head": "linear"}, {"scale": "joint"}]

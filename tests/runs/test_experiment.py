@@ -9,13 +9,15 @@ import torch
 import toy_cache
 
 from fastltssl.cache.splits import Protocol, long_tailed
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional import metrics
 from fastltssl.methods import configure
+from fastltssl.progress import drain
 from fastltssl.runs import experiment
 from fastltssl.runs import folder as runs
 from fastltssl.runs import record as records
+from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import audited, evaluator, given_groups, grouping
-from fastltssl.training.fit import drain
 from fastltssl.training.rows import make_problem, resident
 from fastltssl.types import Run
 
@@ -33,9 +35,7 @@ def rows(cache):
 
 
 def config(cache, method="fixmatch", protocol=PROTOCOL, **settings):
-    return runs.Config(
-        method=method, cache=str(cache.path), protocol=protocol, **({"steps": 20, "evals": 4} | settings)
-    )
+    return Config(method=method, cache=str(cache.path), protocol=protocol, **({"steps": 20, "evals": 4} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +119,15 @@ def test_a_history_that_is_not_there_is_refused(ulfine, tmp_path):
     import shutil
 
     _, out = ulfine
-    with pytest.raises(runs.RunError, match="has no seed 7, only 0, 3"):
+    with pytest.raises(RunError, match="has no seed 7, only 0, 3"):
         runs.read_audit(out, 7)
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "pseudo_labels.zarr/seed0/test_recall")
-    with pytest.raises(runs.RunError, match="older version: it has no test_recall"):
+    with pytest.raises(RunError, match="older version: it has no test_recall"):
         runs.read_audit(copy)
     shutil.rmtree(copy / "pseudo_labels.zarr")
-    with pytest.raises(runs.RunError, match="cannot be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         runs.read_audit(copy)
 
 
@@ -153,8 +153,8 @@ def test_validation_rows_are_neither_trained_nor_tested_on_and_choose_the_evalua
         held = set(stored["seed0.val.ids"])
         assert len(held) == 30
         assert not held & {*stored["seed0.labelled.ids"], *stored["seed0.unlabelled.ids"], *stored["seed0.test.ids"]}
-    with pytest.raises(runs.ConfigError, match="--report val needs validation rows"):
-        runs.check(config(cache, report="val"))
+    with pytest.raises(ConfigError, match="--report val needs validation rows"):
+        check(config(cache, report="val"))
 
 
 class Fixed:
@@ -188,8 +188,8 @@ def test_test_validation_and_pool_are_scored_on_their_own_rows_and_views(cache, 
 
 
 def test_the_best_evaluation_on_test_rows_cannot_be_reported(cache):
-    with pytest.raises(runs.ConfigError, match="'best' is not one of last, mean20, val"):
-        runs.check(config(cache, report="best"))
+    with pytest.raises(ConfigError, match="'best' is not one of last, mean20, val"):
+        check(config(cache, report="best"))
 
 
 def test_experiments_that_differ_in_protocol_train_together_and_count_their_progress_on(cache, rows):
@@ -202,7 +202,7 @@ def test_experiments_that_differ_in_protocol_train_together_and_count_their_prog
         except StopIteration as end:
             found = end.value
             break
-    assert [(one.step, one.steps) for one in seen] == [(5 * k, 40) for k in range(1, 9)]
+    assert [(one.done, one.total) for one in seen] == [(5 * k, 40) for k in range(1, 9)]
     assert all(a.elapsed_s < b.elapsed_s for a, b in itertools.pairwise(seen))
     alone = drain(experiment.training(config(cache, protocol=other), cache, rows))
     assert found[1]["bacc"] == alone["bacc"]
@@ -251,7 +251,7 @@ def test_groups_can_be_given_by_name_or_number(cache, rows, tmp_path):
 )
 def test_groups_that_mean_nothing_are_refused(text, message, tmp_path):
     (tmp_path / "g.yaml").write_text(text)
-    with pytest.raises(runs.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         given_groups(tmp_path / "g.yaml", toy_cache.CLASSES)
 
 
@@ -260,5 +260,5 @@ def test_groups_by_counts_can_leave_a_group_empty(cache, rows):
     record = drain(experiment.training(config(cache, "zeroshot", protocol, groups="counts"), cache, rows))
     assert record["group_sizes"] == {"head": [0], "medium": [2], "tail": [4]}
     assert record["head"] is None
-    with pytest.raises(runs.ConfigError, match="'quarters' is not one of thirds, counts, nor a JSON or YAML file"):
-        runs.check(config(cache, groups="quarters"))
+    with pytest.raises(ConfigError, match="'quarters' is not one of thirds, counts, nor a JSON or YAML file"):
+        check(config(cache, groups="quarters"))

@@ -23,15 +23,16 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
+from fastltssl.errors import ExportError, RunError
 from fastltssl.images import open_source
 from fastltssl.images.folder import open_images
 from fastltssl.images.views import parse_views
+from fastltssl.progress import drain
 from fastltssl.runs import export
 from fastltssl.runs import trained as predict
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
-from fastltssl.runs.export import ExportError
-from fastltssl.runs.folder import Config, RunError, read_record
-from fastltssl.training.fit import drain
+from fastltssl.runs.folder import read_record
 from fastltssl.training.rows import resident
 
 PACKAGE = str(Path(fastltssl.__file__).parent)

@@ -12,12 +12,13 @@ from PIL import Image
 
 from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
-from fastltssl.images import SourceError, open_source
+from fastltssl.errors import RunError, SourceError
+from fastltssl.images import open_source
 from fastltssl.images.folder import open_images
+from fastltssl.progress import drain
 from fastltssl.runs import trained as predict
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Config, RunError
-from fastltssl.training.fit import drain
 from fastltssl.training.rows import resident
 
 

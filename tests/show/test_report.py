@@ -18,12 +18,12 @@ from click.testing import CliRunner
 from fastltssl.analysis import history as insight
 from fastltssl.cache.imports import import_features
 from fastltssl.commands.cli import cli
-from fastltssl.runs.folder import Live
-from fastltssl.show import study_figures as figures
+from fastltssl.errors import FigureError
+from fastltssl.live.modes import Live
+from fastltssl.show.names import names_of
 from fastltssl.show.report import exhibits
 from fastltssl.show.report import figures as run_figures
 from fastltssl.show.report.sections import sections
-from fastltssl.show.terminal import names_of
 
 PROTOCOL = ["--n1", "12", "--m1", "20", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20", "--evals", "4"]
 CHROMIUM = shutil.which("chromium")
@@ -277,7 +277,7 @@ def test_runs_of_one_method_are_told_apart_by_their_folders(folder, tmp_path):
 def test_without_matplotlib_the_message_names_the_extra(folder, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = run("report", folder / "probe", "--out", tmp_path / "page.html", code=1).exception
-    assert isinstance(error, figures.FigureError)
+    assert isinstance(error, FigureError)
     assert "fastltssl[plots]" in str(error)
 
 

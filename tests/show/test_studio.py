@@ -23,14 +23,15 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
-from fastltssl.images import Subset, open_source
+from fastltssl.images import open_source
+from fastltssl.images.source import Subset
 from fastltssl.images.views import parse_views
+from fastltssl.progress import drain
 from fastltssl.runs import folder as runs
+from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Config
 from fastltssl.show.studio import drawing, session
 from fastltssl.show.studio import map as map_page
-from fastltssl.training.fit import drain
 from fastltssl.training.rows import resident
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

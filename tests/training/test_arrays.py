@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fastltssl.training.arrays import FitError
-from fastltssl.training.estimator import Classifier, NotFitted
+from fastltssl.errors import FitError, NotFitted
+from fastltssl.training.estimator import Classifier
 
 
 def rows():

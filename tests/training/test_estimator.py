@@ -10,11 +10,12 @@ import torch
 import toy_cache
 
 from fastltssl.cache.catalogue import read_features
+from fastltssl.errors import FitError
 from fastltssl.methods import configure, names
-from fastltssl.training.arrays import FitError
 from fastltssl.training.estimator import Classifier
 from fastltssl.training.fit import fit
-from fastltssl.training.rows import make_problem, make_stream, resident
+from fastltssl.training.rows import make_problem, resident
+from fastltssl.training.streams import make_stream
 
 FLAGS = {"n1": 12, "m1": 20, "gamma_l": 4, "gamma_u": 4, "order": "reversed"}
 EMULATE = "weak:2:0.2,strong:2:0.5:0.1"  # as the toy cache has it

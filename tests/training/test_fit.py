@@ -6,7 +6,7 @@ import toy
 
 from fastltssl import methods
 from fastltssl.training.fit import cosine, fit, fitting, start, step
-from fastltssl.training.rows import batch_at
+from fastltssl.training.streams import batch_at
 from fastltssl.training.vmap import jointly
 
 
@@ -47,7 +47,7 @@ def test_progress_comes_at_each_evaluation_and_history_holds_it():
         except StopIteration as end:
             fitted = end.value
             break
-    assert [record.step for record in records] == [10, 20, 30, 40]
+    assert [record.done for record in records] == [10, 20, 30, 40]
     assert fitted.history["score"].tolist() == [1, 2, 3, 4]
     assert fitted.history["loss"].shape == fitted.history["mask_rate"].shape == (4,)
 

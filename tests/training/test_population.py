@@ -65,7 +65,7 @@ def test_the_update_in_place_is_that_of_a_single_step():
 
 
 def toy_batch(population, t):
-    from fastltssl.training.rows import batch_at
+    from fastltssl.training.streams import batch_at
 
     return batch_at(population.problems[0], population.streams[0], t)
 

@@ -9,7 +9,9 @@ from fastltssl import methods
 from fastltssl.cache.catalogue import CacheError, create, open_cache
 from fastltssl.cache.layout import GroupSpec
 from fastltssl.cache.splits import Protocol, long_tailed
-from fastltssl.training.rows import MissingViews, batch_at, make_problem, make_stream, resident, views_of
+from fastltssl.errors import MissingViews
+from fastltssl.training.rows import make_problem, resident
+from fastltssl.training.streams import batch_at, make_stream, views_of
 
 FINESSL, PROBE = methods.configure("finessl", {}), methods.configure("probe", {})
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastltssl.images import Images, Source, SourceError, fingerprint, nearest
+from fastltssl.errors import SourceError, did_you_mean
+from fastltssl.images.source import Images, Source, fingerprint
 from fastltssl.images.world.painting import (
     IMAGE_SIDE,
     Drawings,
@@ -152,7 +153,7 @@ def open_world(dataset: str) -> Source:
     style, *sizes = dataset.split(":")[1:] or ["mild"]
     if style not in STYLES:
         known = ", ".join(STYLES)
-        raise SourceError(f"--dataset {dataset!r}: no style {style!r}.{nearest(style, STYLES)} Known: {known}")
+        raise SourceError(f"--dataset {dataset!r}: no style {style!r}.{did_you_mean(style, STYLES)} Known: {known}")
     if len(sizes) > 3 or not all(size.isdecimal() for size in sizes) or any(int(size) == 0 for size in sizes[:2]):
         usual = ":".join(map(str, PER_CLASS.values()))
         raise SourceError(

@@ -1,7 +1,6 @@
 """What a sweep may change: real ranges, which ride the joint axis, and options, which form populations of their own."""
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fastltssl.errors import ConfigError, UnknownKnob, did_you_mean
 from fastltssl.functional.heads import HEADS
-from fastltssl.methods import UnknownKnob, configure, fields, values
-from fastltssl.runs.folder import Config, ConfigError
+from fastltssl.methods import configure, fields, values
+from fastltssl.runs.config import Config
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def space_of(config: Config, ranges: Sequence[str] = (), only: Sequence[str] = (
         texts[name] = text
     for name in (*texts, *only):
         if name not in accepted:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, accepted)
             raise UnknownKnob(f"{config.method} has no knob {name!r} to sweep.{hint} Known: {', '.join(accepted)}")
     if fixed := [name for name in texts if name in config.settings]:
         raise ConfigError(f"--set {fixed[0]} fixes what --range {fixed[0]} is to sweep. Leave one of them out")

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache
-from fastltssl.cache.reader import available_memory
 from fastltssl.cache.splits import Protocol
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional import metrics
 from fastltssl.functional.adapters import wants_taps
+from fastltssl.machine import available_memory
 from fastltssl.methods import configure
+from fastltssl.progress import Progress, Work, drain
+from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.experiment import SeedSplit, alike_of, open_rows, seeds_of, training, with_templates
-from fastltssl.runs.folder import Config, ConfigError, RunError, as_dict, check, new_folder
+from fastltssl.runs.folder import new_folder
 from fastltssl.runs.sweep.space import Real, configured, grid, space_of
 from fastltssl.runs.sweep.trials import (
     METRICS,
@@ -49,9 +52,10 @@ from fastltssl.runs.sweep.trials import (
     sign_off,
     trials_of,
 )
-from fastltssl.training.fit import Progress, drain, start
+from fastltssl.training.fit import start
 from fastltssl.training.population import Population, advance, each_group, kept, populate, scores_of, tuned
-from fastltssl.training.rows import Rows, make_stream, require, resident
+from fastltssl.training.rows import Rows, resident
+from fastltssl.training.streams import make_stream, require
 
 FEWEST_STEPS = 20  # before the first rung
 WORTH_TUNING = 20_000  # steps of single runs, from which trying out group sizes pays
@@ -76,7 +80,7 @@ def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
             start(method, one.problem, one.seed)
 
 
-def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Generator[Progress, None, list[Trial]]:
+def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Work[list[Trial]]:
     """Ask, train and tell until the study holds its trials, yielding Progress; returns all trials."""
     sweep = checked(sweep)
     rows = with_templates(rows, cache, sweep.config.templates)
@@ -101,15 +105,15 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Gen
                 calls = compiled.setdefault(values, {}) if sweep.compiled else None
                 for record in _judged(sweep, config, cache, own, study, part, calls):
                     total = config.steps * math.ceil(wanted / len(part))
-                    step = record.step + config.steps * (done // len(part))
-                    yield record._replace(step=min(step, total - 1), steps=total, elapsed_s=time.perf_counter() - began)
+                    step = record.done + config.steps * (done // len(part))
+                    yield record._replace(done=min(step, total - 1), total=total, elapsed_s=time.perf_counter() - began)
                 done += len(part)
 
 
 def _judged(
     sweep: Sweep, config: Config, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[optuna.Trial],
     calls: dict[Any, Any] | None,
-) -> Generator[Progress, None, None]:  # fmt: skip
+) -> Iterator[Progress]:  # fmt: skip
     """Train configurations that share their options, rung by rung, and tell each its value."""
     began, alive = time.perf_counter(), list(trials)
     squad = _squad(sweep, config, cache, rows, trials, calls)
@@ -127,7 +131,8 @@ def _judged(
                 is_finite &= curves["loss"].isfinite().all(dim=2).all(dim=0).cpu()
             step = last
             runs = sum(math.prod(population.shape) for population, _ in squad)
-            yield Progress(step, config.steps, runs, time.perf_counter() - began, float(torch.stack(losses).mean()))
+            loss = float(torch.stack(losses).mean())
+            yield Progress(step, config.steps, time.perf_counter() - began, runs=runs, loss=loss)
         each = 100 * torch.cat([_values(population, own, rows, sweep.metric) for population, own in squad])
         mean = torch.where(is_finite, each.mean(dim=0), worst)
         for r, trial in enumerate(alive):
@@ -236,7 +241,7 @@ def _values(population: Population, seeds: Sequence[SeedSplit], rows: Rows, metr
 
 def concluding(
     sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study, trials: Sequence[Trial], out: Path
-) -> Generator[Progress, None, dict[str, Any]]:
+) -> Work[dict[str, Any]]:
     """Train the best configuration alone, its test rows reported once, and write everything under `out`.
 
     Writes best.yaml (what `train --config` takes), best/ (its run), trials.csv and sweep.json; returns the last.

@@ -20,8 +20,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from fastltssl.cache.catalogue import Cache, fingerprint
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.methods import configure
-from fastltssl.runs.folder import Config, ConfigError, RunError, as_dict, check
+from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.sweep.space import Real, Space, grid
 from fastltssl.training.fit import is_trained
 

@@ -11,9 +11,9 @@ import numpy as np
 from fastltssl.analysis import history as numbers
 from fastltssl.analysis.history import Insight, OverTime, PerClass, Summary
 from fastltssl.functional.metrics import GROUPS
+from fastltssl.show.names import names_of
 from fastltssl.show.report import figures as draw
 from fastltssl.show.report.figures import BROAD, SMALL, Lines
-from fastltssl.show.terminal import names_of
 
 MOST_IN_SMALL = 45  # classes; figures of more are as wide as the page
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastltssl.errors import FigureError
 from fastltssl.functional.metrics import GROUPS
-from fastltssl.show.study_figures import BLUE, CURVES, ORANGE, FigureError
+from fastltssl.show.study_figures import BLUE, CURVES, ORANGE
 
 GREEN, PINK, YELLOW = (CURVES[place][0] for place in (2, 3, 4))
 INK, LINE = "#3b3b3b", "#c8c8c8"  # of text, and of axes and grid; a page puts its own in their place

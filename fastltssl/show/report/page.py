@@ -12,12 +12,13 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fastltssl.analysis.history import reporting
-from fastltssl.runs.folder import RunError
+from fastltssl.errors import RunError
+from fastltssl.show.names import label, mark_below_la, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
 from fastltssl.show.sheets import flat
 from fastltssl.show.tables import as_csv
-from fastltssl.show.terminal import label, mark_below_la, protocol_line, spread
+from fastltssl.show.terminal import spread
 
 COLUMNS = {"top1": "top-1 %", "bacc": "bAcc %", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE %"}
 AUDITED = {"accuracy": "pl acc %", "mask_rate": "kept %"}

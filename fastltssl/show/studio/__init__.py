@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastltssl.errors import StudioError
+
 LOCAL = ("127.0.0.1", "localhost")
 EVERY = ("0.0.0.0", "::")
-
-
-class StudioError(RuntimeError):
-    """The studio cannot open here."""
 
 
 @dataclass(frozen=True)

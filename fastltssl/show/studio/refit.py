@@ -16,12 +16,14 @@ import panel as pn
 from fastltssl import methods
 from fastltssl.analysis.history import Insight
 from fastltssl.analysis.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
+from fastltssl.errors import UnknownKnob
 from fastltssl.functional.heads import HEADS
-from fastltssl.methods import UnknownKnob
-from fastltssl.runs.folder import Config, new_folder
+from fastltssl.progress import Progress, drain
+from fastltssl.runs.config import Config
+from fastltssl.runs.folder import new_folder
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Session, Shown, at_hand, insights_of, scored_of
-from fastltssl.training.fit import drain, is_trained
+from fastltssl.training.fit import is_trained
 
 TABLE = {  # measure -> title
     "bacc": "bACC", "top1": "top-1", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE",
@@ -250,25 +252,17 @@ async def _refit(session: Session, config: Any, progress: Any) -> str:
     folder = top / "run"
     work = refitting(config, _scored(session), folder)
 
+    def move_bar(record: Progress) -> None:
+        progress.value = int(100 * record.done / max(1, record.total))
+
     def train() -> None:
-        drain(_counted(work, progress))
+        drain(work, move_bar)
 
     await asyncio.get_running_loop().run_in_executor(None, train)
     number = sum(name.startswith("refit ") for name in session.runs) + 1
     name = f"refit {number}"
     session.runs[name] = folder
     return name
-
-
-def _counted(work: Any, progress: Any) -> Any:
-    """The same records, the bar moved by each."""
-    while True:
-        try:
-            record = next(work)
-        except StopIteration as end:
-            return end.value
-        progress.value = int(100 * record.step / max(1, record.steps))
-        yield record
 
 
 def _table(session: Session) -> str:

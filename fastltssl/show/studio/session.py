@@ -21,10 +21,10 @@ from fastltssl.analysis.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.analysis.history import Insight, Labels, Summary, at_step, read_insight, summary
 from fastltssl.analysis.samples import Album, no_album, open_album
 from fastltssl.cache.catalogue import CacheError, open_cache
-from fastltssl.runs.folder import RunError
+from fastltssl.errors import RunError
+from fastltssl.show.names import names_of
 from fastltssl.show.studio.address import Address
 from fastltssl.show.studio.drawing import note, text
-from fastltssl.show.terminal import names_of
 
 WAIT_MS = 15  # moves of a slider that arrive within this time are drawn once, while it is dragged
 DRAGGED_S = 0.06  # since the last move: a slider that rested longer is followed at once

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastltssl.methods import UnknownKnob
-from fastltssl.runs.folder import Config, ConfigError
+from fastltssl.errors import ConfigError, UnknownKnob
+from fastltssl.runs.config import Config
 from fastltssl.runs.sweep.space import Real, configured, grid, space_of
 
 ULFINE = Config("ulfine", "cache.zarr")

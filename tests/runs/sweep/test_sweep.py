@@ -21,14 +21,15 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
-from fastltssl.runs.folder import Config, ConfigError, RunError
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config
 from fastltssl.runs.sweep import sweep as sweeps
 from fastltssl.runs.sweep import trials as study
 from fastltssl.runs.sweep.space import Real
 from fastltssl.runs.sweep.trials import Sweep
-from fastltssl.training.fit import drain
 from fastltssl.training.rows import resident
 
 PROTOCOL = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4, val=4)

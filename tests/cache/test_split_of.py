@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import toy_cache
 
-from fastltssl.cache.splits import Protocol, SplitError, SwitchError
+from fastltssl.cache.splits import Protocol
+from fastltssl.errors import SplitError, SwitchError
+from fastltssl.progress import drain
 from fastltssl.runs import experiment
-from fastltssl.runs import folder as runs
-from fastltssl.training.fit import drain
+from fastltssl.runs.config import Config
 from fastltssl.training.rows import resident
 
 FLAGS = {"n1": 12, "m1": 20, "gamma_l": 4, "gamma_u": 4, "order": "reversed"}
@@ -22,7 +23,7 @@ def test_a_split_from_python_has_the_rows_that_train_takes_with_the_same_flags(c
     rows = resident(cache)
     for seed, flags in ((0, FLAGS), (3, {"n1": 9, "m1": "all", "preset": "simpro"}), (2, {})):
         protocol = Protocol(**flags)
-        config = runs.Config("probe", str(cache.path), protocol=protocol, seeds=(seed,), steps=1, evals=1)
+        config = Config("probe", str(cache.path), protocol=protocol, seeds=(seed,), steps=1, evals=1)
         out = tmp_path / f"run{seed}"
         drain(experiment.training(config, cache, rows, out))
         stored, found = np.load(out / "rows.npz"), cache.split(seed=seed, **flags)

@@ -1,0 +1,42 @@
+"""The encoder and the images of a cache, opened again: checked to be those that it was made with."""
+
+from pathlib import Path
+from typing import Any
+
+from fastltssl.cache.catalogue import Cache
+from fastltssl.encoder.clip import Encoder, load_encoder
+from fastltssl.errors import RunError
+from fastltssl.images import open_source
+from fastltssl.images.source import Source, limited
+
+
+def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, taps: bool = False) -> Encoder:
+    """The encoder a cache was made with. Raises RunError where the cache was imported, or the weights are others."""
+    known: Any = cache.attributes.get("provenance", {})
+    if "weights_sha256" not in known:
+        raise RunError(f"{cache.path} was imported, so no encoder is known that could read images for it")
+    encoder = load_encoder(
+        known["model"], pretrained or known["pretrained"], device, known["precision"],
+        trim=known["is_trimmed"], taps=taps,
+        statistics=(tuple(known["preprocessing"]["mean"]), tuple(known["preprocessing"]["std"])),
+    )  # fmt: skip
+    if encoder.provenance["weights_sha256"] != known["weights_sha256"]:
+        raise RunError(
+            f"{known['model']} has other weights than {cache.path} was made with "
+            f"({encoder.provenance['weights_sha256'][:12]}, {known['weights_sha256'][:12]}). Pass --pretrained PATH"
+        )
+    return encoder
+
+
+def source_of(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Source:
+    """The images a cache was made of. Raises RunError where the data set is not as it was."""
+    known = cache.attributes["provenance"]
+    source = open_source(dataset or str(known["dataset"]), root)
+    if source.fingerprint != known["dataset_fingerprint"]:  # --limit takes some of them
+        source = limited(source, max(len(group.ids) for group in cache.groups.values()))
+    if source.fingerprint != known["dataset_fingerprint"]:
+        raise RunError(
+            f"the images of {dataset or known['dataset']} are not those {cache.path} was made of (ids, labels or file "
+            "sizes differ). Give the --dataset and --root it was made with, or extract again"
+        )
+    return source

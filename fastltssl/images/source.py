@@ -1,0 +1,84 @@
+"""What a data set is to the rest: groups of images behind one small protocol, and some of them taken evenly."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Images(Protocol):
+    """One group (split) of a data set; opening it reads labels, not pixels."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...  # stable, unique within the group: "train/cat/0001.png", "train/000123"
+    @property
+    def labels(self) -> np.ndarray: ...  # int64 [N], -1 = no label
+    def read(self, rows: Sequence[int]) -> list[np.ndarray]: ...  # uint8 RGB [h, w, 3] each, in the order asked
+
+
+class Source(NamedTuple):
+    """A data set ready to be read."""
+
+    name: str  # what the user typed
+    classes: tuple[str, ...]  # human-readable, in label order
+    groups: dict[str, Images]  # "train", and "test" and "unlabeled" where there are such
+    fingerprint: str  # SHA-256 over classes, ids and labels, and for folders the file sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """Some rows of a group, still read through it."""
+
+    ids: tuple[str, ...]
+    labels: np.ndarray
+    images: Images
+    rows: np.ndarray  # in the group
+
+    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Images at positions of the subset."""
+        return self.images.read([int(self.rows[row]) for row in rows])
+
+
+def limited(source: Source, limit: int) -> Source:
+    """The source with at most `limit` images in each group; a source no larger than that stays as it is."""
+    if all(len(images.ids) <= limit for images in source.groups.values()):
+        return source
+    groups: dict[str, Images] = {}
+    for name, images in source.groups.items():
+        rows = evenly_spaced(images.labels, limit)
+        groups[name] = Subset(tuple(images.ids[row] for row in rows), images.labels[rows], images, rows)
+    return source._replace(groups=groups, fingerprint=fingerprint(source.classes, groups, source.fingerprint))
+
+
+def evenly_spaced(labels: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` rows, ascending, spaced evenly over each class; each class gets one before any gets its share."""
+    if limit >= len(labels):
+        return np.arange(len(labels))
+    by_class = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    if limit < len(sizes):
+        return np.sort(by_class[_middles(len(labels), limit)])
+    # Shares of what is left after one each, rounded so that they add up.
+    upto = np.cumsum(sizes - 1) * (limit - len(sizes)) // max(1, len(labels) - len(sizes))
+    takes = 1 + np.diff(upto, prepend=0)
+    places = [start + _middles(size, take) for start, size, take in zip(starts, sizes, takes, strict=True)]
+    return np.sort(by_class[np.concatenate(places)])
+
+
+def _middles(size: int, count: int) -> np.ndarray:
+    """The middle position of each of `count` equal stretches of `size` positions."""
+    return (2 * np.arange(count) + 1) * size // (2 * count)
+
+
+def fingerprint(classes: Sequence[str], groups: dict[str, Images], *marks: str) -> str:
+    """SHA-256 in hex over the class names, each group's name, ids and labels, and whatever else tells pixels apart."""
+    digest = hashlib.sha256()
+    parts = ["\0".join(classes).encode(), *(mark.encode() for mark in marks)]
+    for name, images in groups.items():
+        labels = np.ascontiguousarray(images.labels, dtype="<i8").tobytes()
+        parts += [name.encode(), "\0".join(images.ids).encode(), labels]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
