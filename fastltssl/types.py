@@ -19,11 +19,11 @@ class Batch(NamedTuple):
     """What a loss sees in one step. Holds no true label of an unlabelled row, so no method can read one."""
 
     x: Float[Tensor, "B D"]  # a weak view of each labelled row where the cache has one, else the center view
-    y: Int[Tensor, "B"]
-    x_row: Int[Tensor, "B"]  # positions in Problem.x, distinct within a batch
+    y: Int[Tensor, " B"]
+    x_row: Int[Tensor, " B"]  # positions in Problem.x, distinct within a batch
     weak: Float[Tensor, "W U D"]
     strong: Float[Tensor, "S U D"]
-    row: Int[Tensor, "U"]  # positions in Problem.u, distinct within a batch
+    row: Int[Tensor, " U"]  # positions in Problem.u, distinct within a batch
     noise: Float[Tensor, "B D"] | None = None  # drawn outside the loss, for methods that want it
 
 
@@ -31,11 +31,11 @@ class Problem(NamedTuple):
     """Everything a method may know before the first step. View 0 is the center view."""
 
     x: Float[Tensor, "L V D"]
-    y: Int[Tensor, "L"]
+    y: Int[Tensor, " L"]
     u: Float[Tensor, "M V D"]  # as stored (float16 from a cache); batches are converted to the dtype of x
     views: tuple[str, ...]  # "center", "weak0", "weak1", ..., "strong0", ...
     steps: int
-    prior: Float[Tensor, "C"]  # labelled class prior, sums to one
+    prior: Float[Tensor, " C"]  # labelled class prior, sums to one
     text: Float[Tensor, "C T E"] | None
     projection: Float[Tensor, "D E"] | None  # None: the feature is the embedding already (D = E)
     logit_scale: float = 100.0  # the multiplier itself, 100 for CLIP

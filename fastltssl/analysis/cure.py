@@ -55,8 +55,8 @@ class Branches(NamedTuple):
     own: Float[Tensor, "n C"]
     run: Float[Tensor, "n C"]  # at eta 1
     text: Float[Tensor, "n C"] | None  # at eta 0; None without text
-    run_shift: Float[Tensor, "C"]
-    text_shift: Float[Tensor, "C"]
+    run_shift: Float[Tensor, " C"]
+    text_shift: Float[Tensor, " C"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Scored:
     trained: TrainedRun
     rows: Rows
     one: SeedSplit
-    truth: Int[Tensor, "M"] | None  # of the pool, where all of it is known
+    truth: Int[Tensor, " M"] | None  # of the pool, where all of it is known
 
     @cached_property
     def neutral(self) -> Knobs:
@@ -90,7 +90,7 @@ class Scored:
         return branches(self, problem.u[:, view], "pseudo" if self.trained.method.views[0] else "test")
 
     @cached_property
-    def test_rows(self) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"]]:
+    def test_rows(self) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"]]:
         """Center views and labels that the run was tested on."""
         rows, split = self.rows, self.one.split
         if self.one.config.eval == "test":
@@ -105,7 +105,7 @@ class Scored:
         return branches(self, self.test_rows[0], "test")
 
     @cached_property
-    def priors(self) -> dict[str, Float[Tensor, "C"]]:
+    def priors(self) -> dict[str, Float[Tensor, " C"]]:
         """The class priors there are, by the names of PRIORS; each sums to one."""
         problem = self.one.problem
         n_classes = problem.prior.numel()
@@ -209,7 +209,7 @@ def branches(scored: Scored, x: Float[Tensor, "n D"], branch: str) -> Branches:
     return Branches(own, run, text, torch.zeros_like(problem.prior), 2 * _shift(scored, method, x, "text"))
 
 
-def _shift(scored: Scored, method: Any, x: Float[Tensor, "n D"], branch: str) -> Float[Tensor, "C"]:
+def _shift(scored: Scored, method: Any, x: Float[Tensor, "n D"], branch: str) -> Float[Tensor, " C"]:
     """How far one unit of label bias moves the text branch: a mean where align=zscore scales each row by its own."""
     trained, bias = scored.trained, scored.label_bias
     assert bias is not None

@@ -16,7 +16,7 @@ from click import UsageError
 from fastltssl.analysis.pseudo_labels import Choice
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.splits import long_tailed
-from fastltssl.errors import ConfigError, RunError, SplitError
+from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
 from fastltssl.methods import configure
 from fastltssl.progress import Work
 from fastltssl.runs.config import (

@@ -31,27 +31,27 @@ class Insight(NamedTuple):
     record: dict[str, Any]
     recorded: Recorded
     classes: tuple[str, ...]
-    counts: Int[Tensor, "C"]  # labelled rows
-    groups: Int[Tensor, "C"] | None  # 0 head, 1 medium, 2 tail
-    steps: Int[np.ndarray, "T"]
+    counts: Int[Tensor, " C"]  # labelled rows
+    groups: Int[Tensor, " C"] | None  # 0 head, 1 medium, 2 tail
+    steps: Int[np.ndarray, " T"]
     curves: dict[str, np.ndarray]  # [T] each, by the names of metrics.jsonl, nan where there is no value; fractions
-    truth: Int[Tensor, "M"] | None  # of the pool, where all of it is known
+    truth: Int[Tensor, " M"] | None  # of the pool, where all of it is known
 
 
 class Labels(NamedTuple):
     """A pseudo-label of each row of the pool."""
 
-    label: Int[Tensor, "M"]
-    confidence: Float[Tensor, "M"]
+    label: Int[Tensor, " M"]
+    confidence: Float[Tensor, " M"]
 
 
 class Summary(NamedTuple):
     """Pseudo-labels of a pool; what needs the truth is None without it."""
 
-    accepted: Int[Tensor, "C"]  # rows at or above the threshold, by pseudo-label
+    accepted: Int[Tensor, " C"]  # rows at or above the threshold, by pseudo-label
     mask_rate: float  # share of rows that are accepted, nan for an empty pool
-    right_histogram: Int[Tensor, "bins"]  # all rows by confidence; every row where the truth is not known
-    wrong_histogram: Int[Tensor, "bins"]
+    right_histogram: Int[Tensor, " bins"]  # all rows by confidence; every row where the truth is not known
+    wrong_histogram: Int[Tensor, " bins"]
     audit: metrics.Audit | None
     by_class: metrics.ClassAudit | None
     by_group: dict[str, float] | None  # recall_head, false_head and so on, see metrics.audit_groups
@@ -72,8 +72,8 @@ class PerClass(NamedTuple):
     title: str
     unit: str
     reading: str  # how to read it, one sentence
-    values: Float[np.ndarray, "C"]
-    errors: Float[np.ndarray, "C"] | None = None  # standard errors
+    values: Float[np.ndarray, " C"]
+    errors: Float[np.ndarray, " C"] | None = None  # standard errors
 
 
 class OverTime(NamedTuple):
@@ -82,7 +82,7 @@ class OverTime(NamedTuple):
     title: str
     unit: str
     reading: str
-    steps: Int[np.ndarray, "T"]
+    steps: Int[np.ndarray, " T"]
     values: Float[np.ndarray, "T K"]  # K is 1 or C
 
 
@@ -135,7 +135,7 @@ def at_step(insight: Insight, place: int = -1) -> Labels | None:
     return Labels(torch.from_numpy(label[place]).long(), torch.from_numpy(confidence[place]).float())
 
 
-def summary(insight: Insight, labels: Labels, threshold: float, truth: Int[Tensor, "M"] | None = None) -> Summary:
+def summary(insight: Insight, labels: Labels, threshold: float, truth: Int[Tensor, " M"] | None = None) -> Summary:
     """What there is to say of pseudo-labels; `truth` where the run recorded none. About a millisecond a 10,000 rows."""
     label, confidence = labels
     truth, n_classes = insight.truth if truth is None else truth, len(insight.classes)

@@ -43,7 +43,7 @@ class Agreement(NamedTuple):
 class Study(NamedTuple):
     """The label bias of one split."""
 
-    counts: Int[np.ndarray, "C"]  # labelled rows
+    counts: Int[np.ndarray, " C"]  # labelled rows
     estimate: LabelBias
     uncorrected: LabelBias  # the paper's form: the class prior of the labelled rows is taken to be uniform
     top1: Change | None  # on the test rows; None where there are none
@@ -53,7 +53,7 @@ class Study(NamedTuple):
     agreement: Agreement | None
 
 
-def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, "C"] | None = None, scale: str = "fixed") -> Study:
+def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, " C"] | None = None, scale: str = "fixed") -> Study:
     """Estimate the bias of the zero-shot scores from the split's labelled rows; `prior` is the truth, where known."""
     problem = make_problem(rows, split, 1)
     branch = text_branch(problem)
@@ -82,12 +82,12 @@ def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, "C"] | None = No
     )
 
 
-def _change(z: Float[Tensor, "n C"], y: Int[Tensor, "n"], bias: LabelBias, name: str) -> Change:
+def _change(z: Float[Tensor, "n C"], y: Int[Tensor, " n"], bias: LabelBias, name: str) -> Change:
     found = (metrics.evaluate(each, y, None)[name] for each in (z, bias.scale * z - bias.log_bias))
     return Change(*(_fraction(value) for value in found))
 
 
-def agreement(log_bias: Float[Tensor, "C"], prior: Float[Tensor, "C"], is_present: np.ndarray) -> Agreement:
+def agreement(log_bias: Float[Tensor, " C"], prior: Float[Tensor, " C"], is_present: np.ndarray) -> Agreement:
     """Correlations and least-squares slope of the estimated log bias on the known log prior; nan where it is flat."""
     kept = torch.from_numpy(is_present)
     known, found = (each.double().cpu()[kept] for each in (prior.log(), log_bias))
@@ -105,17 +105,17 @@ def agreement(log_bias: Float[Tensor, "C"], prior: Float[Tensor, "C"], is_presen
     )
 
 
-def _cosine(a: Float[Tensor, "C"], b: Float[Tensor, "C"]) -> float:
+def _cosine(a: Float[Tensor, " C"], b: Float[Tensor, " C"]) -> float:
     return float(a @ b) / max(1e-12, float(a @ a) * float(b @ b)) ** 0.5
 
 
-def _ranks(values: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
+def _ranks(values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     """Place of each value from the smallest, from 0; equal values share the mean of their places."""
     below = (values[:, None] > values).sum(dim=1)
     return below + ((values[:, None] == values).sum(dim=1).double() - 1) / 2
 
 
-def known_prior(choice: str | None, cache: Cache) -> Float[np.ndarray, "C"] | None:
+def known_prior(choice: str | None, cache: Cache) -> Float[np.ndarray, " C"] | None:
     """The class prior of a model's captions: "world", a CSV file of class,prior, or "none".
 
     Without a choice it is the world's for the embedded model on the embedded world, and unknown for all else.
@@ -133,7 +133,7 @@ def known_prior(choice: str | None, cache: Cache) -> Float[np.ndarray, "C"] | No
     return _read_prior(Path(choice), cache.classes)
 
 
-def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, "C"]:
+def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, " C"]:
     if not path.is_file():
         raise SourceError(
             f"--known-prior {path}: there is no such file. Accepted: world, none, or a CSV of class,prior"
@@ -188,7 +188,7 @@ def table(studies: list[Study], classes: tuple[str, ...], prior: np.ndarray | No
     return sorted(rows, key=lambda row: -row["log_bias"])
 
 
-def _centred(values: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
+def _centred(values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     return values - values.mean()
 
 

@@ -47,7 +47,7 @@ def knob_range(config: Config, knob: str, count: int) -> list[float]:
     return [float(value) for value in spaced(meant["low"], meant["high"], count)]
 
 
-def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) -> dict[str, Float[np.ndarray, "R"]]:
+def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) -> dict[str, Float[np.ndarray, " R"]]:
     """The last evaluation of one run for each value of a real knob, trained together; fractions, by MEASURES."""
     method, problem = configure(config.method, config.settings), scored.one.problem._replace(steps=config.steps)
     swept = {knob: torch.tensor(values, dtype=problem.x.dtype)}

@@ -50,7 +50,7 @@ class Wanted(NamedTuple):
     group: int | None = None  # of the predicted class: 0 head, 1 medium, 2 tail
     low: float = 0.0  # confidence
     high: float = 1.0
-    rows: Int[np.ndarray, "K"] | None = None
+    rows: Int[np.ndarray, " K"] | None = None
 
 
 def open_album(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Album:
@@ -109,7 +109,7 @@ def _thumbnail(images: Any, row: int) -> str:
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
-def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, "M"] | None, wanted: Wanted) -> Int[np.ndarray, "K"]:
+def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, " M"] | None, wanted: Wanted) -> Int[np.ndarray, " K"]:
     """The rows of the pool that a gallery shows, most confident first."""
     label, confidence = labels
     kept = (confidence >= wanted.low) & (confidence <= wanted.high)
@@ -127,7 +127,7 @@ def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, "M"] | None, wan
     return rows[confidence[rows].argsort(descending=True, stable=True)].numpy()
 
 
-def ids_of(insight: Insight, rows: Int[np.ndarray, "K"]) -> list[str]:
+def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
     """The ids of rows of the pool, as the run has kept them."""
     stamp = (insight.folder / "rows.npz").stat().st_mtime_ns
     return _pool_ids(insight.folder, insight.seed, stamp)[rows].tolist()
@@ -164,7 +164,7 @@ def neighbours(scored: Scored, row: int, count: int = 6) -> list[Neighbour]:
     return [Neighbour(ids[split.labelled[place]], int(problem.y[place]), near) for place, near in pairs]
 
 
-def flat_pca(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K 2"]:
+def flat_pca(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 2"]:
     """The two principal components of the normalised center views of rows of the pool.
 
     The largest loading of each is positive, so that the map lies the same way everywhere.
@@ -182,7 +182,7 @@ def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
 
 
-def flat_umap(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "K 2"]:
+def flat_umap(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 2"]:
     """UMAP of the same; raises MapError where umap-learn is not installed."""
     if not has_umap():
         raise MapError(NO_UMAP)
@@ -192,6 +192,6 @@ def flat_umap(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[np.ndarray, "
     return np.asarray(made.fit_transform(_unit(scored, rows).numpy()))
 
 
-def _unit(scored: Scored, rows: Int[np.ndarray, "K"]) -> Float[Tensor, "K D"]:
+def _unit(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
     x = feature_of(scored.one.problem.u[torch.from_numpy(rows), 0].float(), last_norm(scored.one.problem))
     return torch.nn.functional.normalize(x, dim=-1)

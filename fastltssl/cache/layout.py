@@ -22,7 +22,7 @@ class GroupSpec(NamedTuple):
     """A group to be extracted. Labels are int64, -1 = none; the first view is "center"."""
 
     ids: tuple[str, ...]
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
     views: tuple[str, ...]
 
 

@@ -25,7 +25,7 @@ class Group(NamedTuple):
     path: Path
     name: str
     ids: tuple[str, ...]
-    labels: Int[np.ndarray, "N"]
+    labels: Int[np.ndarray, " N"]
     views: tuple[str, ...]
     shape: tuple[int, int, int]  # N, V, D
     broken: tuple[int, ...] = ()  # stored rows whose image could not be read; ids, labels and shape are without them

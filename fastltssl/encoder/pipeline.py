@@ -35,7 +35,7 @@ class Canvases(NamedTuple):
     """The images of a slab, padded to SLAB rows, with their keys."""
 
     pixels: UInt8[Tensor, "slab 3 S S"]
-    keys: UInt64[np.ndarray, "slab"]
+    keys: UInt64[np.ndarray, " slab"]
     broken: tuple[int, ...]  # rows of the group whose image could not be decoded; their pixels are zero
 
 

@@ -35,7 +35,7 @@ from fastltssl.images.world.painting import Style, drawings
 from fastltssl.images.world.scenery import uniforms
 from fastltssl.images.world.shapes import nameless
 from fastltssl.images.world.world import CAPTION_RATIO, CLASSES, STYLES, caption_prior, captions, render
-from fastltssl.progress import Work
+from fastltssl.progress import Progress, Work
 from fastltssl.types import seeded
 
 MERGES = "bpe_tiny.txt.gz"
@@ -229,7 +229,7 @@ def _index(recipe: Recipe, step: int) -> np.ndarray:
     return np.arange(step * recipe.batch, (step + 1) * recipe.batch)
 
 
-def _drawn(recipe: Recipe, what: str, index: np.ndarray, prior: np.ndarray) -> Int[np.ndarray, "B"]:
+def _drawn(recipe: Recipe, what: str, index: np.ndarray, prior: np.ndarray) -> Int[np.ndarray, " B"]:
     """The label of each image, a function of its index."""
     place = uniforms(_seed(recipe, what), index, 1)[:, 0]
     return np.minimum(np.searchsorted(np.cumsum(prior), place, side="right"), len(prior) - 1)
@@ -250,7 +250,7 @@ def _normalised(images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
-def _accuracy(scores: Float[Tensor, "B C"], y: Int[Tensor, "B"]) -> Float[Tensor, ""]:
+def _accuracy(scores: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[Tensor, ""]:
     return (scores.argmax(dim=1) == y).float().mean()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastltssl.knobs import Knob
 
 
-def partners(noise: Float[Tensor, "B _"]) -> Int[Tensor, "B"]:
+def partners(noise: Float[Tensor, "B _"]) -> Int[Tensor, " B"]:
     """Another row for each row, each once: the next one when the rows are sorted by their first number."""
     order = torch.argsort(noise[:, 0])
     rank = torch.argsort(order)

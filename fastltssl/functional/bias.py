@@ -19,18 +19,18 @@ _TINY = 1e-12
 class LabelBias(NamedTuple):
     """An estimated label bias."""
 
-    log_bias: Float[Tensor, "C"]  # logsumexp is 0
+    log_bias: Float[Tensor, " C"]  # logsumexp is 0
     scale: Float[Tensor, ""]  # exactly 1 unless it was fitted
-    standard_error: Float[Tensor, "C"]
+    standard_error: Float[Tensor, " C"]
     residual: Float[Tensor, ""]  # largest violation of the first-order condition, as a probability
 
 
-def one_hot(labels: Int[Tensor, "n"], n_classes: int, dtype: torch.dtype) -> Float[Tensor, "n C"]:
+def one_hot(labels: Int[Tensor, " n"], n_classes: int, dtype: torch.dtype) -> Float[Tensor, "n C"]:
     """One-hot rows by comparison, which unlike F.one_hot works under vmap."""
     return (labels[:, None] == torch.arange(n_classes, device=labels.device)).to(dtype)
 
 
-def class_prior(labels: Int[Tensor, "n"], n_classes: int) -> Float[Tensor, "C"]:
+def class_prior(labels: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, " C"]:
     """Share of each class among the labels, in float64; sums to one."""
     counts = torch.bincount(labels, minlength=n_classes).double()
     return counts / counts.sum().clamp_min(1)
@@ -41,26 +41,26 @@ def log_prior(prior: Float[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
     return prior.clamp_min(_TINY).log()
 
 
-def smooth_prior(prior: Float[Tensor, "C"], a: Knob) -> Float[Tensor, "C"]:
+def smooth_prior(prior: Float[Tensor, " C"], a: Knob) -> Float[Tensor, " C"]:
     """Q_a(k) = Q(k)^a / sum_j Q(j)^a: a = 1 keeps the prior, a = 0 makes it uniform (ADELLO eq. 4)."""
     return torch.softmax(log_prior(prior) * a, dim=-1)
 
 
-def update_prior(prior: Float[Tensor, "C"], scores: Scores, momentum: Knob) -> Float[Tensor, "C"]:
+def update_prior(prior: Float[Tensor, " C"], scores: Scores, momentum: Knob) -> Float[Tensor, " C"]:
     """Q <- m Q + (1 - m) mean_i softmax(z_i): the running estimate of the unlabelled prior."""
     return momentum * prior + (1 - momentum) * torch.softmax(scores.detach(), dim=-1).mean(dim=0)
 
 
-def kl_divergence(p: Float[Tensor, "C"], q: Float[Tensor, "C"]) -> Float[Tensor, ""]:
+def kl_divergence(p: Float[Tensor, " C"], q: Float[Tensor, " C"]) -> Float[Tensor, ""]:
     """KL(p || q) in nats."""
     return (p * (log_prior(p) - log_prior(q))).sum(dim=-1)
 
 
 def estimate_label_bias(
     scores: Scores,
-    labels: Int[Tensor, "n"],
+    labels: Int[Tensor, " n"],
     *,
-    prior: Float[Tensor, "C"] | None = None,
+    prior: Float[Tensor, " C"] | None = None,
     ridge: float | None = None,
     fit_scale: bool = False,
 ) -> LabelBias:
@@ -140,7 +140,7 @@ def _objective(
     return value, gradient, hessian, probs
 
 
-def two_folds(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+def two_folds(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Fold of each row, 0 or 1, alternating within each class from the parity of its first row; class order is free."""
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
@@ -150,7 +150,7 @@ def two_folds(labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
 
 
 def cross_fitted_accuracy(
-    scores: Scores, labels: Int[Tensor, "n"], *, prior: Float[Tensor, "C"] | None = None
+    scores: Scores, labels: Int[Tensor, " n"], *, prior: Float[Tensor, " C"] | None = None
 ) -> tuple[float, float]:
     """Balanced accuracy before and after subtracting the label bias estimated on the other of two class-wise folds."""
     fold, after = two_folds(labels), torch.empty_like(scores)

@@ -9,26 +9,26 @@ from fastltssl.knobs import Knob
 from fastltssl.types import Scores
 
 
-def cross_entropy(scores: Scores, labels: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+def cross_entropy(scores: Scores, labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """CE(z, y) of each row."""
     return soft_cross_entropy(scores, one_hot(labels, scores.shape[-1], scores.dtype))
 
 
-def soft_cross_entropy(scores: Scores, target: Float[Tensor, "n C"]) -> Float[Tensor, "n"]:
+def soft_cross_entropy(scores: Scores, target: Float[Tensor, "n C"]) -> Float[Tensor, " n"]:
     """-sum_k q_k log softmax(z)_k of each row; the target takes no gradient."""
     return -(target.detach() * torch.log_softmax(scores, dim=-1)).sum(dim=-1)
 
 
 def balanced_margin_cross_entropy(
-    scores: Scores, labels: Int[Tensor, "n"], margin: Float[Tensor, "C"]
-) -> Float[Tensor, "n"]:
+    scores: Scores, labels: Int[Tensor, " n"], margin: Float[Tensor, " C"]
+) -> Float[Tensor, " n"]:
     """BMS(z, y) = CE(z + m_y (1 - onehot(y)), y): the margin of the row's own class is added to every other score."""
     own = one_hot(labels, scores.shape[-1], scores.dtype)
     return soft_cross_entropy(scores + (own @ margin)[:, None] * (1 - own), own)
 
 
 def smooth_labels(
-    labels: Int[Tensor, "n"], n_classes: int, amount: Knob, dtype: torch.dtype, form: str = "code"
+    labels: Int[Tensor, " n"], n_classes: int, amount: Knob, dtype: torch.dtype, form: str = "code"
 ) -> Float[Tensor, "n C"]:
     """Label-smoothed targets; "code" spreads the amount over the other classes, "paper" over all of them."""
     own = one_hot(labels, n_classes, dtype)
@@ -39,7 +39,7 @@ def smooth_labels(
 
 def confident_labels(
     scores: Scores, threshold: Knob
-) -> tuple[Int[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Pseudo-label, confidence max softmax(z), and mask (1 where the confidence reaches the threshold) of each row."""
     confidence, labels = torch.softmax(scores.detach(), dim=-1).max(dim=-1)
     return labels, confidence, (confidence >= threshold).to(scores.dtype)

@@ -29,32 +29,32 @@ class Audit(NamedTuple):
 class ClassAudit(NamedTuple):
     """Pseudo-labels of each class against the truth; the shares are nan for a class without such rows."""
 
-    accepted: Int[Tensor, "C"]  # rows with an accepted pseudo-label of this class
-    right: Int[Tensor, "C"]  # of these, rows that are of this class
-    true: Int[Tensor, "C"]  # rows that are of this class
-    precision: Float[Tensor, "C"]  # right / accepted
-    recall: Float[Tensor, "C"]  # right / true
+    accepted: Int[Tensor, " C"]  # rows with an accepted pseudo-label of this class
+    right: Int[Tensor, " C"]  # of these, rows that are of this class
+    true: Int[Tensor, " C"]  # rows that are of this class
+    precision: Float[Tensor, " C"]  # right / accepted
+    recall: Float[Tensor, " C"]  # right / true
 
 
-def class_recall(guess: Int[Tensor, "n"], labels: Int[Tensor, "n"], n_classes: int) -> Float[Tensor, "C"]:
+def class_recall(guess: Int[Tensor, " n"], labels: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, " C"]:
     """Recall of each class; nan for a class without rows."""
     counts = torch.bincount(labels, minlength=n_classes).double()
     hits = torch.bincount(labels[guess == labels], minlength=n_classes).double()
     return hits / counts  # 0 / 0 is nan
 
 
-def geometric_mean(recall: Float[Tensor, "C"]) -> float:
+def geometric_mean(recall: Float[Tensor, " C"]) -> float:
     """Geometric mean of the recalls, zero recalls replaced by 1 / (100 C)."""
     seen = recall[~recall.isnan()]
     return float(seen.clamp_min(1 / (100 * len(recall))).log().mean().exp())
 
 
-def harmonic_mean(recall: Float[Tensor, "C"]) -> float:
+def harmonic_mean(recall: Float[Tensor, " C"]) -> float:
     """Harmonic mean of the recalls; 0 where a recall is 0."""
     return float(1 / (1 / recall[~recall.isnan()]).mean())
 
 
-def thirds(counts: Int[Tensor, "C"]) -> Int[Tensor, "C"] | None:
+def thirds(counts: Int[Tensor, " C"]) -> Int[Tensor, " C"] | None:
     """Group of each class (0 head, 1 medium, 2 tail) by labelled count, ties by index; None when balanced."""
     n_classes = len(counts)
     if n_classes < 3 or bool((counts == counts[0]).all()):
@@ -65,7 +65,7 @@ def thirds(counts: Int[Tensor, "C"]) -> Int[Tensor, "C"] | None:
     return (rank >= third).long() + (rank >= n_classes - third).long()
 
 
-def by_counts(counts: Int[Tensor, "C"]) -> Int[Tensor, "C"]:
+def by_counts(counts: Int[Tensor, " C"]) -> Int[Tensor, " C"]:
     """Group of each class: many (> 100 labelled images), medium (20 to 100), few (< 20). Groups may be empty."""
     return (counts.cpu() <= 100).long() + (counts.cpu() < 20).long()
 
@@ -73,7 +73,7 @@ def by_counts(counts: Int[Tensor, "C"]) -> Int[Tensor, "C"]:
 GROUPINGS = {"thirds": thirds, "counts": by_counts}
 
 
-def reliability(probs: Float[Tensor, "n C"], labels: Int[Tensor, "n"], n_bins: int = 15) -> Float[Tensor, "bins 3"]:
+def reliability(probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"], n_bins: int = 15) -> Float[Tensor, "bins 3"]:
     """Number of rows, mean confidence and accuracy of each bin of top-1 confidence; zeros where a bin is empty.
 
     Equal-width bins closed on the left; a confidence of exactly 1 has a bin of its own, as torchmetrics has it.
@@ -87,7 +87,7 @@ def reliability(probs: Float[Tensor, "n C"], labels: Int[Tensor, "n"], n_bins: i
 
 
 def calibration_error(
-    probs: Float[Tensor, "n C"], labels: Int[Tensor, "n"], n_bins: int = 15, norm: str = "l1"
+    probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"], n_bins: int = 15, norm: str = "l1"
 ) -> float:
     """Top-1 calibration error as a fraction: "l1" is ECE, "max" is MCE, "l2" the root mean square."""
     count, confident, correct = reliability(probs, labels, n_bins).unbind(dim=1)
@@ -100,7 +100,7 @@ def calibration_error(
 
 
 def evaluate(
-    scores: Float[Tensor, "n C"], labels: Int[Tensor, "n"], groups: Int[Tensor, "C"] | None
+    scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"], groups: Int[Tensor, " C"] | None
 ) -> dict[str, float | None]:
     """top1, bacc, gm, hm, worst, head, medium, tail, ece, mce of test rows; a group without classes is None."""
     n_classes = scores.shape[-1]
@@ -121,7 +121,7 @@ def evaluate(
     return result | {"ece": calibration_error(probs, labels), "mce": calibration_error(probs, labels, norm="max")}
 
 
-def evaluate_many(scores: Float[Tensor, "R n C"], labels: Int[Tensor, "n"], name: str) -> Float[Tensor, "R"]:
+def evaluate_many(scores: Float[Tensor, "R n C"], labels: Int[Tensor, " n"], name: str) -> Float[Tensor, " R"]:
     """One metric of `evaluate`, for many runs on the same rows."""
     if name not in ("bacc", "top1"):
         return torch.tensor([evaluate(own, labels, None)[name] for own in scores], dtype=torch.float64)
@@ -132,13 +132,15 @@ def evaluate_many(scores: Float[Tensor, "R n C"], labels: Int[Tensor, "n"], name
     return (hits @ member / member.sum(dim=0)).nanmean(dim=-1)  # 0 / 0 is nan
 
 
-def audit(labels: Int[Tensor, "M"], confidence: Float[Tensor, "M"], truth: Int[Tensor, "M"], threshold: float) -> Audit:
+def audit(
+    labels: Int[Tensor, " M"], confidence: Float[Tensor, " M"], truth: Int[Tensor, " M"], threshold: float
+) -> Audit:
     """Pseudo-labels of all unlabelled rows against their true labels."""
     is_right, is_accepted = labels == truth, confidence >= threshold
     n_classes = int(torch.cat([labels, truth]).max()) + 1
     true = class_prior(truth, n_classes)
 
-    def kl(kept: Int[Tensor, "m"]) -> float:
+    def kl(kept: Int[Tensor, " m"]) -> float:
         return float(kl_divergence(class_prior(kept, n_classes), true)) if len(kept) else math.nan
 
     return Audit(
@@ -152,7 +154,11 @@ def audit(labels: Int[Tensor, "M"], confidence: Float[Tensor, "M"], truth: Int[T
 
 
 def audit_classes(
-    labels: Int[Tensor, "M"], confidence: Float[Tensor, "M"], truth: Int[Tensor, "M"], threshold: float, n_classes: int
+    labels: Int[Tensor, " M"],
+    confidence: Float[Tensor, " M"],
+    truth: Int[Tensor, " M"],
+    threshold: float,
+    n_classes: int,
 ) -> ClassAudit:
     """Pseudo-labels of all unlabelled rows against their true labels, class by class."""
     is_accepted = confidence >= threshold
@@ -163,7 +169,7 @@ def audit_classes(
     return ClassAudit(accepted, right, true, right.double() / accepted, right.double() / true)
 
 
-def audit_groups(found: ClassAudit, groups: Int[Tensor, "C"] | None) -> dict[str, float]:
+def audit_groups(found: ClassAudit, groups: Int[Tensor, " C"] | None) -> dict[str, float]:
     """recall_head, false_head and so on: mean recall of a group's classes, and accepted false labels of its classes.
 
     nan for a group without classes that the pool has; false labels are counted by the group of the class predicted.

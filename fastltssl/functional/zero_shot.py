@@ -80,7 +80,7 @@ def zero_shot_bias(problem: Problem, fit_scale: bool = False) -> LabelBias:
     return estimate
 
 
-def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, "n"], n_classes: int) -> Float[Tensor, "C D"]:
+def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, "C D"]:
     """Unit-norm mean of the normalised rows of each class; a class without rows gets the mean of all rows."""
     unit = F.normalize(x, dim=-1)
     member = one_hot(y, n_classes, unit.dtype)

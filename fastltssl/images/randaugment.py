@@ -36,7 +36,7 @@ class Strength(NamedTuple):
 
 
 def randaugmented(
-    image: Float[Tensor, "B 3 H W"], count: int, draw: Mapping[str, Float32[np.ndarray, "B"]]
+    image: Float[Tensor, "B 3 H W"], count: int, draw: Mapping[str, Float32[np.ndarray, " B"]]
 ) -> Float[Tensor, "B 3 H W"]:
     """The image, overwritten: `count` operations of 14 at levels 1 to 10, each with probability 1/2.
 
@@ -61,7 +61,7 @@ ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = range(9, 14)
 
 
 def _strengths(
-    op: Int64[np.ndarray, "B"], signed: Float64[np.ndarray, "B"], height: int, width: int
+    op: Int64[np.ndarray, " B"], signed: Float64[np.ndarray, " B"], height: int, width: int
 ) -> Float32[np.ndarray, "B 8"]:
     """The columns of Strength at levels -1 to 1, not 0; the map is that of the row's own operation."""
     level, reach = np.abs(signed), 0.3 * signed

@@ -135,7 +135,7 @@ def image_key(image_id: str) -> int:
 
 
 def make_view(
-    canvas: Float[Tensor, "B 3 H W"], view: View, keys: UInt64[np.ndarray, "B"], seed: int
+    canvas: Float[Tensor, "B 3 H W"], view: View, keys: UInt64[np.ndarray, " B"], seed: int
 ) -> Float[Tensor, "B 3 H W"]:
     """That view of each image, in [0, 1]; `keys` are the images' keys. The center view is the canvas itself."""
     recipe = view.recipe
@@ -153,7 +153,7 @@ def make_view(
     return image
 
 
-def uniforms(seed: int, view: str, keys: UInt64[np.ndarray, "B"], count: int) -> Float32[np.ndarray, "B count"]:
+def uniforms(seed: int, view: str, keys: UInt64[np.ndarray, " B"], count: int) -> Float32[np.ndarray, "B count"]:
     """Numbers in [0, 1): draw k of an image is a hash of (seed, view, key, k). splitmix64 (Steele et al., 2014)."""
     stream = np.uint64(image_key(f"{seed}/{view}"))
     counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -205,7 +205,7 @@ def _cropped(
     return x * wide + (1 - wide) * _around(draw["right"], 1), y * high + (1 - high) * _around(draw["down"], 1)
 
 
-def _places(side: int, like: Tensor) -> Float[Tensor, "side"]:
+def _places(side: int, like: Tensor) -> Float[Tensor, " side"]:
     """Pixel centres along a side, in (-1, 1)."""
     return (torch.arange(side, device=like.device, dtype=like.dtype) * 2 + 1) / side - 1
 

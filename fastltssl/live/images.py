@@ -23,7 +23,7 @@ from fastltssl.machine import SPARE, available_memory
 class Seen(NamedTuple):
     """Views of pictures: the number of a picture, and the name of the view."""
 
-    picture: Int[np.ndarray, "n"]
+    picture: Int[np.ndarray, " n"]
     names: tuple[str, ...]  # such as "center" or "weak0", n of them
 
     def part(self, first: int, last: int) -> "Seen":
@@ -42,13 +42,13 @@ class Pictures:
     source: Source
     encoder: Encoder
     group: tuple[str, ...]  # N
-    row: Int[np.ndarray, "N"]  # in that group of the source
-    keys: UInt64[np.ndarray, "N"]
+    row: Int[np.ndarray, " N"]  # in that group of the source
+    keys: UInt64[np.ndarray, " N"]
     store: UInt8[Tensor, "_ 3 S S"]  # N, or none where they are decoded at each visit
     is_ready: np.ndarray  # bool [N]
     lots: dict[int, tuple[np.ndarray, Tensor]] = field(default_factory=dict)  # decoded ahead where there is no store
 
-    def prepare(self, lot: int, index: Int[np.ndarray, "n"]) -> None:
+    def prepare(self, lot: int, index: Int[np.ndarray, " n"]) -> None:
         """Decode pictures before they are asked for; those of a lot are kept until `forget`."""
         index = np.unique(index)
         if len(self.store):
@@ -59,7 +59,7 @@ class Pictures:
     def forget(self, lot: int) -> None:
         self.lots.pop(lot, None)
 
-    def canvases(self, index: Int[np.ndarray, "n"]) -> UInt8[Tensor, "n 3 S S"]:
+    def canvases(self, index: Int[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 S S"]:
         if not len(self.store):
             for own, decoded in list(self.lots.values()):
                 if np.isin(index, own).all():
@@ -71,7 +71,7 @@ class Pictures:
             self.is_ready[missing] = True
         return self.store[index]
 
-    def _decoded(self, index: Int[np.ndarray, "n"]) -> UInt8[Tensor, "n 3 S S"]:
+    def _decoded(self, index: Int[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 S S"]:
         side = self.encoder.size
         found = np.empty((len(index), 3, side, side), np.uint8)
         for name in dict.fromkeys(self.group[i] for i in index):

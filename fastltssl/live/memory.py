@@ -20,7 +20,7 @@ def recompute(tower: Any) -> None:
     blocks.grad_checkpointing = True  # type: ignore[union-attr]
 
 
-def step_bytes(trainee: Trainee, sample: Float[Tensor, "1 *shape"]) -> int:
+def step_bytes(trainee: Trainee, sample: Float[Tensor, " 1 *shape"]) -> int:
     """Bytes that autograd keeps for one image: everything saved but the parameters, counted in a forward pass."""
     own = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
     kept: dict[int, Tensor] = {}

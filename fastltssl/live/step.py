@@ -56,7 +56,7 @@ class Trainee:
     def device(self) -> torch.device:
         return next(self.tower.parameters()).device
 
-    def features(self, x: Float[Tensor, "n *shape"], is_training: bool = False) -> Float[Tensor, "n D"]:
+    def features(self, x: Float[Tensor, " n *shape"], is_training: bool = False) -> Float[Tensor, "n D"]:
         run = self.compiled if is_training and self.compiled is not None else self.tower
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             return run(x).float()

@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
     """The tokens that enter the trained blocks, of every view that will be seen."""
 
     table: Float16[Tensor, "P L D"]
-    code: Int[np.ndarray, "P"]  # picture and view as one number, ascending
+    code: Int[np.ndarray, " P"]  # picture and view as one number, ascending
     names: tuple[str, ...]
     device: torch.device
 
@@ -39,7 +39,7 @@ class Tokens(NamedTuple):
         return self.table[places].to(self.device).float()
 
 
-def _code(seen: Seen, names: tuple[str, ...]) -> Int[np.ndarray, "n"]:
+def _code(seen: Seen, names: tuple[str, ...]) -> Int[np.ndarray, " n"]:
     number = {name: place for place, name in enumerate(names)}
     return seen.picture * len(names) + np.array([number[name] for name in seen.names], np.int64)
 

@@ -32,16 +32,16 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 class State(NamedTuple):
     head: Any
-    log_prior: Float[Tensor, "C"]
+    log_prior: Float[Tensor, " C"]
     targets: Float[Tensor, "3 C"]
-    prior_u: Float[Tensor, "C"]
+    prior_u: Float[Tensor, " C"]
     distance: Float[Tensor, "3"]
     counted: Float[Tensor, ""]
     tau_t: Float[Tensor, ""]
     epoch: Int[Tensor, ""]
 
 
-def reversed_prior(prior: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
+def reversed_prior(prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
     """The prior with its ranks turned round: the largest class gets the smallest share; tied classes their mean."""
     order = torch.argsort(prior, descending=True)
     turned = torch.empty_like(prior).scatter(0, order, prior[order].flip(0))
@@ -49,7 +49,7 @@ def reversed_prior(prior: Float[Tensor, "C"]) -> Float[Tensor, "C"]:
     return is_tied @ turned / is_tied.sum(dim=-1)
 
 
-def distances(prior_u: Float[Tensor, "C"], targets: Float[Tensor, "3 C"]) -> Float[Tensor, "3"]:
+def distances(prior_u: Float[Tensor, " C"], targets: Float[Tensor, "3 C"]) -> Float[Tensor, "3"]:
     """d = (KL(Q || target) + KL(target || Q)) / 2 for each target."""
     return torch.stack([kl_divergence(prior_u, one) + kl_divergence(one, prior_u) for one in targets]) / 2
 

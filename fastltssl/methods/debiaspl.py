@@ -28,8 +28,8 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 class State(NamedTuple):
     head: Any
-    log_prior: Float[Tensor, "C"]
-    mean_p: Float[Tensor, "C"]
+    log_prior: Float[Tensor, " C"]
+    mean_p: Float[Tensor, " C"]
     momentum: Float[Tensor, ""]
 
 

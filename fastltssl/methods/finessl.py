@@ -35,20 +35,20 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 class State(NamedTuple):
     head: Any
-    status: Int[Tensor, "M"]
+    status: Int[Tensor, " M"]
     epoch: Int[Tensor, ""]
-    ema: Float[Tensor, "C"]
+    ema: Float[Tensor, " C"]
     momentum: Float[Tensor, ""]
 
 
-def margin(counts: Float[Tensor, "C"], alpha0: Knob, form: str = "code") -> Float[Tensor, "C"]:
+def margin(counts: Float[Tensor, " C"], alpha0: Knob, form: str = "code") -> Float[Tensor, " C"]:
     """m_k = A (1 - beta_k) / (1 + beta_k), or A (1 - beta_k) in the paper; beta = counts / max, A = alpha0 spread."""
     beta = counts / counts.max().clamp_min(torch.finfo(counts.dtype).tiny)
     strength = alpha0 * (beta.max() - beta.min())
     return strength * (1 - beta) / (1 + beta if form == "code" else 1)
 
 
-def counts_of(status: Int[Tensor, "M"], n_classes: int, dtype: torch.dtype) -> Float[Tensor, "C"]:
+def counts_of(status: Int[Tensor, " M"], n_classes: int, dtype: torch.dtype) -> Float[Tensor, " C"]:
     """sigma_k = #{i: sel[i] = k}; a status of -1 counts for no class."""
     ones = torch.ones_like(status, dtype=dtype)
     return ones.new_zeros(n_classes + 1).scatter_add(0, status + 1, ones)[1:]

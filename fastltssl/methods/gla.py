@@ -27,8 +27,8 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 class State(NamedTuple):
     head: Any
     text: TextBranch
-    log_prior: Float[Tensor, "C"]
-    log_bias: Float[Tensor, "C"]
+    log_prior: Float[Tensor, " C"]
+    log_bias: Float[Tensor, " C"]
     text_scale: Float[Tensor, ""]
 
 

@@ -28,7 +28,7 @@ ROWS = 2048  # scored at once
 
 
 class State(NamedTuple):
-    mean: Float[Tensor, "D"]
+    mean: Float[Tensor, " D"]
     key: Float[Tensor, "N D"]
     mass: Float[Tensor, "N C"]
 

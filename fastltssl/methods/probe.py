@@ -25,7 +25,7 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 class State(NamedTuple):
     head: Any
-    log_prior: Float[Tensor, "C"]
+    log_prior: Float[Tensor, " C"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,17 +38,17 @@ class RidgePath(NamedTuple):
 
 class State(NamedTuple):
     weight: Float[Tensor, "D C"]
-    bias: Float[Tensor, "C"]
+    bias: Float[Tensor, " C"]
     strength: Float[Tensor, ""]
     scale: Float[Tensor, ""]
 
 
 def ridge_path(
     x: Float[Tensor, "n D"],
-    y: Int[Tensor, "n"],
+    y: Int[Tensor, " n"],
     n_classes: int,
-    strengths: Float[Tensor, "S"],
-    weights: Float[Tensor, "n"] | None = None,
+    strengths: Float[Tensor, " S"],
+    weights: Float[Tensor, " n"] | None = None,
 ) -> RidgePath:
     """Ridge regression of one-hot targets on x, for all strengths (positive) from one eigendecomposition; in float64.
 
@@ -72,7 +72,7 @@ def ridge_path(
     return RidgePath(weight, mean_y - mean_x @ weight, shrunk @ (rotated**2).T + w / w.sum())
 
 
-def left_out(fitted: Float[Tensor, "n C"], target: Float[Tensor, "n C"], leverage: Float[Tensor, "n"]) -> Tensor:
+def left_out(fitted: Float[Tensor, "n C"], target: Float[Tensor, "n C"], leverage: Float[Tensor, " n"]) -> Tensor:
     """y_i - (y_i - fitted_i) / (1 - h_i) [n C]: what the fit without row i, its weight apart, predicts for it."""
     return target - (target - fitted) / (1 - leverage).clamp_min(1e-9)[:, None]
 

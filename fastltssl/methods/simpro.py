@@ -30,10 +30,10 @@ from fastltssl.types import Batch, Head, Out, Problem, Scores
 
 class State(NamedTuple):
     head: Any
-    prior_u: Float[Tensor, "C"]
-    prior_a: Float[Tensor, "C"]
-    mass_u: Float[Tensor, "C"]
-    mass_a: Float[Tensor, "C"]
+    prior_u: Float[Tensor, " C"]
+    prior_a: Float[Tensor, " C"]
+    mass_u: Float[Tensor, " C"]
+    mass_a: Float[Tensor, " C"]
     epoch: Int[Tensor, ""]
 
 

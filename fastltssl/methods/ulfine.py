@@ -43,10 +43,10 @@ class State(NamedTuple):
     text: TextBranch
     visual: Float[Tensor, "C E"]
     fitted: Float[Tensor, "C E"]
-    log_bias: Float[Tensor, "C"]
-    log_prior: Float[Tensor, "C"]
-    prior_u: Float[Tensor, "C"]
-    fold: Int[Tensor, "L"]
+    log_bias: Float[Tensor, " C"]
+    log_prior: Float[Tensor, " C"]
+    prior_u: Float[Tensor, " C"]
+    fold: Int[Tensor, " L"]
     momentum: Float[Tensor, ""]
 
 

@@ -19,7 +19,7 @@ from fastltssl.types import Problem, Scores
 
 class State(NamedTuple):
     text: TextBranch
-    log_bias: Float[Tensor, "C"]
+    log_bias: Float[Tensor, " C"]
 
 
 @dataclass(frozen=True, eq=False)

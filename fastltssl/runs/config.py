@@ -14,6 +14,30 @@ from fastltssl.errors import ConfigError, did_you_mean
 from fastltssl.functional import metrics
 from fastltssl.live.modes import Live, parse_mode
 
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    method: str
+    cache: str
+    protocol: Protocol = Protocol()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 500
+    lr: float = 0.03
+    weight_decay: float = 5e-4
+    batch: int = 32
+    batch_u: int = 32
+    settings: dict[str, Any] = field(default_factory=dict)
+    templates: str | None = None
+    eval: str = "test"  # or "all": every labelled row of every group
+    report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
+    groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
+    evals: int = 10
+    live: Live | None = None
+    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
+
+
 SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
 KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
 
@@ -145,29 +169,6 @@ def counted_seeds(given: Any) -> tuple[int, ...]:
     if int(given) < 1:
         raise UsageError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
     return tuple(range(int(given)))
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything that decides the numbers of a run."""
-
-    method: str
-    cache: str
-    protocol: Protocol = Protocol()
-    seeds: tuple[int, ...] = (0,)
-    steps: int = 500
-    lr: float = 0.03
-    weight_decay: float = 5e-4
-    batch: int = 32
-    batch_u: int = 32
-    settings: dict[str, Any] = field(default_factory=dict)
-    templates: str | None = None
-    eval: str = "test"  # or "all": every labelled row of every group
-    report: str = "last"  # or "mean20" (last 20 evaluations) or "val" (best on validation)
-    groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
-    evals: int = 10
-    live: Live | None = None
-    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
 
 
 def check(config: Config) -> Config:

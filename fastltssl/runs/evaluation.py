@@ -23,14 +23,14 @@ CHUNK = 16384  # rows scored at once
 SYNONYMS = {"many": "head", "few": "tail"}
 
 
-def grouping(name: str, classes: tuple[str, ...], counts: Int[np.ndarray, "C"]) -> Int[Tensor, "C"] | None:
+def grouping(name: str, classes: tuple[str, ...], counts: Int[np.ndarray, " C"]) -> Int[Tensor, " C"] | None:
     """Group of each class (0 head, 1 medium, 2 tail) by thirds, counts or a file; None where balanced."""
     if name in metrics.GROUPINGS:
         return metrics.GROUPINGS[name](torch.from_numpy(counts))
     return given_groups(Path(name), classes)
 
 
-def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, "C"]:
+def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, " C"]:
     """Group of each class from a JSON or YAML file: {"head": [class, ...], "medium": [...], "tail": [...]}.
 
     A class is named, or numbered from 0; many and few are other words for head and tail. Raises ConfigError unless
@@ -62,7 +62,7 @@ def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, "C"]:
 
 
 def evaluator(
-    config: Config, split: Split, groups: Int[Tensor, "C"] | None, problem: Problem, rows: Rows
+    config: Config, split: Split, groups: Int[Tensor, " C"] | None, problem: Problem, rows: Rows
 ) -> Callable[[Method, Run], dict[str, Tensor]]:
     """The evaluation of one split: scalars for curves, and arrays for the record of the run.
 
@@ -108,11 +108,11 @@ def threshold_of(method: Any) -> float:
 
 
 def audited(
-    label: Int[Tensor, "M"],
-    confidence: Float[Tensor, "M"],
-    truth: Int[Tensor, "M"],
+    label: Int[Tensor, " M"],
+    confidence: Float[Tensor, " M"],
+    truth: Int[Tensor, " M"],
     threshold: float,
-    groups: Int[Tensor, "C"] | None,
+    groups: Int[Tensor, " C"] | None,
     n_classes: int,
 ) -> dict[str, float]:
     """Every scalar of the audit: the whole pool, the mean recall of its classes, and the groups."""
@@ -122,7 +122,7 @@ def audited(
     return whole._asdict() | recall | metrics.audit_groups(by_class, groups)
 
 
-def _test_rows(config: Config, split: Split, rows: Rows) -> tuple[Float[Tensor, "n D"], Int[Tensor, "n"]]:
+def _test_rows(config: Config, split: Split, rows: Rows) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"]]:
     """Center views and labels to test on."""
     if config.eval == "all":
         kept = {name: labels >= 0 for name, labels in rows.labels.items()}
@@ -133,7 +133,7 @@ def _test_rows(config: Config, split: Split, rows: Rows) -> tuple[Float[Tensor, 
 
 
 def _reliability(
-    scores: Float[Tensor, "n C"], labels: Int[Tensor, "n"], groups: Int[Tensor, "C"] | None
+    scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"], groups: Int[Tensor, " C"] | None
 ) -> Float[Tensor, "4 bins 3"]:
     probs = scores.softmax(dim=-1)
     of_row = None if groups is None else groups.to(labels.device)[labels]

@@ -73,7 +73,7 @@ class Program(nn.Module):
         self.tower = None if encoder is None else encoder.tower.requires_grad_(False)
         self.to(memory_format=torch.contiguous_format)  # torch.export takes other layouts for parts of a whole
 
-    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n C"]:
+    def forward(self, x: Float[Tensor, " n *shape"]) -> Float[Tensor, "n C"]:
         rows = _rows(self.tower((x - self.mean) / self.std), self.has_taps) if self.tower is not None else x
         tree = tree_unflatten([getattr(self, name) for name in self.names], self.tree)
         return self.method.scores(tree["params"], tree["state"], rows.half().float())["test"]
@@ -121,7 +121,7 @@ def named_tensors(trained: TrainedRun) -> dict[str, Tensor]:
     return {leaf_name(path): leaf.detach().contiguous().clone() for path, leaf in pairs} | tower
 
 
-def traced(module: nn.Module, sample: Float[Tensor, "n *shape"]) -> torch.export.ExportedProgram:
+def traced(module: nn.Module, sample: Float[Tensor, " n *shape"]) -> torch.export.ExportedProgram:
     """The module as a program that takes batches of any size. Raises ExportError.
 
     A plain trace reads len(x) as a number; torch's compiler does not, but is slower and refuses more: it comes second.
@@ -146,7 +146,10 @@ def traced(module: nn.Module, sample: Float[Tensor, "n *shape"]) -> torch.export
 
 
 def deviation(
-    program: Callable[[Tensor], Tensor], trained: TrainedRun, encoder: Encoder | None, sample: Float[Tensor, "n *shape"]
+    program: Callable[[Tensor], Tensor],
+    trained: TrainedRun,
+    encoder: Encoder | None,
+    sample: Float[Tensor, " n *shape"],
 ) -> float:
     """The largest difference from the run's own scores, in float32 and over several batches; 1 is the largest score."""
     found = []
@@ -179,7 +182,7 @@ def description(trained: TrainedRun, encoder: Encoder | None, record: dict[str, 
     }
 
 
-def _input(program: torch.export.ExportedProgram, sample: Float[Tensor, "n *shape"]) -> dict[str, Any]:
+def _input(program: torch.export.ExportedProgram, sample: Float[Tensor, " n *shape"]) -> dict[str, Any]:
     """What the program takes; `most_rows` is a number where the method works through its rows in parts."""
     name = "features, as the cache holds them" if sample.ndim == 2 else "pixels in [0, 1], red first"
     bounds = [int(one.upper) for one in program.range_constraints.values() if one.upper < UNBOUNDED]
@@ -204,7 +207,7 @@ def _rows(found: Any, has_taps: bool) -> Float[Tensor, "n _"]:
     return others.flatten(1) if has_taps else features
 
 
-def _sample(trained: TrainedRun, encoder: Encoder | None) -> Float[Tensor, "n *shape"]:
+def _sample(trained: TrainedRun, encoder: Encoder | None) -> Float[Tensor, " n *shape"]:
     """Noise images, or the first rows of the cache."""
     if encoder is not None:
         return torch.rand(max(BATCHES), 3, encoder.size, encoder.size, generator=torch.Generator().manual_seed(0))

@@ -34,14 +34,14 @@ def features(given: Any, width: int | None = None) -> Float32[np.ndarray, "n *V 
     return x
 
 
-def refuse_rows(name: str, is_bad: Bool[np.ndarray, "n"], why: str) -> None:
+def refuse_rows(name: str, is_bad: Bool[np.ndarray, " n"], why: str) -> None:
     """Raise where any row is bad; names the first few."""
     if is_bad.any():
         first = ", ".join(map(str, np.flatnonzero(is_bad)[:5]))
         raise FitError(f"{name}: {int(is_bad.sum())} of {len(is_bad)} rows {why} (rows {first})")
 
 
-def has_zeros(x: Float32[np.ndarray, "n *m D"]) -> Bool[np.ndarray, "n"]:
+def has_zeros(x: Float32[np.ndarray, "n *m D"]) -> Bool[np.ndarray, " n"]:
     """Whether any vector of a row is zero."""
     largest = np.abs(x).max(axis=-1).reshape(len(x), -1)
     return largest.min(axis=1) == 0
@@ -58,7 +58,7 @@ def as_array(name: str, given: Any) -> np.ndarray:
         raise FitError(f"{name} is no array: {error}") from None
 
 
-def labels(given: Any, count: int) -> tuple[np.ndarray, Bool[np.ndarray, "n"]]:
+def labels(given: Any, count: int) -> tuple[np.ndarray, Bool[np.ndarray, " n"]]:
     """Labels as given, and which rows have one: y = -1 marks the others."""
     y = as_array("y", given)
     if y.shape != (count,):
@@ -85,7 +85,7 @@ def _is_minus_one(label: Any) -> bool:
     return not isinstance(label, str | bool) and label == -1
 
 
-def classes_of(y: np.ndarray, is_labelled: Bool[np.ndarray, "n"]) -> tuple[np.ndarray, Int[np.ndarray, "L"]]:
+def classes_of(y: np.ndarray, is_labelled: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, Int[np.ndarray, " L"]]:
     """The sorted labels, and which of them each labelled row has. Raises FitError on fewer than two."""
     known = y[is_labelled]
     known = np.array(known.tolist()) if known.dtype.kind == "O" else known

@@ -32,7 +32,7 @@ class PseudoLabels(NamedTuple):
     """What the fitted method takes the M unlabelled rows for, in the order of X."""
 
     label: np.ndarray  # [M], from classes_
-    confidence: Float32[np.ndarray, "M"]  # the largest probability
+    confidence: Float32[np.ndarray, " M"]  # the largest probability
 
 
 @dataclass(eq=False)

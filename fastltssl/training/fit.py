@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastltssl.progress import Work
+from fastltssl.progress import Progress, Work, drain
 from fastltssl.training.population import Population, advance, populate
 from fastltssl.training.step import Evaluate, cosine, is_trained, start, step
 from fastltssl.training.streams import Stream, batch_at
@@ -56,7 +56,7 @@ def fit(method: Method, problem: Problem, batches: Stream, *, steps: int, **sett
 
 def fitting_many(
     method: Method,
-    knobs: dict[str, Float[Tensor, "R"]],
+    knobs: dict[str, Float[Tensor, " R"]],
     problem: Problem | Sequence[Problem],
     stream: Stream | Sequence[Stream],
     *,
@@ -113,7 +113,7 @@ def evaluated(population: Population, evaluate: Evaluate | None) -> dict[str, Fl
 
 def fit_many(
     method: Method,
-    knobs: dict[str, Float[Tensor, "R"]],
+    knobs: dict[str, Float[Tensor, " R"]],
     problem: Problem | Sequence[Problem],
     batches: Stream | Sequence[Stream],
     *,

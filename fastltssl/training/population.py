@@ -27,9 +27,9 @@ class Population(NamedTuple):
     """S splits x R configurations that differ in real knobs, between two steps."""
 
     method: Method
-    knobs: dict[str, Float[Tensor, "R"]]  # but for these two:
-    lr: Float[Tensor, "R"]
-    weight_decay: Float[Tensor, "R"]
+    knobs: dict[str, Float[Tensor, " R"]]  # but for these two:
+    lr: Float[Tensor, " R"]
+    weight_decay: Float[Tensor, " R"]
     problems: tuple[Problem, ...]  # one a split, as the streams
     streams: tuple[Stream, ...]
     run: Run  # leaves [S, R, ...]
@@ -52,7 +52,7 @@ class Population(NamedTuple):
 
 def populate(
     method: Method,
-    knobs: dict[str, Float[Tensor, "R"]],
+    knobs: dict[str, Float[Tensor, " R"]],
     problems: Sequence[Problem],
     streams: Sequence[Stream],
     seeds: Sequence[int],
@@ -129,8 +129,8 @@ def update_(
     leaf: Float[Tensor, "S R ..."],
     buffer: Float[Tensor, "S R ..."],
     slope: Float[Tensor, "S R ..."],
-    lr: Float[Tensor, "R"],
-    weight_decay: Float[Tensor, "R"],
+    lr: Float[Tensor, " R"],
+    weight_decay: Float[Tensor, " R"],
 ) -> None:
     """The update of `fastltssl.training.step.step`, in place: b <- m b + g + wd w, w <- w - lr b."""
     own = (1, -1, *(1 for _ in leaf.shape[2:]))
@@ -138,7 +138,7 @@ def update_(
     leaf.addcmul_(buffer, lr.view(own), value=-1)
 
 
-def kept(population: Population, chosen: Int[Tensor, "K"]) -> Population:
+def kept(population: Population, chosen: Int[Tensor, " K"]) -> Population:
     """The population of some configurations only, in that order."""
     values = {name: each[chosen] for name, each in population.knobs.items()}
     lr, decay = population.lr[chosen], population.weight_decay[chosen]

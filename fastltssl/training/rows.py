@@ -19,7 +19,7 @@ class Rows(NamedTuple):
     """A cache resident on a device."""
 
     features: dict[str, Float[Tensor, "N V D"]]  # float16, as stored; [N V 2D] with taps
-    labels: dict[str, Int[Tensor, "N"]]
+    labels: dict[str, Int[Tensor, " N"]]
     views: tuple[str, ...]  # of the group "train"
     text: Float[Tensor, "C T E"] | None
     projection: Float[Tensor, "D E"] | None

@@ -18,7 +18,7 @@ class Stream(NamedTuple):
     row: Int[Tensor, "steps U"]
     weak_view: Int[Tensor, "steps W U"]
     strong_view: Int[Tensor, "steps S U"]
-    noise_seed: Int[Tensor, "_"]  # [steps], or [0] for a method without noise
+    noise_seed: Int[Tensor, " _"]  # [steps], or [0] for a method without noise
 
 
 def views_of(problem: Problem, role: str) -> list[int]:

@@ -93,7 +93,7 @@ def glue(parts: Sequence[Sequence[Any]]) -> Any:
     return tree_map(lambda *leaves: _cat(leaves, 0), *rows)
 
 
-def take(tree: Any, chosen: Int[Tensor, "K"]) -> Any:
+def take(tree: Any, chosen: Int[Tensor, " K"]) -> Any:
     """Some configurations of a joint tree, in that order."""
 
     def taken(leaf: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ def _group(squad: Sequence[tuple[Population, Any]], steps: int) -> int:
 
 
 def _survivors(
-    sweep: Sweep, study: optuna.Study, alive: Sequence[optuna.Trial], mean: Float[Tensor, "R"], step: int
-) -> Int[Tensor, "K"]:
+    sweep: Sweep, study: optuna.Study, alive: Sequence[optuna.Trial], mean: Float[Tensor, " R"], step: int
+) -> Int[Tensor, " K"]:
     """Which of `alive` are among the best 1/eta of their round, and of their options, at a rung.
 
     Trials of the round that were told before an interruption count with the value they had.

@@ -52,7 +52,7 @@ class Shown(NamedTuple):
     why: str  # there is no cure, "" where there is one
     place: int  # of the evaluation
     knobs: Knobs
-    truth: Int[Tensor, "M"] | None
+    truth: Int[Tensor, " M"] | None
     labels: Labels | None
     summary: Summary | None
     metrics: dict[str, float | None] | None  # of the test rows under the sliders; None before the last step
@@ -249,7 +249,7 @@ def _measured(
     return relabelled(scored, knobs) if len(scored.one.problem.u) else None, tested(scored, knobs)
 
 
-def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Tensor, "M"] | None) -> Summary | None:
+def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Tensor, " M"] | None) -> Summary | None:
     return None if labels is None else summary(insight, labels, knobs.threshold, truth)
 
 
