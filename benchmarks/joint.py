@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_flatten
 from fastltssl import methods
 from fastltssl.functional.bias import class_prior
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import fit, fit_many, is_trained
+from fastltssl.training.fit import fit, fit_many
 from fastltssl.training.streams import make_stream
 from fastltssl.training.vmap import pick
-from fastltssl.types import Problem
+from fastltssl.types import Problem, is_trained
 
 VIEWS = ("center", "weak0", "strong0", "strong1")
 
@@ -62,7 +62,7 @@ def drawn(method: object, runs: int) -> dict[str, torch.Tensor]:
 def compared(name: str, dtype: torch.dtype, runs: int, steps: int) -> tuple[float, bool, int, float, float]:
     """Largest weight difference, equal integers, rows whose mask differs, seconds joint and single."""
     of, method = problem(dtype, steps), methods.configure(name, {})
-    stream = make_stream(of, method.views, batch=32, batch_u=32, seed=0, noise=hasattr(method, "noise"))
+    stream = make_stream(of, method, batch=32, batch_u=32, seed=0, noise=hasattr(method, "noise"))
     knobs = drawn(method, runs)
     fit_many(method, {k: v[:2] for k, v in knobs.items()}, of, stream, steps=3, evals=1)  # warm-up
     began = time.perf_counter()

@@ -30,7 +30,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs import live_seed as live_split
 from fastltssl.runs.config import Config
-from fastltssl.runs.experiment import seeds_of
+from fastltssl.runs.experiment import tasks_of
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.rows import resident
 from fastltssl.training.step import start, step
@@ -48,8 +48,8 @@ class Prepared:
         self.config = Config("fixmatch", str(cache.path), Protocol(n1=1, m1=1), (0,), steps, 0.001, live=how,
                              batch=batch, batch_u=batch)  # fmt: skip
         self.opened = live.open_images(cache, device)
-        self.one = seeds_of(self.config, cache, resident(cache, device))[0]
-        self.pool = live_split.LiveSplit(self.config, self.one, cache, self.opened)
+        self.one = tasks_of(self.config, cache, resident(cache, device))[0]
+        self.pool = live_split.LiveSplit(self.one, cache, self.opened)
         self.method = configure("fixmatch", {"head.scale": 25})
         self.tower = tuned(self.opened.encoder.tower, parse_mode(mode), n_classes=40, generator=seeded(0, "tower"))
 
@@ -152,9 +152,9 @@ def last_block(model: str, pretrained: str | None, device: str, batch: int, step
 def _cached_s(cache: Cache, batch: int, steps: int, device: str) -> list[float]:
     """Seconds of each step of the head on taps."""
     config = Config("fixmatch", str(cache.path), Protocol(n1=1, m1=1), (0,), steps)
-    problem = seeds_of(config, cache, resident(cache, device, taps=True))[0].problem
+    problem = tasks_of(config, cache, resident(cache, device, taps=True))[0].problem
     method = configure("fixmatch", {"head": "lastblock"})
-    stream = make_stream(problem, method.views, batch=batch, batch_u=batch, seed=0)
+    stream = make_stream(problem, method, batch=batch, batch_u=batch, seed=0)
     run, times = start(method, problem, 0), []
     for t in range(steps):
         before = time.perf_counter()

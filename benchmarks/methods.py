@@ -20,9 +20,9 @@ from fastltssl import methods
 from fastltssl.cache.splits import long_tailed_counts
 from fastltssl.functional.bias import class_prior
 from fastltssl.show.terminal import grid, show
-from fastltssl.training.fit import fit, is_trained, start
+from fastltssl.training.fit import fit, start
 from fastltssl.training.streams import make_stream
-from fastltssl.types import Problem
+from fastltssl.types import Problem, is_trained
 
 VIEWS = ("center", "weak0", "weak1", "strong0", "strong1")
 NOISE = (0.0, 0.3, 0.3, 0.8, 0.8)
@@ -72,7 +72,7 @@ def timed(name: str, of: Problem, steps: int, repeats: int) -> Timed:
     found = Timed(time.perf_counter() - began, [], [])
     if not is_trained(method):
         return found
-    stream = make_stream(of, method.views, batch=32, batch_u=32, seed=0)
+    stream = make_stream(of, method, batch=32, batch_u=32, seed=0)
     fit(method, of, stream, steps=min(20, steps), evals=1)  # warm-up
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()

@@ -140,8 +140,8 @@ def compare(rows: int, runs: int, repeats: int, group: int, device: str) -> None
     """M6, M7 and M9: one epoch of one head and of many."""
     steps = rows // B
     of = problem(rows, steps, device)
-    stream = make_stream(of, (0, 0), batch=B, batch_u=0, seed=0)
     plain = methods.configure("probe", {"head": "linear", "head.weights": "random", "tau": 0})
+    stream = make_stream(of, plain, batch=B, batch_u=0, seed=0)
     ways: dict[str, tuple[int, Callable[[], tuple[float, float]]]] = {
         "DataLoader loop": (1, lambda: loader_epoch(of, steps)),
         "our single run (fit)": (1, lambda: single(plain, of, stream, steps)),
@@ -224,7 +224,7 @@ def growth(out: Path, group: int, device: str) -> None:
         (1_280_000, (32,)),
     ):
         of = problem(rows, 30, device)
-        stream = make_stream(of, (0, 0), batch=B, batch_u=0, seed=0)
+        stream = make_stream(of, methods.configure("probe", {}), batch=B, batch_u=0, seed=0)
         for runs in counts:
             steps = 30 if runs <= 64 else 8
             took = statistics.median(joint(of, stream, steps, runs, "fp32", False, group)()[0] for _ in range(3))

@@ -10,6 +10,7 @@ recipes and encoder, and `fit_many` trains both, unchanged. The differences are 
 """
 
 import csv
+import dataclasses
 import json
 import re
 import time
@@ -65,7 +66,9 @@ class Trained(NamedTuple):
 def with_views(problem: Problem, count: int) -> Problem:
     """The problem with the first `count` weak and strong views only."""
     kept = [i for i, name in enumerate(problem.views) if int(re.sub(r"\D", "", name) or 0) < count]
-    return problem._replace(x=problem.x[:, kept], u=problem.u[:, kept], views=tuple(problem.views[i] for i in kept))
+    return dataclasses.replace(
+        problem, x=problem.x[:, kept], u=problem.u[:, kept], views=tuple(problem.views[i] for i in kept)
+    )
 
 
 def visits(rows: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ def live_problem(
             features[wanted, index] = encode(wanted, views[index]).to(features.dtype)
             done += len(wanted)
             yield done, None
-    yield done, problem._replace(x=x, u=u, views=("center", *names))
+    yield done, dataclasses.replace(problem, x=x, u=u, views=("center", *names))
 
 
 def _blank(features: Tensor, count: int) -> Tensor:
@@ -215,7 +218,7 @@ def main(
     full = configure("fixmatch", {})
     live_parts = []
     for seed, split, problem in zip(runs, splits, problems, strict=True):
-        stream, needed = live_stream(make_stream(problem, full.views, batch=BATCH, batch_u=BATCH, seed=seed))
+        stream, needed = live_stream(make_stream(problem, full, batch=BATCH, batch_u=BATCH, seed=seed))
         encode_x = encoder_of(source, "train", split.labelled, encoder, cache.attributes["provenance"]["seed"])
         encode_u = encoder_of(
             source, split.unlabelled_group, split.unlabelled, encoder, cache.attributes["provenance"]["seed"]
@@ -237,8 +240,7 @@ def main(
         for count in numbers:
             narrow = [with_views(problem, count) for problem in problems]
             streams = [
-                make_stream(p, method.views, batch=BATCH, batch_u=BATCH, seed=s)
-                for p, s in zip(narrow, runs, strict=True)
+                make_stream(p, method, batch=BATCH, batch_u=BATCH, seed=s) for p, s in zip(narrow, runs, strict=True)
             ]
             used = count * shared_rows(splits, has_pool=method.views[0] > 0)
             trained[str(count)] = Trained(train(method, narrow, streams, splits, rows, runs, steps), used)

@@ -3,30 +3,54 @@
 Names are loaded when first used, so that importing the package costs nothing.
 """
 
-import importlib
-from typing import Any
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-_WHERE = {
-    "open_cache": "cache.catalogue",
-    "Protocol": "cache.splits",
-    "Split": "cache.splits",
-    "long_tailed": "cache.splits",
-    "resident": "training.rows",
-    "make_problem": "training.rows",
-    "make_stream": "training.rows",
-    "configure": "methods",
-    "fit": "training.fit",
-    "fit_many": "training.fit",
-    "sweep": "runs.sweep.sweep",
-    "Classifier": "training.estimator",
-    "estimate_label_bias": "functional.bias",
-    "studio": "show.studio",
+if TYPE_CHECKING:  # what editors and type checkers read; the table below says the same to Python
+    from fastltssl.analysis.history import read_insight as read_run
+    from fastltssl.cache.catalogue import open_cache
+    from fastltssl.cache.imports import import_features
+    from fastltssl.cache.splits import Protocol, Split, long_tailed
+    from fastltssl.encoder.extraction import run_extraction as extract
+    from fastltssl.functional.bias import estimate_label_bias
+    from fastltssl.methods import configure
+    from fastltssl.runs.config import Config
+    from fastltssl.runs.sweep.sweep import sweep
+    from fastltssl.show.studio import studio
+    from fastltssl.training.estimator import Classifier
+    from fastltssl.training.fit import fit, fit_many
+    from fastltssl.training.rows import make_problem, resident
+    from fastltssl.training.streams import make_stream
+
+_PLACES = {
+    "Classifier": "fastltssl.training.estimator:Classifier",
+    "Config": "fastltssl.runs.config:Config",
+    "Protocol": "fastltssl.cache.splits:Protocol",
+    "Split": "fastltssl.cache.splits:Split",
+    "configure": "fastltssl.methods:configure",
+    "estimate_label_bias": "fastltssl.functional.bias:estimate_label_bias",
+    "extract": "fastltssl.encoder.extraction:run_extraction",
+    "fit": "fastltssl.training.fit:fit",
+    "fit_many": "fastltssl.training.fit:fit_many",
+    "import_features": "fastltssl.cache.imports:import_features",
+    "long_tailed": "fastltssl.cache.splits:long_tailed",
+    "make_problem": "fastltssl.training.rows:make_problem",
+    "make_stream": "fastltssl.training.streams:make_stream",
+    "open_cache": "fastltssl.cache.catalogue:open_cache",
+    "read_run": "fastltssl.analysis.history:read_insight",
+    "resident": "fastltssl.training.rows:resident",
+    "studio": "fastltssl.show.studio:studio",
+    "sweep": "fastltssl.runs.sweep.sweep:sweep",
 }
 
-__all__ = list(_WHERE)
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'fastltssl' has no attribute {name!r}; it has {', '.join(_WHERE)}")
-    return getattr(importlib.import_module(f"fastltssl.{_WHERE[name]}"), name)
+    if name not in _PLACES:
+        raise AttributeError(f"module 'fastltssl' has no attribute {name!r}; it has {', '.join(_PLACES)}")
+    return pkgutil.resolve_name(_PLACES[name])
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -1,4 +1,4 @@
-"""The words every other file speaks: Batch, Problem, Run, Out, Fitted, and the three kinds of hyperparameter.
+"""The words every other file speaks: Batch, Problem, Run, Out, Fitted, and what a Head and a Method are.
 
 Axes: N rows, V views, D width of the cached feature, E width of the embedding shared with the text, C classes,
 T templates, L labelled rows, M unlabelled rows, B labelled batch, U unlabelled batch, W/S weak/strong views a step,
@@ -6,12 +6,18 @@ R runs trained jointly. Capitals in annotations, lower case in einops patterns.
 """
 
 import hashlib
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from fastltssl.knobs import Knob
+
+Result = TypeVar("Result")
 Scores = Float[Tensor, "n C"]  # unnormalised class scores (logits)
 
 
@@ -27,12 +33,13 @@ class Batch(NamedTuple):
     noise: Float[Tensor, "B D"] | None = None  # drawn outside the loss, for methods that want it
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
     """Everything a method may know before the first step. View 0 is the center view."""
 
-    x: Float[Tensor, "L V D"]
+    x: Float[Tensor, "L V F"]  # F is D, or 2 D where rows hold taps
     y: Int[Tensor, " L"]
-    u: Float[Tensor, "M V D"]  # as stored (float16 from a cache); batches are converted to the dtype of x
+    u: Float[Tensor, "M V F"]  # as stored (float16 from a cache); batches are converted to the dtype of x
     views: tuple[str, ...]  # "center", "weak0", "weak1", ..., "strong0", ...
     steps: int
     prior: Float[Tensor, " C"]  # labelled class prior, sums to one
@@ -40,7 +47,14 @@ class Problem(NamedTuple):
     projection: Float[Tensor, "D E"] | None  # None: the feature is the embedding already (D = E)
     logit_scale: float = 100.0  # the multiplier itself, 100 for CLIP
     logit_bias: float = 0.0
-    ln_post: Float[Tensor, "2 D"] | None = None  # where given, rows hold taps: concat(mid, mlp), 2 D wide
+    ln_post: Float[Tensor, "2 D"] | None = None  # where given, rows hold taps: concat(mid, mlp)
+    _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, name: str, make: Callable[[], Result]) -> Result:
+        """What `make` gives, computed at the first call of that name: hundreds of configurations ask for the same."""
+        if name not in self._known:
+            self._known[name] = make()
+        return self._known[name]
 
 
 class Run(NamedTuple):
@@ -77,7 +91,18 @@ class Head(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass (eq=False) of knobs. No base class is needed; the names alone make a method."""
+    """A frozen dataclass (eq=False) of knobs. No base class is needed; the names alone make a method.
+
+    What else the rest of the package asks a method is in the members below and in `Trained`, `Fused` and `Keeps`; a
+    method without such a member gets what threshold_of, wants_noise and so on say below. A state that is a
+    NamedTuple may hold `prior_u` [C], the running estimate of the unlabelled prior, and `log_bias` [C], the label bias
+    that is subtracted from the scores of the text: evaluations record the first, reports show both.
+
+    threshold: Knob            confidence from which a pseudo-label counts
+    noise: bool                whether batches must hold uniform numbers (`Batch.noise`)
+    adjusted_by: str           the knob tau, where the tested head was trained on CE(z + tau log pi_l, y)
+    adds_text: bool            the tested scores contain the zero-shot scores at full weight
+    """
 
     @property
     def views(self) -> tuple[int, int]: ...  # (W, S) it wants per step
@@ -93,6 +118,76 @@ class Trained(Method, Protocol):
     """A method with something to train. `loss` is pure; progress is in [0, 1)."""
 
     def loss(self, params: Any, state: Any, batch: Batch, progress: Float[Tensor, ""]) -> Out: ...
+
+
+@runtime_checkable
+class Fused(Method, Protocol):
+    """A method whose tested scores are share z_run + (1 - share) z_text; `ends` gives these two."""
+
+    @property
+    def share(self) -> Knob: ...
+    def ends(self, params: Any, state: Any, x: Float[Tensor, "n D"]) -> tuple[Scores, Scores]: ...
+
+
+@runtime_checkable
+class Keeps(Method, Protocol):
+    """A method that says what it keeps of each class or over training, for reports and the studio."""
+
+    def kept(self, state: Any, trace: "Trace") -> list["PerClass | OverTime"]: ...
+
+
+class Trace(NamedTuple):
+    """The training of a finished run, as `Keeps.kept` may draw it."""
+
+    steps: Int[Tensor, " T"]  # done at each evaluation
+    total: int
+    curves: dict[str, Float[Tensor, " T"]]  # the stats of the loss, means since the evaluation before
+
+
+class PerClass(NamedTuple):
+    """A number of each class that a method keeps."""
+
+    title: str
+    unit: str
+    reading: str  # how to read it, one sentence
+    values: Float[Tensor | np.ndarray, " C"]
+    errors: Float[Tensor | np.ndarray, " C"] | None = None  # standard errors
+
+
+class OverTime(NamedTuple):
+    """Numbers of a method over training; a curve of each class where there are several."""
+
+    title: str
+    unit: str
+    reading: str
+    steps: Int[Tensor | np.ndarray, " T"]
+    values: Float[Tensor | np.ndarray, "T K"]  # K is 1 or C
+
+
+def threshold_of(method: Method) -> float:
+    """Confidence from which a pseudo-label is accepted: the method's knob, else .95."""
+    return float(getattr(method, "threshold", 0.95))
+
+
+def wants_noise(method: Method) -> bool:
+    """Whether the batches of a method hold noise."""
+    return bool(getattr(method, "noise", False))
+
+
+def labelled_tau_of(method: Method) -> Knob | None:
+    """The logit adjustment that the tested scores were trained with; None: they count as balanced."""
+    name = getattr(method, "adjusted_by", None)
+    return None if name is None else getattr(method, name)
+
+
+def adds_text(method: Method) -> bool:
+    """Whether the tested scores contain the zero-shot scores at full weight."""
+    return bool(getattr(method, "adds_text", False))
+
+
+def is_trained(method: Method) -> bool:
+    """Whether the method has anything to train; zero-shot and its like have no loss."""
+    return isinstance(method, Trained)
 
 
 def seeded(seed: int, stream: str) -> Generator:

@@ -64,7 +64,7 @@ def problem_for(head, **settings):
 
 
 def stream(of, method, seed=0, batch=5, batch_u=9):
-    return make_stream(of, method.views, batch=batch, batch_u=batch_u, seed=seed, noise=hasattr(method, "noise"))
+    return make_stream(of, method, batch=batch, batch_u=batch_u, seed=seed, noise=hasattr(method, "noise"))
 
 
 def gaussian_world(n_classes, per_class, ratio=20.0, seed=0, counts=None):

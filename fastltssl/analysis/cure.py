@@ -10,10 +10,9 @@ A run that fuses text scores itself (ulfine, gla) has its own branches there, an
 other run meets the zero-shot scores of its cache, and the label bias comes off both.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +23,13 @@ from fastltssl.analysis.history import Insight, Labels
 from fastltssl.cache.catalogue import Cache
 from fastltssl.errors import RunError
 from fastltssl.functional import metrics
-from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import LabelBias, class_prior, log_prior
 from fastltssl.functional.zero_shot import text_branch, text_scores, zero_shot_bias
-from fastltssl.runs.evaluation import CHUNK, threshold_of
-from fastltssl.runs.experiment import SeedSplit, seeds_of, with_templates
+from fastltssl.runs.evaluation import CHUNK, Task
+from fastltssl.runs.experiment import task_of
 from fastltssl.runs.trained import TrainedRun, load_run
-from fastltssl.training.rows import Rows, resident
-from fastltssl.training.streams import views_of
-from fastltssl.types import Method, Scores
+from fastltssl.training.rows import Rows, rows_for
+from fastltssl.types import Fused, Scores, threshold_of
 
 SLICE = 2048  # rows a cure works on at once: they stay in the processor's cache
 PRIORS = ("labelled", "estimated", "uniform", "true")
@@ -65,59 +62,51 @@ class Scored:
 
     trained: TrainedRun
     rows: Rows
-    one: SeedSplit
-    truth: Int[Tensor, " M"] | None  # of the pool, where all of it is known
+    task: Task
+
+    @property
+    def truth(self) -> Int[Tensor, " M"] | None:
+        """The true labels of the pool, where all of them are known."""
+        return self.task.measured.truth
 
     @cached_property
     def neutral(self) -> Knobs:
         """The knobs that leave the run as it is."""
-        method: Any = self.trained.method
-        if not fuses_text(self.trained):
+        method = self.trained.method
+        if not isinstance(method, Fused):
             return Knobs(threshold_of(method))
         is_debiased = bool(self.trained.run.state.log_bias.any())
-        return Knobs(threshold_of(method), bias=float(is_debiased), eta=float(getattr(method, "eta", 0.5)))
+        return Knobs(threshold_of(method), bias=float(is_debiased), eta=float(method.share))
 
     @cached_property
     def label_bias(self) -> LabelBias | None:
         """Label bias of the zero-shot scores with its standard errors, from the labelled rows; None without text."""
-        return None if self.one.problem.text is None else zero_shot_bias(self.one.problem)
+        return None if self.task.problem.text is None else zero_shot_bias(self.task.problem)
 
     @cached_property
     def pool(self) -> Branches:
         """Of the first weak view (else the center view) of every row of the pool, as the audit of the run has it."""
-        problem = self.one.problem
-        view = (views_of(problem, "weak") or [0])[0]
-        return branches(self, problem.u[:, view], "pseudo" if self.trained.method.views[0] else "test")
-
-    @cached_property
-    def test_rows(self) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"]]:
-        """Center views and labels that the run was tested on."""
-        rows, split = self.rows, self.one.split
-        if self.one.config.eval == "test":
-            kept = torch.from_numpy(split.test)
-            return rows.features[split.test_group][kept][:, 0], rows.labels[split.test_group][kept]
-        masks = {name: labels >= 0 for name, labels in rows.labels.items()}
-        x = torch.cat([rows.features[name][mask][:, 0] for name, mask in masks.items()])
-        return x, torch.cat([rows.labels[name][mask] for name, mask in masks.items()])
+        return branches(self, self.task.measured.pool_x, "pseudo" if self.trained.method.views[0] else "test")
 
     @cached_property
     def test(self) -> Branches:
-        return branches(self, self.test_rows[0], "test")
+        """Of the center views that the run was tested on."""
+        return branches(self, self.task.measured.test_x, "test")
 
     @cached_property
     def priors(self) -> dict[str, Float[Tensor, " C"]]:
         """The class priors there are, by the names of PRIORS; each sums to one."""
-        problem = self.one.problem
+        problem = self.task.problem
         n_classes = problem.prior.numel()
-        found = {"labelled": problem.prior, "uniform": torch.full_like(problem.prior, 1 / n_classes)}
+        priors = {"labelled": problem.prior, "uniform": torch.full_like(problem.prior, 1 / n_classes)}
         estimate = getattr(self.trained.run.state, "prior_u", None)
         if estimate is None and len(problem.u):
             estimate = sum(part.softmax(dim=-1).sum(dim=0) for part in self.pool.own.split(CHUNK)) / len(problem.u)
         if estimate is not None:
-            found["estimated"] = estimate.to(problem.prior)
+            priors["estimated"] = estimate.to(problem.prior)
         if self.truth is not None:
-            found["true"] = class_prior(self.truth, n_classes).to(problem.prior)
-        return {name: found[name] for name in PRIORS if name in found}
+            priors["true"] = class_prior(self.truth, n_classes).to(problem.prior)
+        return {name: priors[name] for name in PRIORS if name in priors}
 
 
 def score(insight: Insight, cache: Cache) -> Scored:
@@ -135,22 +124,8 @@ def score(insight: Insight, cache: Cache) -> Scored:
             "history is there, and sliders are with the run it adds to"
         )
     trained = load_run(insight.folder, cache, insight.seed)
-    rows = with_templates(resident(cache, taps=wants_taps(trained.method)), cache, config.templates)
-    one = seeds_of(dataclasses.replace(config, seeds=(insight.seed,)), cache, rows)[0]
-    return scored(trained, rows, one)
-
-
-def scored(trained: TrainedRun, rows: Rows, one: SeedSplit) -> Scored:
-    """A trained run on its own split."""
-    truth = rows.labels[one.split.unlabelled_group][torch.from_numpy(one.split.unlabelled)]
-    return Scored(trained, rows, one, truth if len(truth) and bool((truth >= 0).all()) else None)
-
-
-def fuses_text(trained: TrainedRun) -> bool:
-    """Whether a run fuses the scores of a probe and of the text itself."""
-    state = trained.run.state
-    is_known = hasattr(state, "log_bias") and hasattr(state, "text")
-    return is_known and "probe" in trained.method.scores(trained.run.params, state, _blank(state.text))
+    rows = rows_for(cache, trained.method, templates=config.templates)
+    return Scored(trained, rows, task_of(config, insight.seed, cache, rows))
 
 
 def relabelled(scored: Scored, knobs: Knobs) -> Labels:
@@ -164,7 +139,7 @@ def tested(scored: Scored, knobs: Knobs) -> dict[str, float | None]:
     """The metrics of the test rows under the knobs, as fractions; see metrics.evaluate."""
     move = _move(scored, scored.test, knobs)
     scores = torch.cat([move(rows) for rows in _slices(len(scored.test.own))])
-    return metrics.evaluate(scores, scored.test_rows[1], scored.one.groups)
+    return metrics.evaluate(scores, scored.task.measured.test_y, scored.task.measured.groups)
 
 
 def _slices(n: int) -> list[slice]:
@@ -194,43 +169,33 @@ def _move(scored: Scored, found: Branches, knobs: Knobs) -> Callable[[slice], Sc
 
 def branches(scored: Scored, x: Float[Tensor, "n D"], branch: str) -> Branches:
     """Scores of rows at both ends of the fusion weight; every fusion here is linear in it."""
-    trained, problem, bias = scored.trained, scored.one.problem, scored.label_bias
-    method: Any = trained.method
-    own = _scores(trained, method, x, branch)
-    if not fuses_text(trained):
-        shift = torch.zeros_like(problem.prior) if bias is None else bias.log_bias.to(problem.prior)
-        text = None if bias is None else _chunked(lambda part: text_scores(text_branch(problem), part), x)
-        return Branches(own, own, text, shift, shift)
-    if hasattr(method, "eta"):
-        run_end, text_end = (dataclasses.replace(method, eta=eta) for eta in (1.0, 0.0))
-        run, text = (_scores(trained, end, x, branch) for end in (run_end, text_end))
-        return Branches(own, run, text, torch.zeros_like(problem.prior), _shift(scored, text_end, x, branch))
-    run, text = (2 * _scores(trained, method, x, name) for name in ("probe", "text"))  # a sum: eta 1/2 of twice each
-    return Branches(own, run, text, torch.zeros_like(problem.prior), 2 * _shift(scored, method, x, "text"))
+    trained, problem, bias = scored.trained, scored.task.problem, scored.label_bias
+    method, run = trained.method, trained.run
+    own = _in_chunks(lambda part: method.scores(run.params, run.state, part)[branch], x)
+    if isinstance(method, Fused):
+        fused, text = (_in_chunks(partial(_end, method, run.params, run.state, end), x) for end in (0, 1))
+        return Branches(own, fused, text, torch.zeros_like(problem.prior), _shift(scored, method, x))
+    shift = torch.zeros_like(problem.prior) if bias is None else bias.log_bias.to(problem.prior)
+    zero_shot = None if bias is None else _in_chunks(lambda part: text_scores(text_branch(problem), part), x)
+    return Branches(own, own, zero_shot, shift, shift)
 
 
-def _shift(scored: Scored, method: Any, x: Float[Tensor, "n D"], branch: str) -> Float[Tensor, " C"]:
-    """How far one unit of label bias moves the text branch: a mean where align=zscore scales each row by its own."""
-    trained, bias = scored.trained, scored.label_bias
+def _shift(scored: Scored, method: Fused, x: Float[Tensor, "n D"]) -> Float[Tensor, " C"]:
+    """How far one unit of label bias moves the text's end, as a mean over rows: z-scored fusions scale each row."""
+    run, bias = scored.trained.run, scored.label_bias
     assert bias is not None
-    state, ends = trained.run.state, []
-    for log_bias in (torch.zeros_like(state.log_bias), bias.log_bias.to(state.log_bias)):
-        moved = trained._replace(run=trained.run._replace(state=state._replace(log_bias=log_bias)))
-        ends.append(_scores(moved, method, x[:64], branch).mean(dim=0))
-    return ends[0] - ends[1]
+    moved = []
+    for log_bias in (torch.zeros_like(run.state.log_bias), bias.log_bias.to(run.state.log_bias)):
+        state = run.state._replace(log_bias=log_bias)
+        moved.append(_in_chunks(partial(_end, method, run.params, state, 1), x[:64]).mean(dim=0))
+    return moved[0] - moved[1]
 
 
-def _blank(text: Any) -> Float[Tensor, "1 D"]:
-    """A row of zeros as wide as the feature that a text branch reads."""
-    width = text.ln_post.numel() or (text.projection if text.projection.numel() else text.anchor.T).shape[0]
-    return text.anchor.new_zeros(1, width)
+def _end(method: Fused, params: Any, state: Any, end: int, x: Float[Tensor, "n D"]) -> Scores:
+    """The scores at one end of the fusion: 0 is the run's, 1 is the text's."""
+    return method.ends(params, state, x)[end]
 
 
-def _scores(trained: TrainedRun, method: Method, x: Float[Tensor, "n D"], branch: str) -> Scores:
-    run = trained.run
-    return _chunked(lambda part: method.scores(run.params, run.state, part)[branch], x)
-
-
-def _chunked(fn: Callable[[Tensor], Scores], x: Float[Tensor, "n D"]) -> Scores:
+def _in_chunks(fn: Callable[[Tensor], Scores], x: Float[Tensor, "n D"]) -> Scores:
     with torch.no_grad():
         return torch.cat([fn(part.float()) for part in x.split(CHUNK)])

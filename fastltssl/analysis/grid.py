@@ -5,13 +5,12 @@ Every cell is a run folder, so a grid that was stopped goes on where it was: `fi
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-import yaml
-from click import UsageError
 
 from fastltssl.analysis.pseudo_labels import Choice
 from fastltssl.cache.catalogue import Cache, fingerprint
@@ -19,36 +18,25 @@ from fastltssl.cache.splits import long_tailed
 from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
 from fastltssl.methods import configure
 from fastltssl.progress import Work
-from fastltssl.runs.config import (
-    KEYS,
-    SWITCHES,
-    Config,
-    _known,
-    _read,
-    _resolved,
-    _typed,
-    as_dict,
-    check,
-    counted_seeds,
-)
+from fastltssl.reading import known, read_yaml, typed
+from fastltssl.runs.config import OPTIONS, SWITCHES, Config, as_dict
 from fastltssl.runs.experiment import training_together
-from fastltssl.runs.folder import (
-    read_record,
-)
+from fastltssl.runs.folder import read_config, read_record
 from fastltssl.runs.record import METRICS, difference
 from fastltssl.training.rows import Rows
 
 LOWER_IS_BETTER = ("ece", "mce")
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True)
+class Published:
     """A row of numbers from a paper: reference only."""
 
     method: str
     source: str
     differs: str  # in what its protocol is another than the column's
-    metric: str
     values: tuple[float | None, ...]  # one a protocol
+    metric: str = "bacc"
 
 
 class Grid(NamedTuple):
@@ -100,12 +88,10 @@ def finished(cell: Cell, cache: Cache) -> dict[str, Any] | None:
     Raises RunError where the folder holds a run with other settings or from other features.
     """
     try:
-        record = read_record(cell.folder)
-        stored = yaml.safe_load((cell.folder / "config.yaml").read_text())
-    except (RunError, OSError, yaml.YAMLError):
+        record, stored = read_record(cell.folder), as_dict(read_config(cell.folder))
+    except (RunError, OSError):
         return None
-    wanted = yaml.safe_load(yaml.safe_dump(as_dict(cell.config)))
-    wanted["cache"] = stored.get("cache")  # may have moved: its fingerprint decides
+    wanted = as_dict(cell.config) | {"cache": stored["cache"]}  # may have moved: its fingerprint decides
     differ = [f"{key} {stored.get(key)}, now {wanted[key]}" for key in wanted if stored.get(key) != wanted[key]]
     if record["cache_fingerprint"] != fingerprint(cache):
         differ.append(f"features of cache {record['cache_fingerprint']}, now {fingerprint(cache)}")
@@ -222,51 +208,54 @@ def as_json(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice 
         "columns": list(grid.configs),
         "results": results,
         "failed": failed,
-        "published": [one._asdict() for one in grid.published],
+        "published": [dataclasses.asdict(row) for row in grid.published],
     }
 
 
-def read_grid(file: Path, flags: dict[str, Any]) -> Grid:
+class _File(TypedDict, total=False):
+    """What a grid's file holds beside the options of `train`."""
+
+    protocols: list[dict[str, Any]]
+    published: list[Published] | None
+
+
+def read_grid(file: Path, flags: Mapping[str, Any]) -> Grid:
     """The grid of a YAML file: options of `train` for all, `protocols` as columns, maybe `published` numbers.
 
-    Flags are over the file; a whole number as seeds is a count. Unknown keys and values no run can have are usage
-    errors.
+    Flags are over the file; a whole number as seeds is a count. Raises ConfigError on an unknown key, and on a value
+    that no run can have.
     """
     where = str(file)
-    common = _known(_read(file), KEYS - {"method", "live", "ensemble"} | {"protocols", "published"}, where)
-    protocols, published = common.pop("protocols", None), common.pop("published", None) or []
-    for given in (common, flags):
-        if given.get("seeds") is not None:
-            given["seeds"] = counted_seeds(given["seeds"])
-    if not isinstance(protocols, list) or not protocols:
-        raise UsageError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
+    options = known(read_yaml(file) or {}, OPTIONS - {"method", "live", "ensemble"} | {*_File.__annotations__}, where)
+    own = typed(options, _File, where)
+    common = {name: value for name, value in options.items() if name not in _File.__annotations__}
+    if not own.get("protocols"):
+        raise ConfigError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
     configs: dict[str, Config] = {}
-    for place, one in enumerate(protocols, 1):
-        switches = _known(one, SWITCHES | {"name"}, f"{where}, protocol {place}")
+    for place, column in enumerate(own["protocols"], 1):
+        switches = known(column, SWITCHES | {"name"}, f"{where}, protocol {place}")
         name = str(switches.pop("name", "")).strip()
         if not name or name in configs:
-            raise UsageError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
+            raise ConfigError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
+        layers = ({"method": ""} | common | switches, flags)
         try:
-            configs[name] = check(_resolved("", common | switches, flags | {"set_": ()}, f"{where}, protocol {name}"))
+            configs[name] = Config.of(*layers, where=f"{where}, protocol {name}", counted=True)
         except (SplitError, ConfigError) as error:
-            raise UsageError(f"{where}, protocol {name}: {error}") from None
-    if not isinstance(published, list):
-        raise UsageError(f"{where}: published must be a list of rows, not {type(published).__name__}")
-    rows = [_published(one, len(configs), f"{where}, published row {n}") for n, one in enumerate(published, 1)]
+            named = str(error).removeprefix(f"{where}, protocol {name}: ")
+            raise ConfigError(f"{where}, protocol {name}: {named}") from None
+    rows = own.get("published") or []
+    for place, row in enumerate(rows, 1):
+        _check_published(row, len(configs), f"{where}, published row {place}")
     return Grid(file.stem, configs, tuple(rows))
 
 
-def _published(row: Any, columns: int, where: str) -> Published:
-    """A row of numbers from a paper, one for each protocol, null where it has none."""
-    row = _known(row, set(Published._fields), where)
-    if missing := [name for name in ("method", "source", "differs", "values") if not row.get(name)]:
-        raise UsageError(f"{where}: it has no {', '.join(missing)}")
-    metric, values = row.get("metric", "bacc"), row["values"]
-    if metric not in METRICS:
-        raise UsageError(f"{where}: metric {metric!r} is not one of {', '.join(METRICS)}")
-    if not isinstance(values, list) or len(values) != columns:
-        raise UsageError(
+def _check_published(row: Published, columns: int, where: str) -> None:
+    """Raise ConfigError where a row of a paper has no source, an unknown metric, or not one number a column."""
+    if missing := [name for name in ("method", "source", "differs", "values") if not getattr(row, name)]:
+        raise ConfigError(f"{where}: it has no {', '.join(missing)}")
+    if row.metric not in METRICS:
+        raise ConfigError(f"{where}: metric {row.metric!r} is not one of {', '.join(METRICS)}")
+    if len(row.values) != columns:
+        raise ConfigError(
             f"{where}: values must be a list of {columns}, one for each protocol, null where there is none"
         )
-    numbers = [None if each is None else _typed("values", each, float) for each in values]
-    return Published(str(row["method"]), str(row["source"]), str(row["differs"]), metric, tuple(numbers))

@@ -3,8 +3,8 @@
 True labels of the pool are looked at here; no method sees them.
 """
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fastltssl.errors import RunError
 from fastltssl.functional import metrics
-from fastltssl.methods import adello, configure, finessl
+from fastltssl.methods import configure
+from fastltssl.reading import parse_json
 from fastltssl.runs.config import Config
 from fastltssl.runs.folder import Recorded, read_audit, read_config, read_record
+from fastltssl.types import Keeps, OverTime, PerClass, Trace
 
 BINS = 20  # of a histogram of confidence, equally wide from 0 to 1
 
@@ -66,26 +68,6 @@ class Mistake(NamedTuple):
     rows: int
 
 
-class PerClass(NamedTuple):
-    """A number of each class that a method keeps."""
-
-    title: str
-    unit: str
-    reading: str  # how to read it, one sentence
-    values: Float[np.ndarray, " C"]
-    errors: Float[np.ndarray, " C"] | None = None  # standard errors
-
-
-class OverTime(NamedTuple):
-    """Numbers of a method over training; a curve of each class where there are several."""
-
-    title: str
-    unit: str
-    reading: str
-    steps: Int[np.ndarray, " T"]
-    values: Float[np.ndarray, "T K"]  # K is 1 or C
-
-
 def read_insight(folder: Path, seed: int | None = None) -> Insight:
     """The history of one seed (None: the first) of a finished run. Raises RunError where there is none."""
     recorded, record, config = read_audit(folder, seed), read_record(folder), read_config(folder)
@@ -109,9 +91,12 @@ def read_insight(folder: Path, seed: int | None = None) -> Insight:
 def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
     """Each metric of a seed over its evaluations."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    except (OSError, ValueError) as error:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}). Train the run again") from None
+    lines = [
+        parse_json(text, dict[str, float], f"{path}, line {n}", RunError) for n, text in enumerate(texts, 1) if text
+    ]
     lines = [line for line in lines if line["seed"] == seed]
     names = sorted({name for line in lines for name in line} - {"seed", "evaluation"})
     return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
@@ -174,71 +159,31 @@ def mistakes(confusion: Int[Tensor, "C C"], count: int = 10) -> list[Mistake]:
 def method_state(insight: Insight) -> list[PerClass | OverTime]:
     """What the method itself keeps of each class or over training, such as ULFine's alpha_k; empty where nothing."""
     method = configure(insight.config.method, insight.config.settings)
-    found = _estimated_prior(insight)
-    special = {"ulfine": _ulfine, "adello": _adello, "finessl": _finessl}.get(insight.config.method)
-    return found + (special(insight, method, _state(insight)) if special and not insight.config.ensemble else [])
+    kept: list[PerClass | OverTime] = []
+    steps = torch.from_numpy(insight.steps)
+    if insight.recorded.prior_u is not None:
+        reading = "One curve a class: the share of the pool that the method believes is of it."
+        prior = 100 * torch.from_numpy(insight.recorded.prior_u)
+        kept.append(OverTime("Estimated prior Q of the pool", "share (%)", reading, steps, prior))
+    if isinstance(method, Keeps) and not insight.config.ensemble:
+        curves = {name: torch.from_numpy(curve) for name, curve in insight.curves.items()}
+        kept += method.kept(_state(insight), Trace(steps, insight.config.steps, curves))
+    return [_as_numpy(item) for item in kept]
 
 
-def _state(insight: Insight) -> dict[str, Tensor]:
-    """The tensors of the final state of a run, by name."""
+def _as_numpy(item: PerClass | OverTime) -> PerClass | OverTime:
+    return type(item)(*(np.asarray(value) if isinstance(value, Tensor) else value for value in item))  # type: ignore
+
+
+def _state(insight: Insight) -> SimpleNamespace:
+    """The final state of a run, read by name as the method reads it: state.text.anchor."""
     prefix = f"seed{insight.seed}.state."
-    stored = load_file(insight.folder / "head.safetensors")
-    return {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
-
-
-def _estimated_prior(insight: Insight) -> list[PerClass | OverTime]:
-    """The running estimate Q of the unlabelled prior."""
-    prior = insight.recorded.prior_u
-    if prior is None:
-        return []
-    reading = "One curve a class: the share of the pool that the method believes is of it."
-    return [OverTime("Estimated prior Q of the pool", "share (%)", reading, insight.steps, 100 * prior)]
-
-
-def _ulfine(insight: Insight, method: Any, state: dict[str, Tensor]) -> list[PerClass | OverTime]:
-    text, fitted, visual = (state[name] for name in ("text.anchor", "fitted", "visual"))
-    drift, target = (1 - (text * other).sum(dim=-1) for other in (fitted, visual))
-    share = torch.full_like(drift, 0.0 if method.alpha == "off" else method.mu)
-    if method.alpha == "confidence":
-        share = method.mu * state["prior_u"] / state["prior_u"].max()
-    return [
-        PerClass("Share alpha_k of the visual prototype", "alpha_k", "How much of a class's text prototype gives way "
-                 "to the mean of its images; equal bars mean one share for all classes.", share.numpy()),
-        PerClass("Prototype drift", "1 - cosine with the text", "How far the fitted prototype has moved from the text; "
-                 "0 is the zero-shot classifier.", drift.numpy()),
-        PerClass("Distance of the class mean from the text", "1 - cosine with the text", "Where the prototype would "
-                 "go at alpha_k = 1.", target.numpy()),
-    ]  # fmt: skip
-
-
-def _adello(insight: Insight, method: Any, state: dict[str, Tensor]) -> list[PerClass | OverTime]:
-    steps, total = insight.steps, max(1, insight.config.steps)
-    smoothing = np.array([float(adello.alpha(step / total, method.alpha_min, method.d)) for step in steps])
-    found: list[PerClass | OverTime] = [
-        OverTime("Smoothing alpha_t of the target prior", "alpha_t", "1 aligns with the estimated prior Q, 0 with a "
-                 "uniform one.", steps, smoothing[:, None])
-    ]  # fmt: skip
-    if "temperature" in insight.curves:
-        reading = "Temperature of the complementary distillation; 0 until the warm-up ends."
-        found.append(
-            OverTime("Distillation temperature T", "T", reading, steps, insight.curves["temperature"][:, None])
-        )
-    return found
-
-
-def _finessl(insight: Insight, method: Any, state: dict[str, Tensor]) -> list[PerClass | OverTime]:
-    n_classes, kept = len(insight.classes), state["ema"].float()
-    sigma = kept if method.status == "ema" else finessl.counts_of(state["status"].long(), n_classes, torch.float32)
-    margins = finessl.margin(sigma, method.alpha0, method.form).numpy()
-    found: list[PerClass | OverTime] = [
-        PerClass("Margin m_k", "margin (score)", "A class with few selected rows must win by more while training.",
-                 margins),
-        PerClass("Selected rows sigma_k", "share" if method.status == "ema" else "rows", "Rows of the pool that the "
-                 "main head has selected since the status was last emptied.", sigma.numpy()),
-    ]  # fmt: skip
-    if "margin_max" in insight.curves:
-        reading = "The largest margin of any class."
-        found.append(
-            OverTime("Largest margin", "margin (score)", reading, insight.steps, insight.curves["margin_max"][:, None])
-        )
-    return found
+    state = SimpleNamespace()
+    for name, value in load_file(insight.folder / "head.safetensors").items():
+        if name.startswith(prefix):
+            owner, (*parts, last) = state, name.removeprefix(prefix).split(".")
+            for part in parts:
+                owner.__dict__.setdefault(part, SimpleNamespace())
+                owner = getattr(owner, part)
+            setattr(owner, last, value)
+    return state

@@ -14,11 +14,10 @@ from fastltssl.analysis.history import Insight, read_insight
 from fastltssl.methods import configure, fields
 from fastltssl.progress import Work, drain
 from fastltssl.runs.config import Config
-from fastltssl.runs.evaluation import evaluator
-from fastltssl.runs.experiment import training
+from fastltssl.runs.evaluation import evaluate
+from fastltssl.runs.experiment import stream_of, training
 from fastltssl.training.fit import fitting_many
 from fastltssl.training.step import with_knobs
-from fastltssl.training.streams import make_stream
 
 OPTIONS = ("steps", "lr", "weight_decay", "batch", "batch_u")  # of Config, beside the knobs of the method
 MEASURES = ("bacc", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate", "val_bacc")
@@ -49,29 +48,21 @@ def knob_range(config: Config, knob: str, count: int) -> list[float]:
 
 def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) -> dict[str, Float[np.ndarray, " R"]]:
     """The last evaluation of one run for each value of a real knob, trained together; fractions, by MEASURES."""
-    method, problem = configure(config.method, config.settings), scored.one.problem._replace(steps=config.steps)
+    task = scored.task
+    method, problem = configure(config.method, config.settings), dataclasses.replace(task.problem, steps=config.steps)
     swept = {knob: torch.tensor(values, dtype=problem.x.dtype)}
-    inside = {name: each for name, each in swept.items() if name not in OPTIONS}
-    stream = make_stream(
-        problem,
-        method.views,
-        batch=config.batch,
-        batch_u=config.batch_u,
-        seed=scored.one.seed,
-        noise=getattr(with_knobs(method, inside), "noise", False),
-    )
-    measured = evaluator(config, scored.one.split, scored.one.groups, problem, scored.rows)
+    inside = {name: numbers for name, numbers in swept.items() if name not in OPTIONS}
     work = fitting_many(
         method,
         swept,
         problem,
-        stream,
+        stream_of(task._replace(config=config, problem=problem), with_knobs(method, inside)),
         steps=config.steps,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        seed=scored.one.seed,
+        seed=task.seed,
         evals=1,
-        evaluate=lambda method, run, _: measured(method, run),
+        evaluate=lambda method, run, _: evaluate(method, run, task.measured),
     )
     history = drain(work).history
     return {name: history[name][:, -1].double().numpy() for name in MEASURES if name in history}

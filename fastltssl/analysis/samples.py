@@ -141,7 +141,7 @@ def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
 
 def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:
     """Scores of every cached view of a row of the pool, by branch: "run", and "text", "probe" and such as there are."""
-    problem, trained = scored.one.problem, scored.trained
+    problem, trained = scored.task.problem, scored.trained
     x = problem.u[row].float()
     with torch.no_grad():
         found = dict(trained.method.scores(trained.run.params, trained.run.state, x))
@@ -155,7 +155,7 @@ def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:
 
 def neighbours(scored: Scored, row: int, count: int = 6) -> list[Neighbour]:
     """The labelled rows nearest to a row of the pool, by the cosine of the center views."""
-    problem, split = scored.one.problem, scored.one.split
+    problem, split = scored.task.problem, scored.task.split
     norm = last_norm(problem)
     query, keys = (feature_of(x[:, 0].float(), norm) for x in (problem.u[row : row + 1], problem.x))
     cosine, found = nearest(query, keys, count)
@@ -193,5 +193,5 @@ def flat_umap(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[np.ndarray, 
 
 
 def _unit(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
-    x = feature_of(scored.one.problem.u[torch.from_numpy(rows), 0].float(), last_norm(scored.one.problem))
+    x = feature_of(scored.task.problem.u[torch.from_numpy(rows), 0].float(), last_norm(scored.task.problem))
     return torch.nn.functional.normalize(x, dim=-1)

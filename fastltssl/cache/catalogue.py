@@ -45,13 +45,16 @@ class Cache(NamedTuple):
 
         Raises SwitchError on a switch or value there is none of, SplitError where the cache holds too little.
         """
-        from fastltssl.cache.splits import (
-            long_tailed,  # it loads torch, which a look into a cache does without
-            protocol_of,
-        )
+        from fastltssl.cache.splits import Protocol
+
+        return self.split_of(Protocol.of(switches, "split"), operator.index(seed))
+
+    def split_of(self, protocol: "fastltssl.cache.splits.Protocol", seed: int) -> "fastltssl.cache.splits.Split":
+        """The split of one seed of a protocol. Raises SplitError where the cache holds too little."""
+        from fastltssl.cache.splits import long_tailed  # it loads torch, which a look into a cache does without
 
         labels = {name: group.labels for name, group in self.groups.items()}
-        return long_tailed(labels, len(self.classes), protocol_of(switches), operator.index(seed))
+        return long_tailed(labels, len(self.classes), protocol, seed)
 
 
 class Damage(NamedTuple):

@@ -5,12 +5,14 @@ switch of `Protocol` and is recorded with the run.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from fastltssl.errors import SplitError, SwitchError, did_you_mean
+from fastltssl.errors import SplitError, SwitchError
+from fastltssl.reading import typed
 from fastltssl.types import seeded
 
 ORDERS = ("consistent", "uniform", "reversed", "middle", "head-tail", "random")
@@ -45,6 +47,21 @@ class Protocol:
     class_order: str = "given"
     on_shortage: str = "refuse"
     preset: str | None = None
+
+    @classmethod
+    def of(cls, switches: Mapping[str, Any], where: str = "protocol") -> Self:
+        """The protocol of named switches; numbers may be numpy's, or text. `where` is named by a message.
+
+        Raises SwitchError on an unknown name, a value of another type, or one that the preset sets otherwise. Which
+        values of a type are usable is checked where the split is made, by `checked`.
+        """
+        plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in switches.items()}
+        protocol = typed(plain, cls, where, SwitchError)
+        for name, value in PRESETS.get(str(protocol.preset), {}).items():
+            if name in plain and getattr(protocol, name) != value:
+                asked = getattr(protocol, name)
+                raise SwitchError(f"preset {protocol.preset} sets {name} to {value}, and {asked} was asked for")
+        return protocol
 
 
 class Split(NamedTuple):
@@ -229,31 +246,3 @@ class _Taken:
             rows.append(self.pools[k][self.used[k] : self.used[k] + count])
             self.used[k] += len(rows[-1])
         return np.sort(np.concatenate(rows))
-
-
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # those that `splits.checked` takes as they come
-    "gamma_l": ((int, float), "a number"),
-    "gamma_u": ((int, float), "a number"),
-    "overlap": ((bool,), "True or False"),
-}
-
-
-def protocol_of(switches: dict[str, Any]) -> Protocol:
-    """The Protocol of named switches; numbers may be numpy's.
-
-    Raises SwitchError on a name there is none of, a value of the wrong kind, or one that the preset sets otherwise.
-    The values themselves are checked where the split is made.
-    """
-    known = [field.name for field in dataclasses.fields(Protocol)]
-    given = {name: value.item() if isinstance(value, np.generic) else value for name, value in switches.items()}
-    fixed = PRESETS.get(str(given.get("preset")), {})
-    for name, value in given.items():
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise SwitchError(f"no switch {name!r}.{hint} Known: seed, {', '.join(known)}")
-        kinds, meaning = KINDS.get(name, ((object,), ""))
-        if not isinstance(value, kinds):
-            raise SwitchError(f"{name}={value!r} is not {meaning}")
-        if name in fixed and fixed[name] != value:
-            raise SwitchError(f"preset {given['preset']} sets {name} to {fixed[name]}, and {value} was asked for")
-    return Protocol(**given)

@@ -38,7 +38,7 @@ def analyze() -> None:
     "pseudo-labels",
     epilog=example("analyze pseudo-labels --cache CACHE --n1 25 --m1 150 --gamma-l 10 --seeds 0-4 --out study"),
 )
-@click.option("--cache", "cache_name", required=True, help="Cache to train from (a path, or a name).")
+@click.option("--cache", required=True, help="Cache to train from (a path, or a name).")
 @click.option("--methods", "method_text", default="fixmatch,fixmatch:tau=1:tau_u=1,finessl,adello,ulfine",
               show_default=True, help="Methods, each with the knobs it is to have.")  # fmt: skip
 @click.option("--gamma-u", "gamma_text", default="1,10,50", show_default=True, help="Head over tail of the pools.")
@@ -68,14 +68,14 @@ def pseudo_labels(
     from fastltssl.analysis import pseudo_labels as pseudo_study
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import resolve
+    from fastltssl.runs.config import Config
     from fastltssl.show.names import mark_below_la, protocol_line
     from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
     choices = [pseudo_study.Choice(*each) for each in parse_methods(method_text)]
     found = pseudo_study.pools(_gammas(gamma_text), [each.strip() for each in orders.split(",")])
-    base = resolve("fixmatch", None, flags | {"set_": ()})
+    base = Config.of(flags | {"method": "fixmatch"})
     cache, rows = experiment.open_rows(base.cache, usable_device(device, threads or 1))
     plan = pseudo_study.plan(base, choices, found, cache)
     folder = output_folder(out or runs.new_folder(dataclasses.replace(base, method="pseudo-labels")), overwrite)

@@ -24,7 +24,7 @@ ACCURACIES = ("top1", "bacc", "bacc_uncorrected", "cross_fitted")
 
 
 @click.command(epilog=example("bias --cache cifar100_ViT-B-16 --n1 50 --gamma-l 20 --seeds 0-4"))
-@click.option("--cache", "cache_name", required=True, help="Cache with text features (a path, or a name).")
+@click.option("--cache", required=True, help="Cache with text features (a path, or a name).")
 @protocol_options
 @click.option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0).")
 @click.option("--templates", help="Use only these of the cached prompts.")
@@ -53,19 +53,19 @@ def bias(
     of the pre-training captions with prompt wording and confusions.
     """
     from fastltssl.analysis import label_bias as bias_study
-    from fastltssl.cache.splits import long_tailed
+    from fastltssl.methods import configure
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import check, resolve
+    from fastltssl.runs.config import Config
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import show
+    from fastltssl.training.rows import rows_for
 
-    config = check(resolve("zeroshot", None, flags | {"set_": ()}))
+    config = Config.of(flags | {"method": "zeroshot"})
     cache, rows = experiment.open_rows(config.cache, usable_device(device, threads or 1))
-    rows = experiment.with_templates(rows, cache, config.templates)
+    rows = rows_for(cache, configure(config.method, {}), rows, templates=config.templates)
     prior = bias_study.known_prior(known_prior, cache)
-    labels = {name: group.labels for name, group in cache.groups.items()}
-    splits = [long_tailed(labels, len(cache.classes), config.protocol, seed) for seed in config.seeds]
+    splits = [cache.split_of(config.protocol, seed) for seed in config.seeds]
     studies = [bias_study.study(rows, split, prior=prior, scale=scale) for split in splits]
     folder = output_folder(out or runs.new_folder(dataclasses.replace(config, method="bias")), overwrite)
 

@@ -73,12 +73,12 @@ TRAIN_OPTIONS = [
     click.option("--evals", type=int, help="Evaluations over training (default 10)."),
     click.option("--templates", help="Use only these of the cached prompts."),
     click.option("--eval", help="test (default), or all: every labelled row of every group."),
-    click.option("--set", "set_", multiple=True, metavar="KNOB=VALUE", help="A knob; see `methods NAME`."),
+    click.option("--set", multiple=True, metavar="KNOB=VALUE", help="A knob; see `methods NAME`."),
 ]  # fmt: skip
 
 
 LIVE_OPTIONS = [
-    click.option("--live", "live_mode", metavar="MODE", help="Train through the encoder, from images: fft, "
+    click.option("--live", metavar="MODE", help="Train through the encoder, from images: fft, "
                  "adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K or lastblock[:H]."),
     click.option("--live-views", help="fresh (default: new ones at each visit) or cached (those of the cache)."),
     click.option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head; a "

@@ -22,7 +22,7 @@ from fastltssl.commands.common import (
 LONGEST = 160  # characters of runs named in full in a next line
 FILE = click.File("w", lazy=True)
 YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
-GRID_OPTIONS = ("methods", "seeds", "cache_name", "steps", "metric", "out")
+GRID_OPTIONS = ("methods", "seeds", "cache", "steps", "metric", "out")
 
 
 @click.command(
@@ -37,7 +37,7 @@ GRID_OPTIONS = ("methods", "seeds", "cache_name", "steps", "metric", "out")
 @click.option("--protocol-grid", "grid_file", type=YAML, help="YAML: train's options, protocols.")
 @click.option("--methods", help="Of the grid: probe,fixmatch:tau=1:tau_u=1")
 @click.option("--seeds", help="Of the grid: 5 (means 0-4), 0-2 or 0,3.")
-@click.option("--cache", "cache_name", help="Of the grid, in place of the file's.")
+@click.option("--cache", help="Of the grid, in place of the file's.")
 @click.option("--steps", type=int, help="Of the grid, in place of the file's.")
 @click.option("--metric", help="Of the grid: bacc (default), top1, tail, ece ...")
 @click.option("--out", type=PATH, help="Of the grid; one that is there goes on.")
@@ -64,7 +64,7 @@ def compare(
     files: Files = {"csv": csv_file, "markdown": markdown_file, "latex": latex_file}
     if grid_file is None:
         if given := [name for name in GRID_OPTIONS if options[name] is not None]:
-            raise click.UsageError(f"--{given[0].removesuffix('_name')} goes with --protocol-grid FILE")
+            raise click.UsageError(f"--{given[0]} goes with --protocol-grid FILE")
         if not run_folders:
             raise click.UsageError("name finished runs, such as runs/*, or --protocol-grid FILE --methods A,B")
         return _runs(run_folders, Path(baseline) if baseline else None, files, is_json)

@@ -25,7 +25,7 @@ from fastltssl.commands.common import (
     "lp-lft-fft",
     epilog=example("analyze lp-lft-fft --dataset world:mild:40:50:150 --model tiny --n1 25 --m1 150 --gamma-l 10"),
 )
-@click.option("--cache", "cache_name", help="Cache of weak and strong views (a path, or a name).")
+@click.option("--cache", help="Cache of weak and strong views (a path, or a name).")
 @click.option("--dataset", help="Without --cache: the data set, extracted first; with it: where its images are.")
 @click.option("--model", help="Without --cache: the encoder, such as ViT-B-16.")
 @click.option("--pretrained", help="Tag or checkpoint of the encoder.")
@@ -56,14 +56,14 @@ def lp_lft_fft(
     from fastltssl.live.modes import Live
     from fastltssl.runs import experiment, live
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import parse_seeds, resolve
+    from fastltssl.runs.config import Config, parse_seeds
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
-    if not flags["cache_name"] and dataset and model:
-        flags["cache_name"] = str(_extracted(dataset, model, pretrained, root, workers, device, threads))
-    common = resolve(base, None, flags | {"set_": ()})
+    if not flags["cache"] and dataset and model:
+        flags["cache"] = str(_extracted(dataset, model, pretrained, root, workers, device, threads))
+    common = Config.of(flags | {"method": base})
     chosen = parse_seeds(live_seeds) if live_seeds else common.seeds[:3]
     study = strategy_study.arms(base, Live(lft_mode, lr=lft_lr), Live("fft", lr=fft_lr))
     plan = [(arm, strategy_study.config_of(arm, common, chosen)) for arm in study]

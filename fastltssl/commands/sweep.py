@@ -22,7 +22,7 @@ STORAGE = "memory, journal:FILE or a database URL that Optuna takes (default: a 
 
 @click.command(epilog=example("sweep ulfine --cache cache/demo.zarr --n1 25 --m1 150 --gamma-l 10 --val 5 --seeds 3"))
 @click.argument("method")
-@click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
+@click.option("--cache", help="Cache to train from (a path, or a name in the cache folder).")
 @click.option("--trials", default=256, show_default=True, type=click.IntRange(1), help="Configurations in all.")
 @click.option("--sampler", default="tpe", show_default=True, type=click.Choice(["tpe", "random", "grid", "qmc"]))
 @click.option("--halving", default=1, type=click.IntRange(1), metavar="ETA", help=HALVING)
@@ -54,15 +54,14 @@ def sweep(
 
     from fastltssl.runs import experiment
     from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import counted_seeds, resolve
+    from fastltssl.runs.config import Config, read_options
     from fastltssl.runs.sweep import sweep as sweeps
     from fastltssl.runs.sweep import trials as study
     from fastltssl.runs.sweep.space import space_of
     from fastltssl.show.terminal import follow, show
 
-    if flags.get("seeds") is not None:
-        flags["seeds"] = ",".join(map(str, counted_seeds(flags["seeds"])))
-    resolved = resolve(method, config, flags)
+    stored = read_options(config) if config else {}
+    resolved = Config.of(stored, flags | {"method": method}, where=str(config or ""), counted=True)
     if resolved.live or resolved.ensemble:
         raise click.UsageError(f"{config} is of a live run or an ensemble; a sweep trains from a cache. Leave that out")
     knobs = space_of(resolved, ranges, [name for name in (only or "").split(",") if name], space)

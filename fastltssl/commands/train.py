@@ -23,7 +23,7 @@ from fastltssl.commands.common import (
 
 @click.command(epilog=example("train ulfine --cache cifar100_ViT-B-16 --n1 150 --m1 300 --gamma-l 20 --gamma-u 20"))
 @click.argument("method")
-@click.option("--cache", "cache_name", help="Cache to train from (a path, or a name in the cache folder).")
+@click.option("--cache", help="Cache to train from (a path, or a name in the cache folder).")
 @train_options
 @live_options
 @click.option("--ensemble", type=PATH, metavar="RUN", help="With gla: add this run's scores, nothing is trained.")
@@ -62,47 +62,60 @@ def train(
     With --live it trains through the encoder, from images, one seed after the other.
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl train METHOD --live MODE ...
     """
-    from fastltssl import methods
-    from fastltssl.commands.live import center_cache, run_live
-    from fastltssl.runs import experiment
-    from fastltssl.runs import folder as runs
-    from fastltssl.runs.config import check, resolve
-    from fastltssl.show.terminal import follow
-    from fastltssl.training.fit import is_trained
+    from fastltssl.runs.config import Config, read_options
 
     moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
+    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "device": device, "threads": threads}
     if ensemble:
         from fastltssl.commands.ensemble import run_ensemble
 
         return run_ensemble(
-            method, ensemble, cache_name=flags["cache_name"], pairs=flags["set_"], moved=moved, workers=workers,
-            out=out, overwrite=overwrite, device=device, threads=threads, is_json=is_json,
-        )  # fmt: skip
-    is_new = bool(model and dataset and not flags["cache_name"])
+            method, ensemble, flags["cache"], flags["set"], moved, workers=workers, is_json=is_json, **where
+        )
+    is_new = bool(model and dataset and not flags["cache"])
     if is_new:
-        flags["cache_name"] = str(center_cache(str(model), pretrained, str(dataset)))
-    resolved = resolve(method, config, flags)
-    if resolved.ensemble:
-        raise click.UsageError(f"{config} is of an ensemble: fastltssl train gla --ensemble {resolved.ensemble}")
-    chosen = methods.configure(method, resolved.settings)
-    if resolved.live:
+        from fastltssl.commands.live import center_cache
+
+        flags["cache"] = str(center_cache(str(model), pretrained, str(dataset)))
+    stored = read_options(config) if config else {}
+    asked = Config.of(stored, flags | {"method": method}, where=str(config or ""))
+    if asked.ensemble:
+        raise click.UsageError(f"{config} is of an ensemble: fastltssl train {method} --ensemble {asked.ensemble}")
+    if asked.live:
+        from fastltssl.commands.live import run_live
+
         if model and not is_new:
-            raise click.UsageError(f"--model {model} is for a new cache; {resolved.cache} has its own. Leave it out")
-        return run_live(
-            resolved, chosen, model if is_new else None, moved, workers=workers, resume=resume, out=out,
-            overwrite=overwrite, device=device, threads=threads, is_json=is_json,
-        )  # fmt: skip
-    of_live = {"--model": model, "--resume": resume, **{f"--{name}": value for name, value in moved.items()}}
-    if given := [name for name, value in of_live.items() if value]:
+            raise click.UsageError(f"--model {model} is for a new cache; {asked.cache} has its own. Leave it out")
+        new = model if is_new else None
+        return run_live(asked, new, moved, workers=workers, resume=resume, is_json=is_json, **where)
+    _refuse_live_options({"--model": model, "--resume": resume, **{f"--{name}": part for name, part in moved.items()}})
+    _run_cached(asked, is_json=is_json, **where)
+
+
+def _refuse_live_options(options: dict[str, Any]) -> None:
+    """A usage error for what only training through the encoder reads."""
+    if given := [name for name, value in options.items() if value]:
         raise click.UsageError(f"{given[0]} belongs to training through the encoder: add --live MODE")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError("torchrun is for training through the encoder (--live MODE); a cache needs one process")
-    for note in methods.outside(chosen) + ([] if is_trained(chosen) else [f"{method} has no loss: nothing is trained"]):
+
+
+def _run_cached(
+    config: Any, *, out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool
+) -> None:
+    """Train from the cache, with progress, and show the record."""
+    from fastltssl.methods import configure, outside
+    from fastltssl.runs.experiment import open_rows, training
+    from fastltssl.runs.folder import new_folder
+    from fastltssl.show.terminal import follow
+    from fastltssl.types import is_trained
+
+    method = configure(config.method, config.settings)
+    for note in outside(method) + ([] if is_trained(method) else [f"{config.method} has no loss: nothing is trained"]):
         click.echo(f"note: {note}", err=True)
-    check(resolved)
-    opened, rows = experiment.open_rows(resolved.cache, usable_device(device, threads or 1))
-    show_config(resolved, is_json)
-    folder = output_folder(out or runs.new_folder(resolved), overwrite)
+    cache, rows = open_rows(config.cache, usable_device(device, threads or 1))
+    show_config(config, is_json)
+    folder = output_folder(out or new_folder(config), overwrite)
     with left_clean(folder):
-        record = follow(experiment.training(resolved, opened, rows, folder), method)
+        record = follow(training(config, cache, rows, folder), config.method)
     show_record(record, is_json)

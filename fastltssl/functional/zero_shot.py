@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from einops import einsum, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastltssl.errors import MissingText
 from fastltssl.functional.adapters import (
@@ -65,19 +64,14 @@ def text_scores(branch: TextBranch, x: Float[Tensor, "n D"]) -> Scores:
     return branch.logit_scale * cosine + branch.logit_bias
 
 
-_BIASES = WeakTensorKeyDictionary()  # labelled rows -> [(what else decided it, estimate)]
-
-
 def zero_shot_bias(problem: Problem, fit_scale: bool = False) -> LabelBias:
-    """Label bias of the zero-shot classifier on the labelled rows; hundreds of configurations ask, one computes it."""
-    known = _BIASES.setdefault(problem.x, [])
-    for key, estimate in known:
-        if all(a is b for a, b in zip(key, (problem.text, problem.y, problem.prior, fit_scale), strict=True)):
-            return estimate
-    scores = text_scores(text_branch(problem), problem.x[:, 0])
-    estimate = estimate_label_bias(scores, problem.y, prior=problem.prior, fit_scale=fit_scale)
-    known.append(((problem.text, problem.y, problem.prior, fit_scale), estimate))
-    return estimate
+    """Label bias of the zero-shot classifier on the labelled rows, estimated once for a problem."""
+
+    def estimate() -> LabelBias:
+        scores = text_scores(text_branch(problem), problem.x[:, 0])
+        return estimate_label_bias(scores, problem.y, prior=problem.prior, fit_scale=fit_scale)
+
+    return problem.once(f"zero_shot_bias, fit_scale={fit_scale}", estimate)
 
 
 def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, " n"], n_classes: int) -> Float[Tensor, "C D"]:

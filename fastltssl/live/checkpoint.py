@@ -1,9 +1,11 @@
 """Everything that changes while a run trains through the encoder, and how it is written to a file."""
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from fastltssl.errors import RunError
 from fastltssl.live.modes import Live, trainable
+from fastltssl.reading import parse_json
 from fastltssl.training.fit import History
 from fastltssl.training.step import MOMENTUM, cosine, leaf_name
 from fastltssl.types import Out
@@ -20,7 +23,18 @@ from fastltssl.types import Out
 FFT_SHARE = 30  # rate of the head over that of the encoder where all of it trains: with equal rates it forgets
 
 
-class _Fit:
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself beside its tensors."""
+
+    identity: str  # what decides the numbers of the run, as JSON
+    step: int  # steps done
+    seconds: float  # spent on them
+    evaluations: int
+    outs: int  # steps since the last evaluation
+
+
+class TrainingState:
     """Everything that changes while a run trains, and how it is written to a file."""
 
     def __init__(self, params: Any, state: Any, tower: nn.Module, live: Live, lr: float, weight_decay: float) -> None:
@@ -89,11 +103,10 @@ class _Fit:
         tensors |= {f"state.{leaf_name(at)}": leaf for at, leaf in tree_flatten_with_path(self.state)[0]}
         for name, rows in (("history", self.history.rows), ("out", self.outs)):
             tensors |= {f"{name}.{k}.{key}": value for k, row in enumerate(rows) for key, value in row.items()}
-        counts = {"evaluations": len(self.history.rows), "outs": len(self.outs)}
-        meta = {"identity": identity, "step": step, "seconds": self.earlier_s + seconds, **counts}
+        meta = Meta(identity, step, self.earlier_s + seconds, len(self.history.rows), len(self.outs))
         part = path.with_suffix(".part")
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        save_file(copies, part, metadata={"fastltssl": json.dumps(meta)})
+        save_file(copies, part, metadata={"fastltssl": json.dumps(dataclasses.asdict(meta))})
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -104,12 +117,12 @@ class _Fit:
 
         try:
             with safe_open(path, "pt") as file:
-                meta = json.loads(file.metadata()["fastltssl"])
+                meta = parse_json(file.metadata()["fastltssl"], Meta, str(path))
                 stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} is damaged ({error}). Remove that file and this seed begins anew") from None
-        if meta["identity"] != identity:
-            difference = _difference(meta["identity"], identity)
+        if meta.identity != identity:
+            difference = _difference(meta.identity, identity)
             raise RunError(f"{path} was written by {difference}. Use the same, another --out, or --overwrite")
 
         def rows_of(name: str, count: int) -> list[dict[str, Tensor]]:
@@ -130,11 +143,11 @@ class _Fit:
         self.optimizer.load_state_dict(wanted)
         leaves, spec = tree_flatten_with_path(self.state)
         self.state = tree_unflatten([stored[f"state.{leaf_name(at)}"].to(leaf) for at, leaf in leaves], spec)
-        self.history.rows = rows_of("history", meta["evaluations"])
+        self.history.rows = rows_of("history", meta.evaluations)
         device = self.weights[0].device
-        self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta["outs"])]
-        self.earlier_s = float(meta["seconds"])
-        return int(meta["step"])
+        self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta.outs)]
+        self.earlier_s = meta.seconds
+        return meta.step
 
 
 def _difference(stored: str, asked: str) -> str:

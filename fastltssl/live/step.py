@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastltssl.errors import RunError
-from fastltssl.live.checkpoint import _Fit
+from fastltssl.live.checkpoint import TrainingState
 from fastltssl.live.images import Augmented, Seen, together
 from fastltssl.live.modes import Live, trainable
 from fastltssl.live.tokens import Tokens
@@ -230,7 +230,7 @@ def finetuning(
     """
     steps, is_fresh = problem.steps, live.views == "fresh"
     params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), method.init(problem, seeded(seed, "init")))
-    fit = _Fit(params, method.start(problem), trainee.tower, live, lr, weight_decay)
+    fit = TrainingState(params, method.start(problem), trainee.tower, live, lr, weight_decay)
     first = fit.read(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
     ends = {last for _, last in intervals(steps, evals)}
     began, kept = time.perf_counter(), time.perf_counter()

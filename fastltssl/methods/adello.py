@@ -23,7 +23,7 @@ from fastltssl.functional.bias import auto_momentum, kl_divergence, log_prior, s
 from fastltssl.functional.heads import Cosine, together
 from fastltssl.functional.losses import confident_labels, cross_entropy, soft_cross_entropy
 from fastltssl.knobs import AutoKnob, Knob, choice, knob
-from fastltssl.types import Batch, Head, Out, Problem, Scores
+from fastltssl.types import Batch, Head, Out, OverTime, PerClass, Problem, Scores, Trace
 
 
 class State(NamedTuple):
@@ -93,3 +93,15 @@ class Method:
     def scores(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
         scores = self.head.scores(params, state.head, x)
         return {"test": scores, "pseudo": scores}
+
+    def kept(self, state: Any, trace: Trace) -> list[PerClass | OverTime]:
+        smoothing = torch.as_tensor(alpha(trace.steps / max(1, trace.total), self.alpha_min, self.d))
+        kept: list[PerClass | OverTime] = [
+            OverTime("Smoothing alpha_t of the target prior", "alpha_t", "1 aligns with the estimated prior Q, 0 with "
+                     "a uniform one.", trace.steps, smoothing[:, None])
+        ]  # fmt: skip
+        if "temperature" in trace.curves:
+            reading = "Temperature of the complementary distillation; 0 until the warm-up ends."
+            curve = trace.curves["temperature"][:, None]
+            kept.append(OverTime("Distillation temperature T", "T", reading, trace.steps, curve))
+        return kept

@@ -44,6 +44,7 @@ class Method:
     momentum: AutoKnob = knob("auto", 0.5, 0.9999, "momentum of the mean probability; auto is 1 - 5/steps")
     head: Head = field(default_factory=Cosine)
     views = (1, 1)
+    adjusted_by = "tau"
 
     def init(self, problem: Problem, generator: Generator) -> Any:
         return self.head.init(problem, generator)

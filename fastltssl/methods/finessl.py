@@ -30,7 +30,7 @@ from fastltssl.functional.losses import (
     soft_cross_entropy,
 )
 from fastltssl.knobs import AutoKnob, Knob, choice, knob, size
-from fastltssl.types import Batch, Head, Out, Problem, Scores
+from fastltssl.types import Batch, Head, Out, OverTime, PerClass, Problem, Scores, Trace
 
 
 class State(NamedTuple):
@@ -110,3 +110,19 @@ class Method:
     def scores(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
         main = self.head.scores(params["main"], state.head, x)
         return {"test": main, "pseudo": main, "aux": self.head.scores(params["aux"], state.head, x)}
+
+    def kept(self, state: Any, trace: Trace) -> list[PerClass | OverTime]:
+        sigma = state.ema.float()
+        if self.status != "ema":
+            sigma = counts_of(state.status.long(), len(sigma), torch.float32)
+        kept: list[PerClass | OverTime] = [
+            PerClass("Margin m_k", "margin (score)", "A class with few selected rows must win by more while training.",
+                     margin(sigma, self.alpha0, self.form)),
+            PerClass("Selected rows sigma_k", "share" if self.status == "ema" else "rows", "Rows of the pool that the "
+                     "main head has selected since the status was last emptied.", sigma),
+        ]  # fmt: skip
+        if "margin_max" in trace.curves:
+            curve = trace.curves["margin_max"][:, None]
+            kept.append(OverTime("Largest margin", "margin (score)", "The largest margin of any class.", trace.steps,
+                                 curve))  # fmt: skip
+        return kept

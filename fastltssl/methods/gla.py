@@ -40,6 +40,8 @@ class Method:
     scale: str = choice("fixed", ("fixed", "joint"), "s = 1, or s fitted along with the label bias")
     head: Head = field(default_factory=Cosine)
     views = (0, 0)
+    share = 0.5
+    adds_text = True
 
     def init(self, problem: Problem, generator: Generator) -> Any:
         return self.head.init(problem, generator)
@@ -57,3 +59,34 @@ class Method:
         probe = self.head.scores(params, state.head, x) - (1 - self.tau) * state.log_prior
         text = state.text_scale * text_scores(state.text, x) - state.log_bias
         return {"test": probe + text, "probe": probe, "text": text}
+
+    def ends(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> tuple[Scores, Scores]:
+        """Twice either summand: their sum is the mean of these."""
+        found = self.scores(params, state, x)
+        return 2 * found["probe"], 2 * found["text"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """z = z_ft - (1 - tau) log pi_s + s z_zs - log pi_p (GLA eq. 7) on a finished run: a row is concat(z_ft, feature).
+
+    z_ft are the scores of the run, through its own encoder where it was trained live; the feature is the frozen one.
+    """
+
+    tau: Knob = knob(1.0, 0.0, 2.0, "logit adjustment the run was trained with; 0 subtracts log pi_s afterwards")
+    scale: str = choice("fixed", ("fixed", "joint"), "s = 1, or s fitted along with the label bias")
+    tested: str = "ensemble"  # or "run" or "text": either part alone
+    views = (0, 0)
+
+    def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
+        return {}
+
+    def start(self, problem: Problem) -> State:
+        """Of the frozen features; nothing in it trains."""
+        return Method(tau=self.tau, scale=self.scale).start(problem)._replace(head=())
+
+    def scores(self, params: dict[str, Tensor], state: State, x: Float[Tensor, "n CD"]) -> dict[str, Scores]:
+        tuned, feature = x.tensor_split([len(state.log_prior)], dim=-1)
+        text = state.text_scale * text_scores(state.text, feature) - state.log_bias
+        parts = {"ensemble": tuned - (1 - self.tau) * state.log_prior + text, "run": tuned, "text": text}
+        return parts | {"test": parts[self.tested]}

@@ -50,6 +50,7 @@ class Method:
     lambda_u: Knob = knob(1.0, 0.1, 10.0, "weight of the unlabelled loss", log=True)
     momentum: AutoKnob = knob("auto", 0.5, 0.9999, "momentum of the estimated prior; auto is 1 - 5/steps")
     head: Head = field(default_factory=Cosine)
+    adjusted_by = "tau"
 
     @property
     def views(self) -> tuple[int, int]:

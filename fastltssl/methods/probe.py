@@ -38,6 +38,7 @@ class Method:
     contrast: Knob = knob(0.0, 0.0, 1.0, "largest share by which a channel's distance from its mean changes")
     head: Head = field(default_factory=Cosine)
     views = (0, 0)
+    adjusted_by = "tau"
 
     @property
     def noise(self) -> bool:

@@ -13,7 +13,7 @@ learned on what neither branch has seen: the fold head of the other fold, and th
 row has touched (fitted prototypes would flatter the text branch). `pull` keeps few labels from deciding alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +35,7 @@ from fastltssl.functional.zero_shot import (
     zero_shot_bias,
 )  # fmt: skip
 from fastltssl.knobs import AutoKnob, Knob, choice, knob
-from fastltssl.types import Batch, Head, Out, Problem, Scores
+from fastltssl.types import Batch, Head, Out, OverTime, PerClass, Problem, Scores, Trace
 
 
 class State(NamedTuple):
@@ -155,3 +155,27 @@ class Method:
         z_l, z_t = self.head.scores(params["head"], state.head, x), self._text(state, x)
         fused = self._fuse(params, z_l, z_t)
         return {"test": fused, "pseudo": fused, "text": z_t, "probe": z_l}
+
+    @property
+    def share(self) -> Knob:
+        """The fusion weight."""
+        return self.eta
+
+    def ends(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> tuple[Scores, Scores]:
+        """Fused scores at eta 1 and at eta 0."""
+        run, text = (replace(self, eta=eta).scores(params, state, x)["test"] for eta in (1.0, 0.0))
+        return run, text
+
+    def kept(self, state: Any, trace: Trace) -> list[PerClass | OverTime]:
+        drift, target = (1 - (state.text.anchor * other).sum(dim=-1) for other in (state.fitted, state.visual))
+        share = torch.full_like(drift, 0.0 if self.alpha == "off" else float(self.mu))
+        if self.alpha == "confidence":
+            share = self.mu * state.prior_u / state.prior_u.max()
+        return [
+            PerClass("Share alpha_k of the visual prototype", "alpha_k", "How much of a class's text prototype gives "
+                     "way to the mean of its images; equal bars mean one share for all classes.", share),
+            PerClass("Prototype drift", "1 - cosine with the text", "How far the fitted prototype has moved from the "
+                     "text; 0 is the zero-shot classifier.", drift),
+            PerClass("Distance of the class mean from the text", "1 - cosine with the text", "Where the prototype "
+                     "would go at alpha_k = 1.", target),
+        ]  # fmt: skip

@@ -28,6 +28,7 @@ class Method:
 
     debias: str = choice("off", ("off", "labels"), "subtract the label bias estimated from the labelled rows")
     views = (0, 0)
+    adds_text = True
 
     def init(self, problem: Problem, generator: Generator) -> dict[str, Tensor]:
         return {}

@@ -1,18 +1,18 @@
-"""From flags and a YAML file to a Config, or the grid of a table: flags win over the file, the file over defaults."""
+"""From options, as a shell, a YAML file or a notebook has them, to the Config of an experiment that can be run."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import yaml
-from click import UsageError
+import numpy as np
 
-from fastltssl.cache.splits import PRESETS, Protocol, checked
-from fastltssl.errors import ConfigError, did_you_mean
+from fastltssl.cache.splits import Protocol, checked
+from fastltssl.errors import ConfigError
 from fastltssl.functional import metrics
 from fastltssl.live.modes import Live, parse_mode
+from fastltssl.reading import known, read_yaml, short, typed
 
 
 @dataclass(frozen=True)
@@ -35,151 +35,100 @@ class Config:
     groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
     evals: int = 10
     live: Live | None = None
-    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones, with gla
+    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones
+
+    @classmethod
+    def of(cls, *layers: Mapping[str, Any], where: str = "", counted: bool = False) -> "Config":
+        """The config of options that can be run; a later layer is over an earlier one, None counts as not given.
+
+        Options are those of `train`: the fields above, the switches of a Protocol, `set` (or `settings`: knobs to
+        values, or a list of KNOB=VALUE), `live` (a mode, or a mapping of the fields of Live) and `live_lr` and so on.
+        `where` is named by a message about a wrong value; with `counted` a whole number as seeds is a count. Raises
+        ConfigError for an option, a value or a combination that no run can have, SwitchError for those of the protocol.
+        """
+        return check(cls.read(*layers, where=where, counted=counted))
+
+    @classmethod
+    def read(cls, *layers: Mapping[str, Any], where: str = "", counted: bool = False) -> "Config":
+        """The same, only its types checked: what a finished run has recorded, whose files may be gone by now."""
+        options: dict[str, Any] = {}
+        for layer in layers:
+            for name, value in _options(layer, where).items():
+                is_part = isinstance(value, dict) and isinstance(options.get(name), dict)
+                options[name] = options[name] | value if is_part else value
+        live = options.get("live")
+        if live and "mode" not in live:
+            flag = FLAGS.get(next(iter(live)), next(iter(live)))
+            raise ConfigError(f"--{flag} belongs to training through the encoder: add --live MODE, such as adaptformer")
+        if "cache" not in options:
+            new = ", or with --live a new one with both --model and --dataset" if live else ""
+            raise ConfigError(f"name a cache with --cache (see `fastltssl cache ls`){new}")
+        if "seeds" in options:
+            options["seeds"] = counted_seeds(options["seeds"]) if counted else parse_seeds(options["seeds"])
+        protocol = Protocol.of(options.pop("protocol", {}), where)
+        return dataclasses.replace(typed(options, cls, where), protocol=protocol)
 
 
-SWITCHES = {one.name for one in dataclasses.fields(Protocol)}
-KEYS = {one.name for one in dataclasses.fields(Config)} - {"protocol", "settings"} | SWITCHES | {"set"}
-
+SWITCHES = {switch.name for switch in dataclasses.fields(Protocol)}
+FIELDS = {option.name for option in dataclasses.fields(Config)} - {"protocol"}
+LIVE = {option.name for option in dataclasses.fields(Live)}
 FLAGS = {"lr": "encoder-lr", "views": "live-views", "compiled": "compile", "mode": "live"}  # of fields of Live
-LIVE: dict[str, Any] = {one.name: one.type for one in dataclasses.fields(Live)}
+OPTIONS = FIELDS | SWITCHES | {"set"} | {f"live_{name}" for name in LIVE - {"mode"}}
 
 
-def resolve(method: str, file: Path | None, flags: dict[str, Any]) -> Config:
-    """The Config of a train command: flags over file over defaults; an unknown key is a usage error."""
-    return _resolved(method, _known(_read(file), KEYS, str(file)) if file else {}, flags, str(file))
+def read_options(file: Path) -> dict[str, Any]:
+    """The options of a YAML file, as `train --config` takes them."""
+    return known(read_yaml(file) or {}, OPTIONS, str(file))
 
 
-def _read(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not YAML: {error}") from None
-
-
-def _known(found: Any, known: Collection[str], where: str) -> dict[str, Any]:
-    """A mapping with underscores in its keys; a usage error where it is none, or has a key that is not known."""
-    if not isinstance(found, dict):
-        raise UsageError(f"{where} must hold a mapping of options, not {type(found).__name__}")
-    found = {str(key).replace("-", "_"): value for key, value in found.items()}
-    for key in sorted(found.keys() - {*known}):
-        hint = did_you_mean(key, known)
-        raise UsageError(f"{where}: unknown key {key!r}.{hint} Known: {', '.join(sorted(known))}")
-    return found
-
-
-def _resolved(method: str, from_file: dict[str, Any], flags: dict[str, Any], where: str) -> Config:
-    """Flags over the options of a file; both are of known keys."""
-    from_file = dict(from_file)
-    settings = from_file.pop("set", None) or {}
-    if not isinstance(settings, dict):
-        raise UsageError(f"{where}: set must be a mapping of knobs to values, not {settings!r}")
-    settings = dict(settings)
-    from_file = {key: value for key, value in from_file.items() if value is not None}
-    for pair in flags.pop("set_"):
-        if "=" not in pair:
-            raise UsageError(f"--set {pair!r} is not KNOB=VALUE")
-        settings |= dict([pair.split("=", 1)])
-    given = from_file | {
-        {"cache_name": "cache"}.get(name, name): value for name, value in flags.items() if value is not None
-    }
-    given["method"] = method
-    live = _live(given, where)
-    if live:
-        given["live"] = live
-    if "cache" not in given:
-        new = ", or with --live a new one with both --model and --dataset" if live else ""
-        raise UsageError(f"name a cache with --cache (see `fastltssl cache ls`){new}")
-    if "seeds" in given:
-        given["seeds"] = parse_seeds(given["seeds"])
-    types = {one.name: one.type for one in (*dataclasses.fields(Config), *dataclasses.fields(Protocol))}
-    for key, value in given.items():
-        given[key] = _typed(key, value, types[key])
-    for name, value in PRESETS.get(str(given.get("preset")), {}).items():
-        if given.get(name, value) != value:
-            raise UsageError(f"preset {given['preset']} sets {name} to {value}, and {given[name]} was asked for")
-    protocol = Protocol(**{name: value for name, value in given.items() if name in SWITCHES})
-    rest = {name: value for name, value in given.items() if name not in SWITCHES}
-    return Config(protocol=protocol, settings=settings, **rest)
-
-
-def _live(given: dict[str, Any], where: str) -> Live | None:
-    """How to train through the encoder, taken out of what was given: flags over the mapping of a file."""
-    stored = given.pop("live", None)
-    if isinstance(stored, dict):  # by the names of the fields, or of the flags
+def _options(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The given options of a layer, those of protocol, knobs and live training each in a mapping of their own."""
+    layer = known(layer, OPTIONS, where or "options")
+    given = {name: _plain(value) for name, value in layer.items() if value is not None}
+    options = {name: value for name, value in given.items() if name in FIELDS - {"settings", "live"}}
+    if switches := {name: value for name, value in given.items() if name in SWITCHES}:
+        options["protocol"] = switches
+    settings = [settings_of(given[name], where) for name in ("settings", "set") if name in given]
+    if settings:
+        options["settings"] = {name: value for mapping in settings for name, value in mapping.items()}
+    live = {name.removeprefix("live_"): value for name, value in given.items() if name.startswith("live_")}
+    if "live" in given:
+        stored = {"mode": given["live"]} if isinstance(given["live"], str) else given["live"]
         fields = {flag.replace("-", "_"): name for name, flag in FLAGS.items()}
-        stored = {fields.get(str(name).replace("-", "_"), name): value for name, value in stored.items()}
-    found = _known({"mode": stored} if isinstance(stored, str) else stored or {}, LIVE.keys(), f"{where}, live")
-    found |= {name: given.pop(f"live_{name}") for name in LIVE if f"live_{name}" in given}
-    if found and "mode" not in found:
-        flag = FLAGS.get(next(iter(found)), next(iter(found)))
-        raise UsageError(f"--{flag} belongs to training through the encoder: add --live MODE, such as adaptformer")
-    if not found:
-        return None
-    typed = {name: _typed(f"live {name}", value, LIVE[name]) for name, value in found.items() if value is not None}
-    return Live(**typed)
+        stored = known(stored, LIVE | fields.keys(), f"{where}, live" if where else "live")
+        live = {fields.get(name, name): value for name, value in stored.items() if value is not None} | live
+    return options | ({"live": live} if live else {})
 
 
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    """A value of the kind its option takes; numbers may be text, since YAML reads 1e-3 as text."""
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise UsageError(f"{key}: {value!r} is not true or false")
-        return value
-    if kind in (str, str | None):
-        if not isinstance(value, str):
-            raise UsageError(f"{key}: {value!r} is not text")
-        return value
-    if Literal["all"] in get_args(kind):
-        if value == "all":
-            return value
-        kind = int
-    if kind == float | None:
-        kind = float
-    if kind not in (float, int, int | None):
-        return value
-    try:
-        number = float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
-        number = float("nan")
-    if number != number or (kind is not float and number % 1):
-        raise UsageError(f"{key}: {value!r} is not a {'' if kind is float else 'whole '}number")
-    return number if kind is float else int(number)
+def _plain(value: Any) -> Any:
+    """Numbers of numpy, paths and caches as the plain values they stand for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    return value
 
 
-def parse_seeds(text: Any) -> tuple[int, ...]:
-    """ "0-4" (inclusive), "0,3", 2 or [0, 1] as a tuple of seeds."""
-    parts = [str(part) for part in text] if isinstance(text, list | tuple) else str(text).split(",")
-    seeds: list[int] = []
-    try:
-        for part in parts:
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds:
-        raise UsageError(f"--seeds {text!r} is not a range such as 0-4 or a list such as 0,3")
-    return tuple(seeds)
-
-
-def counted_seeds(given: Any) -> tuple[int, ...]:
-    """5 as the seeds 0 to 4; else as `parse_seeds`."""
-    if isinstance(given, bool) or not str(given).strip().isdecimal():
-        return parse_seeds(given)
-    if int(given) < 1:
-        raise UsageError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
-    return tuple(range(int(given)))
+def settings_of(given: Any, where: str = "") -> dict[str, Any]:
+    """Knobs to values, from a mapping or from texts KNOB=VALUE."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"{where}: set must be a mapping of knobs to values, not {short(given)}".lstrip(": "))
+    if wrong := [pair for pair in given if not isinstance(pair, str) or "=" not in pair]:
+        raise ConfigError(f"--set {short(wrong[0])} is not KNOB=VALUE")
+    return dict(pair.split("=", 1) for pair in given)
 
 
 def check(config: Config) -> Config:
-    """The config with the protocol's preset applied; raises RunError on what cannot be run."""
+    """The config with the protocol's preset applied; raises ConfigError on what cannot be run."""
     accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val")}
     for name, options in accepted.items():
         if getattr(config, name) not in options:
             raise ConfigError(f"--{name} {getattr(config, name)!r} is not one of {', '.join(options)}")
     if config.groups not in metrics.GROUPINGS and not Path(config.groups).is_file():
-        known = ", ".join(metrics.GROUPINGS)
-        raise ConfigError(f"--groups {config.groups!r} is not one of {known}, nor a JSON or YAML file of groups")
+        known_groups = ", ".join(metrics.GROUPINGS)
+        raise ConfigError(f"--groups {config.groups!r} is not one of {known_groups}, nor a JSON or YAML file of groups")
     for name in ("steps", "batch", "batch_u", "evals"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
@@ -208,6 +157,30 @@ def _check_live(live: Live) -> None:
             f"--ema {live.ema} must be from 0 to below 1, --warmup {live.warmup} at least 0 and --accumulate "
             f"{live.accumulate} at least 1"
         )
+
+
+def parse_seeds(text: Any) -> tuple[int, ...]:
+    """ "0-4" (inclusive), "0,3", 2 or [0, 1] as a tuple of seeds."""
+    parts = [str(part) for part in text] if isinstance(text, list | tuple) else str(text).split(",")
+    seeds: list[int] = []
+    try:
+        for part in parts:
+            first, _, last = part.partition("-")
+            seeds += range(int(first), int(last or first) + 1)
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise ConfigError(f"--seeds {text!r} is not a range such as 0-4 or a list such as 0,3")
+    return tuple(seeds)
+
+
+def counted_seeds(given: Any) -> tuple[int, ...]:
+    """5 as the seeds 0 to 4; else as `parse_seeds`."""
+    if isinstance(given, bool) or not str(given).strip().isdecimal():
+        return parse_seeds(given)
+    if int(given) < 1:
+        raise ConfigError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
+    return tuple(range(int(given)))
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -1,19 +1,10 @@
-"""GLA on a finished run (arXiv 2310.08106): its scores and those of the frozen model, each freed of its own label bias.
+"""A method put on a finished run, such as GLA: its scores and those of the frozen model, added up and measured.
 
-| code | symbol | meaning |
-| --- | --- | --- |
-| tuned | z_ft | test scores of the run, through its own encoder where it was trained live |
-| text | z_zs | zero-shot scores of the frozen encoder, from the cache |
-| log_prior | log pi_s | prior of the labelled rows, of which z_ft carries 1 - tau |
-| log_bias | log pi_p | label bias of z_zs, from the labelled rows |
-
-Differs: as in methods/gla.py, whose estimate this takes.
+The equation is that of the method's own file, whose `Ensemble` says how the two are added; nothing is trained here.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Generator as Draws
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache
@@ -30,26 +20,21 @@ from fastltssl.encoder.clip import Encoder
 from fastltssl.encoder.pipeline import pipeline
 from fastltssl.encoder.reopen import source_of
 from fastltssl.errors import ConfigError, RunError
-from fastltssl.functional.adapters import wants_taps
-from fastltssl.functional.zero_shot import text_scores
 from fastltssl.images.source import Images, Source, Subset
 from fastltssl.images.views import parse_views
-from fastltssl.knobs import Knob, choice, knob
 from fastltssl.live.images import pictures_of
-from fastltssl.methods import configure, gla
+from fastltssl.methods import configure, load, names
 from fastltssl.progress import Progress, Work
 from fastltssl.runs.config import Config
-from fastltssl.runs.evaluation import CHUNK, evaluator, threshold_of
-from fastltssl.runs.experiment import SeedSplit, Wanted, measured_rows, seeds_of, with_templates
+from fastltssl.runs.evaluation import CHUNK, evaluate
+from fastltssl.runs.experiment import tasks_of, tested_rows
 from fastltssl.runs.folder import read_config, write
-from fastltssl.runs.record import METRICS, record_of
+from fastltssl.runs.record import METRICS, Results, record_of
 from fastltssl.runs.trained import ROWS, TrainedRun, check_cache, encoder_of, load_run
-from fastltssl.training.rows import Rows, resident
-from fastltssl.types import Fitted, Problem, Run, Scores
+from fastltssl.training.rows import Rows, rows_for
+from fastltssl.types import Fitted, Run, Scores, adds_text, labelled_tau_of
 
-ADJUSTED = ("probe", "fixmatch", "debiaspl", "multiview")  # their tested head was trained on CE(z + tau log pi_l, y)
-ZERO_SHOT = ("zeroshot", "gla")  # the zero-shot scores are in theirs, at full weight
-PARTS = ("ensemble", "run", "text")
+PARTS = ("ensemble", "run", "text")  # what is measured: the sum, and both of its parts alone
 
 
 class Plan(NamedTuple):
@@ -61,57 +46,42 @@ class Plan(NamedTuple):
     why: str  # its tau was taken
 
 
-@dataclass(frozen=True, eq=False)
-class Ensemble:
-    """z = z_ft - (1 - tau) log pi_s + s z_zs - log pi_p (GLA eq. 7); a row is concat(z_ft, frozen feature)."""
-
-    tau: Knob = knob(1.0, 0.0, 2.0, "logit adjustment the run was trained with; 0 subtracts log pi_s afterwards")
-    scale: str = choice("fixed", ("fixed", "joint"), "s = 1, or s fitted along with the label bias")
-    tested: str = "ensemble"  # one of PARTS
-    views = (0, 0)
-
-    def init(self, problem: Problem, generator: Draws) -> dict[str, Tensor]:
-        return {}
-
-    def start(self, problem: Problem) -> gla.State:
-        """Of the frozen features; nothing in it trains."""
-        return gla.Method(tau=self.tau, scale=self.scale).start(problem)._replace(head=())
-
-    def scores(self, params: dict[str, Tensor], state: gla.State, x: Float[Tensor, "n CD"]) -> dict[str, Scores]:
-        tuned, feature = x.tensor_split([len(state.log_prior)], dim=-1)
-        text = state.text_scale * text_scores(state.text, feature) - state.log_bias
-        found = {"ensemble": tuned - (1 - self.tau) * state.log_prior + text, "run": tuned, "text": text}
-        return found | {"test": found[self.tested]}
+def ensembles() -> list[str]:
+    """Names of the methods that can be put on a finished run: those whose file has an Ensemble."""
+    return [name for name in names() if hasattr(load(name), "Ensemble")]
 
 
-def planned(folder: Path, settings: dict[str, Any], cache: str | None = None) -> Plan:
+def planned(method: str, folder: Path, settings: dict[str, Any], cache: str | None = None) -> Plan:
     """What an ensemble with a finished run is, from the run's own config; `cache` where its cache has moved.
 
     Raises RunError for a run that has no scores to add, and ConfigError for knobs of a head, as none is trained.
     """
+    if not hasattr(load(method), "Ensemble"):
+        raise ConfigError(f"--ensemble belongs to {', '.join(ensembles())}, not to {method}")
     tuned = read_config(folder)
     if tuned.ensemble:
         raise RunError(f"{folder} is an ensemble with {tuned.ensemble} already. Name that run, or another one")
-    if tuned.method in ZERO_SHOT:
+    if adds_text(configure(tuned.method, tuned.settings)):
         raise RunError(
             f"{folder} is a run of {tuned.method}, whose scores hold the zero-shot scores already. Name a run of "
             "another method, such as probe"
         )
-    method = configure("gla", settings)
-    if other := settings.keys() - {"tau", "scale"}:
-        raise ConfigError(f"--set {min(other)}: an ensemble trains no head. It takes tau and scale")
+    configured = configure(method, settings)
+    taken = [field.name for field in dataclasses.fields(load(method).Ensemble) if hasattr(configured, field.name)]
+    if other := settings.keys() - {*taken}:
+        raise ConfigError(f"--set {min(other)}: an ensemble trains no head. It takes {' and '.join(taken)}")
     tau, why = _carried(tuned)
     if "tau" in settings:
-        tau, why = method.tau, f"tau {method.tau:g}, as asked"
-    own: dict[str, Any] = {"method": "gla", "cache": cache or tuned.cache, "settings": settings | {"tau": tau}}
+        tau, why = configured.tau, f"tau {configured.tau:g}, as asked"
+    own: dict[str, Any] = {"method": method, "cache": cache or tuned.cache, "settings": settings | {"tau": tau}}
     return Plan(folder, tuned, dataclasses.replace(tuned, **own, live=None, ensemble=str(folder)), why)
 
 
 def _carried(tuned: Config) -> tuple[float, str]:
     """The tau that the scores of a run were trained with, and why it is that."""
-    if tuned.method in ADJUSTED:
-        tau = float(configure(tuned.method, tuned.settings).tau)
-        return tau, f"tau {tau:g}: with it {tuned.method} trained its head, on CE(z + tau log pi_l, y)"
+    tau = labelled_tau_of(configure(tuned.method, tuned.settings))
+    if tau is not None:
+        return float(tau), f"tau {tau:g}: with it {tuned.method} trained its head, on CE(z + tau log pi_l, y)"
     return 1.0, f"tau 1: the scores of {tuned.method} count as balanced"
 
 
@@ -135,35 +105,48 @@ def ensembling(
     folder, config, began = plan.folder, plan.config, time.perf_counter()
     check_cache(folder, cache)
     source = source_of(cache, dataset, root) if plan.tuned.live else None
-    method = Ensemble(config.settings["tau"], config.settings.get("scale", "fixed"))
-    rows = with_templates(resident(cache), cache, config.templates)
-    read = resident(cache, taps=True) if wants_taps(configure(plan.tuned.method, plan.tuned.settings)) else rows
-    seeds = seeds_of(config, cache, rows)
+    method = load(config.method).Ensemble(**_as_configured(config))
+    rows = rows_for(cache, method, templates=config.templates)
+    read = rows_for(cache, configure(plan.tuned.method, plan.tuned.settings), rows, templates=config.templates)
+    tasks = tasks_of(config, cache, rows)
     fitted: dict[str, list[Fitted]] = {part: [] for part in PARTS}
-    for one in seeds:
-        trained, wanted = load_run(folder, cache, one.seed), measured_rows(config, one.split, cache)
+    for task in tasks:
+        trained = load_run(folder, cache, task.seed)
+        chosen = [("train", task.split.val), *tested_rows(config, task.split, cache)]
         if source is None:
-            tuned = torch.cat([trained.scores(part) for part in _gathered(read, wanted).split(CHUNK)])
+            tuned = torch.cat([trained.scores(part) for part in _gathered(read, chosen).split(CHUNK)])
         else:
             encoder = encoder_of(trained, pretrained, device)
-            tuned = yield from encoding(trained, source, encoder, wanted, workers)
-        table = torch.cat([tuned, _gathered(rows, wanted).float()], dim=-1)
-        state = method.start(one.problem)
+            tuned = yield from encoding(trained, source, encoder, chosen, workers)
+        table = torch.cat([tuned, _gathered(rows, chosen).float()], dim=-1)
+        held = len(task.split.val)
+        measured = task.measured._replace(
+            val_x=table[:held], test_x=table[held:], pool_x=table[:0], pool_y=task.measured.pool_y[:0]
+        )
+        run = Run({}, (), method.start(task.problem))
         for part in PARTS:
-            run, measure = Run({}, (), state), _measure(config, one, table, rows, wanted)
-            metrics = measure(dataclasses.replace(method, tested=part), run) | {"step": torch.tensor(config.steps)}
+            metrics = evaluate(dataclasses.replace(method, tested=part), run, measured)
+            metrics |= {"step": torch.tensor(config.steps)}
             fitted[part].append(Fitted(run, {name: value[None] for name, value in metrics.items()}))
-    return _recorded(plan, method, cache, seeds, fitted, time.perf_counter() - began, out)
+    return _recorded(plan, Results(config, method, cache, tasks, []), fitted, time.perf_counter() - began, out)
 
 
-def _gathered(rows: Rows, wanted: Wanted) -> Float[Tensor, "n D"]:
-    """Center views."""
-    return torch.cat([rows.features[name][torch.from_numpy(chosen), 0] for name, chosen in wanted])
+def _as_configured(config: Config) -> dict[str, Any]:
+    """The settings of an ensemble as its method takes them, numbers for text."""
+    method = configure(config.method, config.settings)
+    return {name: getattr(method, name) for name in config.settings}
 
 
-def encoding(trained: TrainedRun, source: Source, encoder: Encoder, wanted: Wanted, workers: int = 2) -> Work[Scores]:
+def _gathered(rows: Rows, chosen: list[tuple[str, np.ndarray]]) -> Float[Tensor, "n D"]:
+    """Center views of rows of the groups, one after the other."""
+    return torch.cat([rows.features[name][torch.from_numpy(places), 0] for name, places in chosen])
+
+
+def encoding(
+    trained: TrainedRun, source: Source, encoder: Encoder, chosen: list[tuple[str, np.ndarray]], workers: int = 2
+) -> Work[Scores]:
     """Scores of images through the run's own encoder, yielding progress; rounded as `predict` does."""
-    named = [(name, [trained.cache.groups[name].ids[row] for row in chosen]) for name, chosen in wanted]
+    named = [(name, [trained.cache.groups[name].ids[row] for row in places]) for name, places in chosen]
     place = pictures_of(source, encoder, named).row
     ends = np.cumsum([0, *(len(ids) for _, ids in named)])
     groups: dict[str, Images] = {}
@@ -190,35 +173,11 @@ def encoding(trained: TrainedRun, source: Source, encoder: Encoder, wanted: Want
     return torch.cat(found)
 
 
-def _measure(
-    config: Config, one: SeedSplit, table: Float[Tensor, "n CD"], rows: Rows, wanted: Wanted
-) -> Callable[[Ensemble, Run], dict[str, Tensor]]:
-    """The evaluation every run has, on validation and test rows that lie one after the other."""
-    labels = torch.cat([rows.labels[name][torch.from_numpy(chosen)] for name, chosen in wanted])
-    held = len(one.split.val)
-    compact = rows._replace(
-        features={"train": table[:held, None], "test": table[held:, None]},
-        labels={"train": labels[:held], "test": labels[held:]},
-    )
-    none, val, test = np.arange(0), np.arange(held), np.arange(len(table) - held)
-    split = one.split._replace(unlabelled=none, unlabelled_group="train", val=val, test=test, test_group="test")
-    return evaluator(dataclasses.replace(config, eval="test"), split, one.groups, one.problem, compact)
-
-
 def _recorded(
-    plan: Plan,
-    method: Ensemble,
-    cache: Cache,
-    seeds: list[SeedSplit],
-    fitted: dict[str, list[Fitted]],
-    seconds: float,
-    out: Path | None,
+    plan: Plan, results: Results, fitted: dict[str, list[Fitted]], seconds: float, out: Path | None
 ) -> dict[str, Any]:
     """The record, written under `out` if given."""
-    splits, groups = [one.split for one in seeds], [one.groups for one in seeds]
-    records = {
-        part: record_of(plan.config, method, cache, splits, groups, each, seconds) for part, each in fitted.items()
-    }
+    records = {part: record_of(results._replace(fitted=runs), seconds) for part, runs in fitted.items()}
     record = records["ensemble"]
     record["settings"] = {"ensemble": plan.folder.name} | record["settings"]
     record["ensemble"] = {
@@ -229,7 +188,4 @@ def _recorded(
         "run_alone": {name: records["run"][name] for name in METRICS},
         "zero_shot_debiased_alone": {name: records["text"][name] for name in METRICS},
     }
-    if out is not None:
-        record["run"] = str(out)
-        write(out, plan.config, cache, splits, groups, fitted["ensemble"], record, threshold_of(method))
-    return record
+    return record if out is None else write(out, results._replace(fitted=fitted["ensemble"]), record)

@@ -1,12 +1,10 @@
 """What is measured at each evaluation of a run: test rows, validation rows, and the pseudo-labels of the pool."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,10 +12,11 @@ from fastltssl.cache.splits import Split
 from fastltssl.errors import ConfigError
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import class_prior, kl_divergence
+from fastltssl.reading import read_yaml
 from fastltssl.runs.config import Config
 from fastltssl.training.rows import Rows
 from fastltssl.training.streams import views_of
-from fastltssl.types import Method, Problem, Run
+from fastltssl.types import Method, Problem, Run, Scores, threshold_of
 
 CHUNK = 16384  # rows scored at once
 SYNONYMS = {"many": "head", "few": "tail"}
@@ -36,15 +35,10 @@ def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, " C"]:
     A class is named, or numbered from 0; many and few are other words for head and tail. Raises ConfigError unless
     every class is in one group.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--groups {path} cannot be read as JSON or YAML: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(members, list) for members in found.values()):
-        raise ConfigError(f'--groups {path} must hold {{"head": [class, ...], "medium": [...], "tail": [...]}}')
+    members_of = read_yaml(path, dict[str, list[Any]])
     place = {str(index): index for index in range(len(classes))} | {each: index for index, each in enumerate(classes)}
     groups = torch.full((len(classes),), -1)
-    for name, members in found.items():
+    for name, members in members_of.items():
         group = SYNONYMS.get(str(name), str(name))
         if group not in metrics.GROUPS:
             raise ConfigError(f"--groups {path}: {name!r} is not one of {', '.join((*metrics.GROUPS, *SYNONYMS))}")
@@ -61,50 +55,85 @@ def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, " C"]:
     return groups
 
 
-def evaluator(
+class Measured(NamedTuple):
+    """The rows that an evaluation scores, with their true labels, which no method sees."""
+
+    test_x: Float[Tensor, "n D"]  # center views
+    test_y: Int[Tensor, " n"]
+    val_x: Float[Tensor, "v D"]  # center views
+    val_y: Int[Tensor, " v"]
+    pool_x: Float[Tensor, "M D"]  # the first weak view where there is one, else the center view
+    pool_y: Int[Tensor, " M"]  # -1 where a label is not known
+    groups: Int[Tensor, " C"] | None  # of the classes: 0 head, 1 medium, 2 tail
+    n_classes: int
+
+    @property
+    def truth(self) -> Int[Tensor, " M"] | None:
+        """The true labels of the pool, where all of them are known."""
+        return self.pool_y if len(self.pool_y) and bool((self.pool_y >= 0).all()) else None
+
+
+class Task(NamedTuple):
+    """One seed of one experiment, before it is trained."""
+
+    config: Config
+    seed: int
+    split: Split
+    problem: Problem
+    measured: Measured
+
+
+def measured_rows(
     config: Config, split: Split, groups: Int[Tensor, " C"] | None, problem: Problem, rows: Rows
-) -> Callable[[Method, Run], dict[str, Tensor]]:
-    """The evaluation of one split: scalars for curves, and arrays for the record of the run.
+) -> Measured:
+    """What an experiment is measured on, out of the cached rows."""
+    val, pool = torch.from_numpy(split.val), torch.from_numpy(split.unlabelled)
+    if config.eval == "all":
+        masks = {name: labels >= 0 for name, labels in rows.labels.items()}
+        test_x = torch.cat([rows.features[name][mask][:, 0] for name, mask in masks.items()])
+        test_y = torch.cat([rows.labels[name][mask] for name, mask in masks.items()])
+    else:
+        test = torch.from_numpy(split.test)
+        test_x, test_y = rows.features[split.test_group][test][:, 0], rows.labels[split.test_group][test]
+    weak = (views_of(problem, "weak") or [0])[0]
+    return Measured(
+        test_x=test_x,
+        test_y=test_y,
+        val_x=rows.features["train"][val][:, 0],
+        val_y=rows.labels["train"][val],
+        pool_x=problem.u[:, weak],
+        pool_y=rows.labels[split.unlabelled_group][pool],
+        groups=groups,
+        n_classes=len(split.counts),
+    )
+
+
+def evaluate(method: Method, run: Run, on: Measured, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """One evaluation of a run: scalars for curves, and arrays for the record. Rows are scored in `dtype`.
 
     test_recall [C], test_reliability [4 16 3] (all test rows, then those of head, medium and tail classes; see
     metrics.reliability), prior_u [C] where the state has one, pseudo_label [M] and pseudo_confidence [M].
     """
-    test_x, test_y = _test_rows(config, split, rows)
-    val = torch.from_numpy(split.val)
-    val_x, val_y = rows.features["train"][val][:, 0], rows.labels["train"][val]
-    truth = rows.labels[split.unlabelled_group][torch.from_numpy(split.unlabelled)]
-    is_known = len(truth) > 0 and bool((truth >= 0).all())
-    weak, dtype, n_classes = (views_of(problem, "weak") or [0])[0], problem.x.dtype, len(split.counts)
-
-    def evaluate(method: Method, run: Run) -> dict[str, Tensor]:
-        scores = _scores(method, run, test_x, "test", dtype)
-        result = {name: _number(value) for name, value in metrics.evaluate(scores, test_y, groups).items()}
-        result["test_recall"] = metrics.class_recall(scores.argmax(dim=-1), test_y, n_classes).float().cpu()
-        result["test_reliability"] = _reliability(scores, test_y, groups)
-        if len(val_y):
-            scores = _scores(method, run, val_x, "test", dtype)
-            result["val_bacc"] = _number(metrics.evaluate(scores, val_y, None)["bacc"])
-        prior_u = getattr(run.state, "prior_u", None)
-        if prior_u is not None:
-            result["prior_u"] = prior_u.float()
-        if prior_u is not None and is_known:
-            true = class_prior(truth, n_classes).to(prior_u.device)
-            result["prior_kl"] = kl_divergence(prior_u.double(), true).cpu()
-        if method.views[0] and len(problem.u):
-            scores = _scores(method, run, problem.u[:, weak], "pseudo", dtype)
-            confidence, label = scores.softmax(dim=-1).max(dim=-1)
-            if is_known:
-                found = audited(label, confidence, truth, threshold_of(method), groups, n_classes)
-                result |= {f"pseudo_{name}": _number(value) for name, value in found.items()}
-            result |= {"pseudo_label": label.short(), "pseudo_confidence": confidence.half()}
-        return result
-
-    return evaluate
-
-
-def threshold_of(method: Any) -> float:
-    """Confidence from which a pseudo-label is accepted: the method's knob, else .95."""
-    return float(getattr(method, "threshold", 0.95))
+    scores, groups, n_classes = scored(method, run, on.test_x, "test", dtype), on.groups, on.n_classes
+    result = {name: _number(value) for name, value in metrics.evaluate(scores, on.test_y, groups).items()}
+    result["test_recall"] = metrics.class_recall(scores.argmax(dim=-1), on.test_y, n_classes).float().cpu()
+    result["test_reliability"] = _reliability(scores, on.test_y, groups)
+    if len(on.val_y):
+        scores = scored(method, run, on.val_x, "test", dtype)
+        result["val_bacc"] = _number(metrics.evaluate(scores, on.val_y, None)["bacc"])
+    prior_u, truth = getattr(run.state, "prior_u", None), on.truth
+    if prior_u is not None:
+        result["prior_u"] = prior_u.float()
+    if prior_u is not None and truth is not None:
+        true = class_prior(truth, n_classes).to(prior_u.device)
+        result["prior_kl"] = kl_divergence(prior_u.double(), true).cpu()
+    if method.views[0] and len(on.pool_x):
+        confidence, label = scored(method, run, on.pool_x, "pseudo", dtype).softmax(dim=-1).max(dim=-1)
+        if truth is not None:
+            audit = audited(label, confidence, truth, threshold_of(method), groups, n_classes)
+            result |= {f"pseudo_{name}": _number(value) for name, value in audit.items()}
+        result |= {"pseudo_label": label.short(), "pseudo_confidence": confidence.half()}
+    return result
 
 
 def audited(
@@ -122,16 +151,6 @@ def audited(
     return whole._asdict() | recall | metrics.audit_groups(by_class, groups)
 
 
-def _test_rows(config: Config, split: Split, rows: Rows) -> tuple[Float[Tensor, "n D"], Int[Tensor, " n"]]:
-    """Center views and labels to test on."""
-    if config.eval == "all":
-        kept = {name: labels >= 0 for name, labels in rows.labels.items()}
-        test_x = torch.cat([rows.features[name][mask][:, 0] for name, mask in kept.items()])
-        return test_x, torch.cat([rows.labels[name][mask] for name, mask in kept.items()])
-    test = torch.from_numpy(split.test)
-    return rows.features[split.test_group][test][:, 0], rows.labels[split.test_group][test]
-
-
 def _reliability(
     scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"], groups: Int[Tensor, " C"] | None
 ) -> Float[Tensor, "4 bins 3"]:
@@ -141,9 +160,10 @@ def _reliability(
     return torch.stack([metrics.reliability(probs[each], labels[each]) for each in kept]).float().cpu()
 
 
-def _scores(method: Method, run: Run, x: Tensor, branch: str, dtype: torch.dtype) -> Tensor:
-    parts = [method.scores(run.params, run.state, part.to(dtype))[branch] for part in x.split(CHUNK)]
-    return torch.cat(parts)
+def scored(method: Method, run: Run, x: Float[Tensor, "n D"], branch: str, dtype: torch.dtype) -> Scores:
+    """Scores of a branch, CHUNK rows at a time."""
+    with torch.no_grad():
+        return torch.cat([method.scores(run.params, run.state, part.to(dtype))[branch] for part in x.split(CHUNK)])
 
 
 def _number(value: float | None) -> Tensor:

@@ -7,7 +7,6 @@ run tower.safetensors, too.
 pseudo_labels.zarr has a group seed<n> for each seed, T evaluations long: see `Recorded`, which `read_audit` returns.
 """
 
-import dataclasses
 import itertools
 import json
 import platform
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -24,12 +23,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.cache.splits import Protocol, Split
 from fastltssl.errors import RunError
-from fastltssl.live.modes import Live
+from fastltssl.reading import read_json, read_yaml, typed
 from fastltssl.runs.config import Config, as_dict
+from fastltssl.runs.evaluation import Task
+from fastltssl.runs.record import Results
 from fastltssl.training.step import leaf_name
-from fastltssl.types import Fitted
+from fastltssl.types import threshold_of
 
 ROOT = Path("runs")
 HISTORY = "pseudo_labels.zarr"
@@ -68,55 +68,64 @@ def new_folder(config: Config, root: Path = ROOT) -> Path:
 
 
 def write(
-    out: Path,
-    config: Config,
-    cache: Cache,
-    splits: list[Split],
-    groups: list[Tensor | None],
-    fitted: list[Fitted],
-    record: dict[str, Any],
-    threshold: float,
-    towers: Sequence[dict[str, Tensor]] = (),
-) -> None:
-    """Write a run folder; `towers` is what each seed trained in the encoder.
+    out: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]] = ()
+) -> dict[str, Any]:
+    """Write a run folder and return its record; `towers` is what each seed trained in the encoder.
 
     metrics.json comes last, so a folder that has it is whole.
     """
     import zarr
     from safetensors.torch import save_file
 
+    config, method, cache, tasks, fitted = results
+    record = record | {"run": str(out)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
     (out / "environment.json").write_text(json.dumps(environment(cache), indent=1))
     positions: dict[str, np.ndarray] = {}
     tensors: dict[str, Tensor] = {}
     lines: list[str] = []
-    history = zarr.open_group(str(out / HISTORY), mode="w")
-    history.attrs.update({"classes": list(cache.classes), "threshold": threshold})
-    for seed, split, group_of, one in zip(config.seeds, splits, groups, fitted, strict=True):
-        for name in ("labelled", "unlabelled", "val", "test"):
-            group = {"unlabelled": split.unlabelled_group, "test": split.test_group}.get(name, "train")
-            chosen = getattr(split, name)
-            positions[f"seed{seed}.{name}"] = chosen
-            positions[f"seed{seed}.{name}.ids"] = np.array(
-                [cache.groups[group].ids[i] for i in chosen] if group else []
-            )
-        for path, leaf in tree_flatten_with_path({"params": one.run.params, "state": one.run.state})[0]:
-            tensors[f"seed{seed}.{leaf_name(path)}"] = leaf.detach().cpu().clone().contiguous()
-        for name, array in _arrays(cache, split, group_of, one.history).items():
-            history.create_array(f"seed{seed}/{name}", data=array)
-        curves = {name: curve for name, curve in one.history.items() if curve.ndim == 1}
-        for index in range(len(next(iter(curves.values())))):
-            row = {name: curve[index].item() for name, curve in curves.items()}
-            known = {name: value for name, value in row.items() if value == value}
-            lines.append(json.dumps({"seed": seed, "evaluation": index + 1} | known))
+    stored = zarr.open_group(str(out / HISTORY), mode="w")
+    stored.attrs.update({"classes": list(cache.classes), "threshold": threshold_of(method)})
+    for task, (run, history) in zip(tasks, fitted, strict=True):
+        positions |= _positions(task, cache)
+        for path, leaf in tree_flatten_with_path({"params": run.params, "state": run.state})[0]:
+            tensors[f"seed{task.seed}.{leaf_name(path)}"] = leaf.detach().cpu().clone().contiguous()
+        for name, array in _arrays(task, history).items():
+            stored.create_array(f"seed{task.seed}/{name}", data=array)
+        lines += _lines(task.seed, history)
     np.savez_compressed(out / "rows.npz", **positions)  # type: ignore[arg-type]
     (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     save_file(tensors, out / "head.safetensors")
     if towers:
         pairs = zip(config.seeds, towers, strict=True)
-        save_file({f"seed{seed}.{name}": value for seed, one in pairs for name, value in one.items()}, out / TOWER)
+        save_file({f"seed{seed}.{name}": value for seed, own in pairs for name, value in own.items()}, out / TOWER)
     (out / "metrics.json").write_text(json.dumps(record, indent=1))
+    return record
+
+
+def _positions(task: Task, cache: Cache) -> dict[str, np.ndarray]:
+    """The rows of a split in their groups of the cache, and their ids."""
+    split, positions = task.split, {}
+    for name in ("labelled", "unlabelled", "val", "test"):
+        group = {"unlabelled": split.unlabelled_group, "test": split.test_group}.get(name, "train")
+        rows = getattr(split, name)
+        positions[f"seed{task.seed}.{name}"] = rows
+        positions[f"seed{task.seed}.{name}.ids"] = np.array(
+            [cache.groups[group].ids[row] for row in rows] if group else []
+        )
+    return positions
+
+
+def _lines(seed: int, history: dict[str, Tensor]) -> list[str]:
+    """A line of metrics.jsonl for each evaluation of a seed: its scalars, but those that are nan."""
+    curves = {name: curve for name, curve in history.items() if curve.ndim == 1}
+    lines = []
+    for place in range(len(next(iter(curves.values())))):
+        values = {name: curve[place].item() for name, curve in curves.items()}
+        known = {name: value for name, value in values.items() if value == value}
+        lines.append(json.dumps({"seed": seed, "evaluation": place + 1} | known))
+    return lines
 
 
 def clear(out: Path) -> None:
@@ -130,17 +139,18 @@ def clear(out: Path) -> None:
         shutil.rmtree(out / HISTORY)
 
 
-def _arrays(cache: Cache, split: Split, groups: Tensor | None, history: dict[str, Tensor]) -> dict[str, np.ndarray]:
+def _arrays(task: Task, history: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """The arrays of one seed, named as the fields of `Recorded`."""
-    found = {"counts": split.counts.astype(np.int32), "steps": history["step"].numpy().astype(np.int32)}
+    groups = task.measured.groups
+    arrays = {"counts": task.split.counts.astype(np.int32), "steps": history["step"].numpy().astype(np.int32)}
     if groups is not None:
-        found["groups"] = groups.numpy().astype(np.int8)
+        arrays["groups"] = groups.numpy().astype(np.int8)
     if "pseudo_label" in history:
-        found["truth"] = cache.groups[split.unlabelled_group].labels[split.unlabelled].astype(np.int16)
+        arrays["truth"] = task.measured.pool_y.cpu().numpy().astype(np.int16)
     for name in ("pseudo_label", "pseudo_confidence", "test_recall", "test_reliability", "prior_u"):
         if name in history:
-            found[name.removeprefix("pseudo_")] = history[name].cpu().numpy()
-    return found
+            arrays[name.removeprefix("pseudo_")] = history[name].cpu().numpy()
+    return arrays
 
 
 def read_audit(path: Path, seed: int | None = None) -> Recorded:
@@ -177,25 +187,28 @@ def environment(cache: Cache) -> dict[str, Any]:
     }
 
 
+class Record(TypedDict):
+    """What is read of metrics.json by name; record.py writes more into it."""
+
+    method: str
+    protocol: dict[str, Any]
+    bacc: dict[str, Any] | None
+    is_ssl: bool
+    seeds: list[int]
+    cache_fingerprint: str
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a finished run folder."""
     if not (path / "metrics.json").is_file():
         raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
-    try:
-        record = json.loads((path / "metrics.json").read_text())
-    except ValueError as error:
-        raise RunError(f"{path}/metrics.json is damaged ({error}). Train the run again") from None
-    if missing := {"method", "protocol", "bacc", "is_ssl", "seeds", "cache_fingerprint"} - set(record):
-        raise RunError(f"{path}/metrics.json is not a run's record: it has no {', '.join(sorted(missing))}")
+    record = read_json(path / "metrics.json", dict[str, Any], RunError)
+    typed(record, Record, f"{path}/metrics.json is not a run's record", RunError)
     return record
 
 
 def read_config(folder: Path) -> Config:
     """The config of a finished run. Raises RunError where there is none."""
     read_record(folder)  # tells what is wrong with a folder that is no run
-    found = yaml.safe_load((folder / "config.yaml").read_text())
-    switches = {one.name for one in dataclasses.fields(Protocol)}
-    protocol = Protocol(**{name: found.pop(name) for name in list(found) if name in switches})
-    live = Live(**found.pop("live")) if "live" in found else None
-    seeds = tuple(found.pop("seeds"))
-    return Config(protocol=protocol, settings=found.pop("set"), seeds=seeds, live=live, **found)
+    file = folder / "config.yaml"
+    return Config.read(read_yaml(file, dict[str, Any], RunError), where=str(file))

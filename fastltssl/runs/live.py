@@ -5,7 +5,7 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,20 +15,19 @@ from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.encoder.reopen import encoder_for, source_of
 from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps
-from fastltssl.live.modes import describe, parse_mode, state, tuned
+from fastltssl.live.modes import Live, describe, parse_mode, state, tuned
 from fastltssl.live.step import finetuning
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.methods import configure
 from fastltssl.progress import Note, Work, scaled
 from fastltssl.runs.config import Config, as_dict, check
-from fastltssl.runs.evaluation import threshold_of
-from fastltssl.runs.experiment import evals_of, seeds_of, with_templates
+from fastltssl.runs.evaluation import Task
+from fastltssl.runs.experiment import evals_of, tasks_of
 from fastltssl.runs.folder import read_config, write
 from fastltssl.runs.live_seed import LiveSplit, Opened
-from fastltssl.runs.record import record_of
-from fastltssl.training.rows import Rows
-from fastltssl.training.step import is_trained
-from fastltssl.types import Fitted, Method, seeded
+from fastltssl.runs.record import Results, record_of
+from fastltssl.training.rows import Rows, rows_for
+from fastltssl.types import Fitted, Method, is_trained, seeded
 
 SAME_NUMBERS = ("accumulate", "recompute", "compiled")  # of Live: they change memory and time alone
 
@@ -54,61 +53,74 @@ def training(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path
     Raises RunError for a method that cannot train so, and where the memory does not hold a step.
     """
     config = check(config)
-    live = config.live
-    assert live is not None
     method = configure(config.method, config.settings)
     check_method(config, method)
-    mode, began, count = parse_mode(live.mode), time.perf_counter(), len(config.seeds)
-    seeds = seeds_of(config, cache, with_templates(rows, cache, config.templates))
+    began, count = time.perf_counter(), len(config.seeds)
+    tasks = tasks_of(config, cache, rows_for(cache, method, rows, templates=config.templates))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    fitted: list[Fitted] = []
-    towers: list[dict[str, Tensor]] = []
-    earlier = 0.0
-    for place, one in enumerate(seeds):
-        tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=seeded(one.seed, "tower"))
-        if not place:
-            yield Note(describe(tower, mode))
-        images = LiveSplit(config, one, cache, opened)
-        trainee = yield from images.trainee(method, tower, is_first=not place)
-        work = finetuning(
+    seeds: list[_Seed] = []
+    for place, task in enumerate(tasks):
+        work = _trained(task, method, cache, opened, out, is_first=not place)
+        seeds.append((yield from scaled(work, place, count, began)))
+    results = Results(config, method, cache, tasks, [seed.fitted for seed in seeds])
+    record = record_of(results, sum(seed.earlier_s for seed in seeds) + time.perf_counter() - began)
+    record["live"] = dataclasses.asdict(_live(config)) | {
+        "trainable": sum(map(Tensor.numel, seeds[0].tower.values())),
+        "parameters": seeds[0].parameters,
+        "head": sum(leaf.numel() for leaf in tree_leaves(seeds[0].fitted.run.params)),
+    }
+    if out is not None and opened.ranks.rank == 0:
+        record = write(out, results, record, [seed.tower for seed in seeds])
+        for task in tasks:
+            (out / f"seed{task.seed}.checkpoint").unlink()
+    return record
+
+
+def _live(config: Config) -> Live:
+    assert config.live is not None
+    return config.live
+
+
+class _Seed(NamedTuple):
+    """One seed after its training."""
+
+    fitted: Fitted
+    tower: dict[str, Tensor]  # what was trained in the encoder, by name
+    parameters: int  # numbers in the tower, what the mode adds to it included
+    earlier_s: float  # spent on it by calls that were interrupted
+
+
+def _trained(task: Task, method: Method, cache: Cache, opened: Opened, out: Path | None, is_first: bool) -> Work[_Seed]:
+    """Train one seed; `out` keeps its checkpoint."""
+    config, live = task.config, _live(task.config)
+    mode, generator = parse_mode(live.mode), seeded(task.seed, "tower")
+    tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=generator)
+    if is_first:
+        yield Note(describe(tower, mode))
+    images = LiveSplit(task, cache, opened)
+    trainee = yield from images.trainee(method, tower, is_first=is_first)
+    try:
+        run, history, before_s = yield from finetuning(
             method,
-            one.problem,
+            task.problem,
             images.stream(method),
             trainee,
             live,
             lr=config.lr,
             weight_decay=config.weight_decay,
-            seed=one.seed,
+            seed=task.seed,
             evals=evals_of(config),
             evaluate=partial(images.measured, trainee),
-            checkpoint=out / f"seed{one.seed}.checkpoint" if out else None,
+            checkpoint=out / f"seed{task.seed}.checkpoint" if out else None,
             identity=identity_of(config, cache),
         )
-        try:
-            run, history, before = yield from scaled(work, place, count, began)
-        except torch.OutOfMemoryError:
-            raise RunError(
-                f"the device has no memory for a step of {config.batch} labelled and {config.batch_u} unlabelled "
-                f"images in {live.accumulate} parts. Try --accumulate {2 * live.accumulate}, or --recompute"
-            ) from None
-        earlier += before
-        fitted.append(Fitted(run, history))
-        towers.append(state(tower))
-    seconds = earlier + time.perf_counter() - began
-    splits, groups = [one.split for one in seeds], [one.groups for one in seeds]
-    record = record_of(config, method, cache, splits, groups, fitted, seconds)
-    record["live"] = dataclasses.asdict(live) | {
-        "trainable": sum(map(Tensor.numel, towers[0].values())),
-        "parameters": sum(map(Tensor.numel, tower.parameters())),
-        "head": sum(leaf.numel() for leaf in tree_leaves(fitted[0].run.params)),
-    }
-    if out is not None and opened.ranks.rank == 0:
-        record["run"] = str(out)
-        write(out, config, cache, splits, groups, fitted, record, threshold_of(method), towers)
-        for one in seeds:
-            (out / f"seed{one.seed}.checkpoint").unlink()
-    return record
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"the device has no memory for a step of {config.batch} labelled and {config.batch_u} unlabelled "
+            f"images in {live.accumulate} parts. Try --accumulate {2 * live.accumulate}, or --recompute"
+        ) from None
+    return _Seed(Fitted(run, history), state(tower), sum(map(Tensor.numel, tower.parameters())), before_s)
 
 
 def check_method(config: Config, method: Method) -> None:

@@ -19,11 +19,9 @@ from fastltssl.live.step import Trainee, asked_at, on_cpu
 from fastltssl.live.tokens import make_tokens, plan_tokens
 from fastltssl.machine import ALONE, Ranks, available_memory
 from fastltssl.progress import Note, Work
-from fastltssl.runs.config import Config
-from fastltssl.runs.evaluation import evaluator
-from fastltssl.runs.experiment import SeedSplit, evals_of, measured_rows
-from fastltssl.training.rows import Rows
-from fastltssl.training.streams import Stream, make_stream
+from fastltssl.runs.evaluation import Task, evaluate
+from fastltssl.runs.experiment import evals_of, stream_of, tested_rows
+from fastltssl.training.streams import Stream
 from fastltssl.types import Method, Run
 
 LIVE_VIEWS = ("center", "weak0", "strong0")  # what a stream of fresh views chooses from
@@ -41,33 +39,28 @@ class Opened(NamedTuple):
 class LiveSplit:
     """The pictures of one seed's split: labelled rows, pool, validation and test rows, in this order."""
 
-    def __init__(self, config: Config, one: SeedSplit, cache: Cache, opened: Opened) -> None:
-        self.config, self.one, self.opened = config, one, opened
-        split = one.split
-        pool = split.unlabelled_group, split.unlabelled
-        self.chosen = [("train", split.labelled), pool, *measured_rows(config, split, cache)]
-        wanted = [(name, [cache.groups[name].ids[i] for i in rows]) for name, rows in self.chosen]
-        self.pictures: Pictures = pictures_of(opened.source, opened.encoder, wanted)
+    def __init__(self, task: Task, cache: Cache, opened: Opened) -> None:
+        self.task, self.opened = task, opened
+        config, split = task.config, task.split
+        pool, val = (split.unlabelled_group, split.unlabelled), ("train", split.val)
+        self.chosen = [("train", split.labelled), pool, val, *tested_rows(config, split, cache)]
+        ids = [(name, [cache.groups[name].ids[row] for row in rows]) for name, rows in self.chosen]
+        self.pictures: Pictures = pictures_of(opened.source, opened.encoder, ids)
         self.labels = torch.cat([torch.from_numpy(cache.groups[name].labels[rows]) for name, rows in self.chosen])
         known: Any = cache.attributes["provenance"]
         self.recipes = recipes_of({name: parse_recipe(text) for name, text in known["views"].items()})
         self.is_fresh = config.live is not None and config.live.views == "fresh"
-        self.view_seed = one.seed if self.is_fresh else known["seed"]
+        self.view_seed = task.seed if self.is_fresh else known["seed"]
 
     def stream(self, method: Method) -> Stream:
-        problem = self.one.problem
-        return make_stream(
-            problem._replace(views=LIVE_VIEWS) if self.is_fresh else problem,
-            method.views,
-            batch=self.config.batch,
-            batch_u=self.config.batch_u,
-            seed=self.one.seed,
-            noise=getattr(method, "noise", False),
-        )
+        task = self.task
+        if self.is_fresh:
+            task = task._replace(problem=dataclasses.replace(task.problem, views=LIVE_VIEWS))
+        return stream_of(task, method)
 
     def trainee(self, method: Method, tower: nn.Module, is_first: bool) -> Work[Trainee]:
         """What trains: the tower on images, or its last blocks on tokens where all before them is frozen."""
-        live = self.config.live
+        live = self.task.config.live
         assert live is not None
         encoder, ranks = self.opened.encoder, self.opened.ranks
         images = Augmented(self.pictures, self.recipes, self.view_seed)
@@ -91,7 +84,7 @@ class LiveSplit:
                 yield Note(f"{plan}. They do not fit, so every view is encoded at each visit")
         if live.recompute:
             recompute(trainee.tower)
-        asked = asked_at(self.one.problem, on_cpu(self.stream(method)), 0, self.is_fresh).trained
+        asked = asked_at(self.task.problem, on_cpu(self.stream(method)), 0, self.is_fresh).trained
         free = available_memory() if encoder.device.type == "cpu" else torch.cuda.mem_get_info(encoder.device)[0]
         per_image = step_bytes(trainee, trainee.inputs(asked.part(0, 1)))
         check_memory(per_image, len(asked.picture), live.accumulate * ranks.size, free)
@@ -99,17 +92,17 @@ class LiveSplit:
 
     def _every(self, method: Method) -> list[Seen]:
         """All that a run will see, evaluations included."""
-        problem, stream = self.one.problem, on_cpu(self.stream(method))
+        problem, stream = self.task.problem, on_cpu(self.stream(method))
         steps = [one for t in range(problem.steps) for one in asked_at(problem, stream, t, self.is_fresh)]
         evaluations = [one for one in self._measured_views(method).values() if len(one.picture)]
-        return steps + evaluations * evals_of(self.config)
+        return steps + evaluations * evals_of(self.task.config)
 
     def _measured_views(self, method: Method) -> dict[str, Seen]:
         """The views an evaluation takes: the pool as a weak view where the method labels it, the others as they are."""
         sizes = [len(rows) for _, rows in self.chosen]
         ends = np.cumsum([0, *sizes])
         parts = {"pool": (ends[1], ends[2]), "val": (ends[2], ends[3]), "test": (ends[3], ends[-1])}
-        weak = next((name for name in self.one.problem.views if name.startswith("weak")), "center")
+        weak = next((name for name in self.task.problem.views if name.startswith("weak")), "center")
         name_of = {"pool": "weak@pool" if self.is_fresh else weak, "val": "center", "test": "center"}
         if not method.views[0]:
             parts["pool"] = (ends[1], ends[1])
@@ -117,22 +110,9 @@ class LiveSplit:
 
     def measured(self, trainee: Trainee, method: Method, run: Run) -> dict[str, Tensor]:
         """The metrics of a run, on features of its tower as it is now."""
-        one, labels, features = self.one, {}, {}
+        rows: dict[str, Any] = {}
+        nothing = self.task.problem.x.new_zeros(0, self.task.problem.x.shape[-1])
         for name, seen in self._measured_views(method).items():
-            nothing = one.problem.x.new_zeros(0, one.problem.x.shape[-1])
-            features[name] = (trainee.encoded(seen) if len(seen.picture) else nothing)[:, None]
-            labels[name] = self.labels[torch.from_numpy(seen.picture)].to(trainee.device)
-        rows = Rows(
-            features | {"train": features["val"]}, labels | {"train": labels["val"]}, ("center",), None, None, 1.0, 0.0
-        )
-        places = {name: np.arange(len(each)) for name, each in labels.items()}
-        split = one.split._replace(
-            unlabelled=places["pool"],
-            unlabelled_group="pool",
-            val=places["val"],
-            test=places["test"],
-            test_group="test",
-        )
-        problem = one.problem._replace(u=features["pool"], views=("center",))
-        config = dataclasses.replace(self.config, eval="test")
-        return evaluator(config, split, one.groups, problem, rows)(method, run)
+            rows[f"{name}_x"] = trainee.encoded(seen) if len(seen.picture) else nothing
+            rows[f"{name}_y"] = self.labels[torch.from_numpy(seen.picture)].to(trainee.device)
+        return evaluate(method, run, self.task.measured._replace(**rows), self.task.problem.x.dtype)

@@ -5,19 +5,18 @@ Percent, but for nats and rows; std with ddof 1 (0 for one seed); null for what 
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.cache.splits import Split
 from fastltssl.functional import metrics
 from fastltssl.functional.statistics import paired_difference
 from fastltssl.methods import values
 from fastltssl.runs.config import Config
-from fastltssl.training.fit import is_trained
-from fastltssl.types import Fitted, Method
+from fastltssl.runs.evaluation import Task
+from fastltssl.types import Fitted, Method, is_trained
 
 METRICS = ("top1", "bacc", "gm", "hm", "worst", "head", "medium", "tail", "ece", "mce")
 PSEUDO_LABEL = ("accuracy", "mask_rate", "wrong_confidence")
@@ -29,17 +28,20 @@ AUDIT = {  # curves of the audit, and the factor to the unit of the record: perc
 }  # fmt: skip
 
 
-def record_of(
-    config: Config,
-    method: Method,
-    cache: Cache,
-    splits: list[Split],
-    groups: list[Tensor | None],
-    fitted: list[Fitted],
-    seconds: float,
-) -> dict[str, Any]:
+class Results(NamedTuple):
+    """An experiment after its training: what its record and its folder are written from."""
+
+    config: Config
+    method: Method
+    cache: Cache
+    tasks: list[Task]  # one a seed
+    fitted: list[Fitted]
+
+
+def record_of(results: Results, seconds: float) -> dict[str, Any]:
     """The JSON row of an experiment, `run` left empty."""
-    histories = [one.history for one in fitted]
+    config, method, cache, tasks, fitted = results
+    histories = [run.history for run in fitted]
     protocol = dataclasses.asdict(config.protocol)
     record: dict[str, Any] = {
         "method": config.method,
@@ -49,8 +51,7 @@ def record_of(
         "seeds": list(config.seeds),
     }
     for name in METRICS:
-        each = [100 * _reported(history, name, config.report) for history in histories]
-        record[name] = _summary(each)
+        record[name] = _summary([100 * _reported(history, name, config.report) for history in histories])
     held_out = [100 * _reported(history, "val_bacc", config.report) for history in histories if "val_bacc" in history]
     record["val_bacc"] = _summary(held_out)
     audit = _audit(histories, config.report)
@@ -62,10 +63,10 @@ def record_of(
         "steps": config.steps if is_trained(method) else 0,
         "lr": config.lr,
         "templates": config.templates,
-        "labelled": [len(split.labelled) for split in splits],
-        "unlabelled": [len(split.unlabelled) for split in splits],
-        "shortage": [split.shortage for split in splits],
-        "group_sizes": _group_sizes(groups),
+        "labelled": [len(task.split.labelled) for task in tasks],
+        "unlabelled": [len(task.split.unlabelled) for task in tasks],
+        "shortage": [task.split.shortage for task in tasks],
+        "group_sizes": _group_sizes([task.measured.groups for task in tasks]),
         "cache_fingerprint": fingerprint(cache),
         "emulated": "emulated" in json.dumps(cache.attributes),
         "is_ssl": method.views[0] > 0,

@@ -1,6 +1,5 @@
 """A trained run on new images: encoded as its cache was, scored by its method, one row an image."""
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -24,9 +23,9 @@ from fastltssl.images.views import parse_views
 from fastltssl.live.modes import Live, load_state, parse_mode, tuned
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work
-from fastltssl.runs.experiment import seeds_of, with_templates
+from fastltssl.runs.experiment import task_of
 from fastltssl.runs.folder import TOWER, read_config, read_record
-from fastltssl.training.rows import resident
+from fastltssl.training.rows import rows_for
 from fastltssl.training.step import leaf_name, start
 from fastltssl.types import Method, Run, seeded
 
@@ -67,8 +66,7 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
         raise RunError(f"{folder} has no seed {seed}, only {', '.join(map(str, config.seeds))}")
     check_cache(folder, cache)
     method = configure(config.method, config.settings)
-    rows = with_templates(resident(cache, taps=wants_taps(method)), cache, config.templates)
-    problem = seeds_of(dataclasses.replace(config, seeds=(seed,)), cache, rows)[0].problem
+    problem = task_of(config, seed, cache, rows_for(cache, method, templates=config.templates)).problem
     begun = start(method, problem, seed)
     leaves, spec = tree_flatten_with_path({"params": begun.params, "state": begun.state})
     stored = load_file(folder / "head.safetensors")

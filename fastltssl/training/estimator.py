@@ -21,9 +21,8 @@ from fastltssl.functional.bias import class_prior
 from fastltssl.methods import configure
 from fastltssl.training.arrays import class_order, classes_of, features, labels, numbers, prompts, view_names
 from fastltssl.training.fit import fit
-from fastltssl.training.step import is_trained
 from fastltssl.training.streams import make_stream, views_of
-from fastltssl.types import Fitted, Method, Problem, Scores
+from fastltssl.types import Fitted, Method, Problem, Scores, is_trained
 
 CHUNK = 16384  # rows scored at once
 
@@ -191,9 +190,8 @@ class Classifier:
 
     def _trained(self, method: Method, problem: Problem) -> Fitted:
         """The method fitted on the stream of the seed."""
-        noise, seed = getattr(method, "noise", False), int(self.seed)
-        sizes = {"batch": int(self.batch), "batch_u": int(self.batch_u)}
-        stream = make_stream(problem, method.views, **sizes, seed=seed, noise=noise)
+        seed = int(self.seed)
+        stream = make_stream(problem, method, batch=int(self.batch), batch_u=int(self.batch_u), seed=seed)
         rates = {"lr": float(self.lr), "weight_decay": float(self.weight_decay)}
         try:
             fitted = fit(method, problem, stream, steps=problem.steps, seed=seed, **rates)

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_map
 
 from fastltssl.progress import Progress, Work, drain
 from fastltssl.training.population import Population, advance, populate
-from fastltssl.training.step import Evaluate, cosine, is_trained, start, step
+from fastltssl.training.step import Evaluate, cosine, start, step
 from fastltssl.training.streams import Stream, batch_at
 from fastltssl.training.vmap import pick
-from fastltssl.types import Fitted, Method, Problem
+from fastltssl.types import Fitted, Method, Problem, is_trained
 
 
 def fitting(
@@ -124,7 +124,7 @@ def fit_many(
     return drain(fitting_many(method, knobs, problem, batches, steps=steps, **settings))
 
 
-def shape_key(method: Method, problem: Problem) -> tuple[Any, ...]:
+def shape_key(problem: Problem) -> tuple[Any, ...]:
     """Splits with equal keys can be trained jointly: every shape of a run follows from those of its problem."""
     return tuple(problem.x.shape), tuple(problem.u.shape), problem.prior.numel()
 

@@ -3,7 +3,7 @@
 A stream is drawn once from its seed, so batch t is the same whether a run is alone, joint, resumed or replayed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, Group, read_features
 from fastltssl.cache.splits import Split
+from fastltssl.errors import RunError
+from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
+from fastltssl.images.prompts import templates as template_set
 from fastltssl.types import Problem
 
 
@@ -41,6 +44,31 @@ def resident(cache: Cache, device: str = "cpu", taps: bool = False) -> Rows:
         logit_bias=cache.logit_bias,
         ln_post=torch.from_numpy(cache.ln_post).to(device) if taps and cache.ln_post is not None else None,
     )
+
+
+def rows_for(
+    cache: Cache, method: Any, rows: Rows | None = None, *, device: str = "cpu", templates: str | None = None
+) -> Rows:
+    """The rows that a method reads: features, or taps where its head reads those; `rows` where they are read already.
+
+    `templates` names the set of prompts that the text is to hold, of those in the cache; all of them without a name.
+    Raises RunError where the cache holds none of the set.
+    """
+    taps = wants_taps(method)
+    if rows is None or (taps and rows.ln_post is None):
+        rows = resident(cache, device if rows is None else str(rows.features["train"].device), taps=taps)
+    if templates is None or rows.text is None:
+        return rows
+    wanted = template_set(templates)
+    kept = [index for index, template in enumerate(cache.templates) if template in wanted]
+    if not cache.templates:
+        raise RunError(f"--templates {templates}: the prompts of this cache's text are not known, as it was imported")
+    if not kept:
+        raise RunError(
+            f"--templates {templates}: the cache holds none of them, only {len(cache.templates)} such as "
+            f"{cache.templates[0]!r}. Extract again with --templates {templates}"
+        )
+    return rows._replace(text=torch.from_numpy(cache.text)[:, kept].to(rows.text) if cache.text is not None else None)
 
 
 def _read(group: Group, arrays: tuple[str, ...]) -> Float[Tensor, "N V _"]:

@@ -48,11 +48,6 @@ def gradient(method: Method, run: Run, batch: Batch, progress: Float[Tensor, ""]
     return slope, out
 
 
-def is_trained(method: Method) -> bool:
-    """Whether the method has anything to train; zero-shot and its like have no loss."""
-    return isinstance(method, Trained)
-
-
 def start(method: Method, problem: Problem, seed: int) -> Run:
     """A run before its first step."""
     params = method.init(problem, seeded(seed, "init"))

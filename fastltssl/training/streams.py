@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from fastltssl.errors import MissingViews
-from fastltssl.types import Batch, Problem, seeded
+from fastltssl.types import Batch, Method, Problem, seeded, wants_noise
 
 
 class Stream(NamedTuple):
@@ -39,12 +39,14 @@ def require(problem: Problem, views: tuple[int, int]) -> None:
 
 
 def make_stream(
-    problem: Problem, views: tuple[int, int], *, batch: int, batch_u: int, seed: int, noise: bool = False
+    problem: Problem, method: Method, *, batch: int, batch_u: int, seed: int, noise: bool | None = None
 ) -> Stream:
-    """The index stream of one seed. Rows of a batch are distinct; an epoch's remainder is dropped.
+    """The index stream of one seed, with the views that a method wants. Raises MissingViews where they are not there.
 
-    `noise` is asked for by methods that have a field or property of that name; it changes no other draw.
+    Rows of a batch are distinct; an epoch's remainder is dropped. Noise is drawn where the method, as it is set, reads
+    it; with `noise` anyway, for a joint fit that varies a knob which reads it. It changes no other draw.
     """
+    views = method.views
     require(problem, views)
     generator, steps = seeded(seed, "stream"), problem.steps
     weak = views_of(problem, "weak") or [0]
@@ -58,7 +60,9 @@ def make_stream(
         row=row,
         weak_view=_pick(weak, views[0], row, generator),
         strong_view=_pick(strong, views[1], row, generator),
-        noise_seed=torch.randint(2**32, (steps if noise else 0,), generator=generator),
+        noise_seed=torch.randint(
+            2**32, (steps if (wants_noise(method) if noise is None else noise) else 0,), generator=generator
+        ),
     )
     return Stream(*(indices.to(device) for indices in drawn))
 

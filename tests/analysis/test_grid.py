@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 
-import click
 import pytest
 import toy_cache
 import yaml
@@ -18,6 +17,7 @@ from fastltssl.analysis import grid as protocol_grid
 from fastltssl.analysis.grid import read_grid
 from fastltssl.cache.splits import long_tailed_counts
 from fastltssl.commands.cli import cli
+from fastltssl.errors import ConfigError
 from fastltssl.runs.config import counted_seeds
 from fastltssl.show import sheets, tables
 from fastltssl.show.tables import Entry, Sheet
@@ -319,15 +319,15 @@ def test_runs_side_by_side_are_exported_for_latex_too(trained, tmp_path):
         ({"protocols": [{"name": "a", "preset": "usb", "overlap": True}]}, "preset usb sets overlap to False"),
         ({"steps": 0}, "protocol as_is: --steps 0 is below 1"),
         ({"seeds": 0}, "--seeds 0 is no number of seeds"),
-        ({"published": [PAPER | {"metrc": "bacc"}]}, r"published row 1: unknown key 'metrc'. Did you mean 'metric'\?"),
+        ({"published": [PAPER | {"metrc": "bacc"}]}, r"published\[0\]: unknown key 'metrc'. Did you mean 'metric'\?"),
         ({"published": [PAPER | {"values": [1.0]}]}, "values must be a list of 3"),
-        ({"published": [PAPER | {"values": [1.0, "x", None]}]}, "values: 'x' is not a number"),
+        ({"published": [PAPER | {"values": [1.0, "x", None]}]}, r"published\[0\].values\[1\]: 'x' is not a number"),
         ({"published": [PAPER | {"source": ""}]}, "published row 1: it has no source"),
         ({"published": [PAPER | {"metric": "acc"}]}, "metric 'acc' is not one of top1"),
     ],
 )
 def test_a_file_that_no_grid_can_be_made_of_is_a_usage_error(changes, message, tmp_path):
-    with pytest.raises(click.UsageError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_grid(write(tmp_path / "g.yaml", **({"cache": "c"} | changes)), {})
 
 
@@ -362,12 +362,12 @@ def test_a_whole_number_of_seeds_is_a_count():
     assert counted_seeds("0,3") == (0, 3)
     assert counted_seeds([0, 3]) == (0, 3)
     for wrong in ("0", "x", True):
-        with pytest.raises(click.UsageError, match="--seeds"):
+        with pytest.raises(ConfigError, match="--seeds"):
             counted_seeds(wrong)
 
 
 def test_flags_are_over_the_file(tmp_path):
-    grid = read_grid(write(tmp_path / "g.yaml", cache="c"), {"seeds": "3", "steps": 7, "cache_name": "d"})
+    grid = read_grid(write(tmp_path / "g.yaml", cache="c"), {"seeds": "3", "steps": 7, "cache": "d"})
     assert {(one.seeds, one.steps, one.cache) for one in grid.configs.values()} == {((0, 1, 2), 7, "d")}
     assert [one.protocol.order for one in grid.configs.values()] == ["consistent", "reversed", "consistent"]
 

@@ -58,7 +58,7 @@ def test_the_neutral_knobs_give_the_test_metrics_the_run_recorded(trained, name)
 
 def test_each_knob_of_ulfine_does_what_its_equation_says(trained):
     _, scored = trained["ulfine"]
-    method, run, problem = scored.trained.method, scored.trained.run, scored.one.problem
+    method, run, problem = scored.trained.method, scored.trained.run, scored.task.problem
     x = problem.u[:, views_of(problem, "weak")[0]].float()
     each = method.scores(run.params, run.state, x)
     raw = each["text"] + run.state.log_bias
@@ -163,19 +163,19 @@ def test_a_gallery_takes_what_it_is_asked_for(trained):
 def test_a_sample_has_images_views_branches_and_neighbours(trained, world):
     read, scored = trained["ulfine"]
     album, ids = scene.open_album(world), scene.ids_of(read, np.array([5, 2]))
-    assert ids[0] == world.groups[scored.one.split.unlabelled_group].ids[scored.one.split.unlabelled[5]]
-    pictures = scene.thumbnails(album, scored.one.split.unlabelled_group, [*ids, "nothing"])
+    assert ids[0] == world.groups[scored.task.split.unlabelled_group].ids[scored.task.split.unlabelled[5]]
+    pictures = scene.thumbnails(album, scored.task.split.unlabelled_group, [*ids, "nothing"])
     assert pictures[0].startswith("data:image/png;base64,")
     assert pictures[2] == ""
     scores = scene.branch_scores(scored, 5)
     assert set(scores) == {"run", "text", "probe", "zero-shot"}
-    assert scores["run"].shape == (len(scored.one.problem.views), 40)
+    assert scores["run"].shape == (len(scored.task.problem.views), 40)
     near = scene.neighbours(scored, 5, 3)
-    unit = torch.nn.functional.normalize(scored.one.problem.x[:, 0], dim=-1)
-    query = torch.nn.functional.normalize(scored.one.problem.u[5, 0].float(), dim=-1)
+    unit = torch.nn.functional.normalize(scored.task.problem.x[:, 0], dim=-1)
+    query = torch.nn.functional.normalize(scored.task.problem.u[5, 0].float(), dim=-1)
     best = (unit @ query).topk(3)
     assert [one.cosine for one in near] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert [one.label for one in near] == scored.one.problem.y[best.indices].tolist()
+    assert [one.label for one in near] == scored.task.problem.y[best.indices].tolist()
 
 
 def test_images_that_are_not_at_hand_are_told(tmp_path):
@@ -186,9 +186,9 @@ def test_images_that_are_not_at_hand_are_told(tmp_path):
 
 def test_the_map_is_the_principal_components(trained, monkeypatch):
     _, scored = trained["ulfine"]
-    rows = np.arange(0, len(scored.one.problem.u), 3)
+    rows = np.arange(0, len(scored.task.problem.u), 3)
     places = scene.flat_pca(scored, rows)
-    x = torch.nn.functional.normalize(scored.one.problem.u[rows, 0].float(), dim=-1).numpy()
+    x = torch.nn.functional.normalize(scored.task.problem.u[rows, 0].float(), dim=-1).numpy()
     x = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     assert np.allclose(np.abs(places), np.abs(u[:, :2] * s[:2]), atol=1e-3)

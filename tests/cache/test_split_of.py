@@ -38,10 +38,11 @@ def test_numbers_of_numpy_are_switches_too(cache):
 
 def test_a_switch_that_is_none_is_named_with_the_nearest_and_a_bad_value_with_what_is_accepted(cache):
     wrong = {
-        r"no switch 'gama_l'. Did you mean 'gamma_l'\? Known: seed, n1, m1, ": {"gama_l": 10},
+        r"split: unknown key 'gama_l'. Did you mean 'gamma_l'\? Known: class_order, ": {"gama_l": 10},
         "--order 'reverse' is not one of consistent, ": {"order": "reverse"},
-        "gamma_u='10' is not a number": {"gamma_u": "10"},
-        "overlap='no' is not True or False": {"overlap": "no"},
+        "split, gamma_u: 'ten' is not a number": {"gamma_u": "ten"},
+        "split, m1: 'most' is not a whole number or all": {"m1": "most"},
+        "split, overlap: 'no' is not true or false": {"overlap": "no"},
         "preset usb sets overlap to False, and True was asked for": {"preset": "usb", "overlap": True},
         "--gamma-l 0.5 is below 1": {"gamma_l": 0.5},
     }

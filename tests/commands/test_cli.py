@@ -11,7 +11,7 @@ import click
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
+from shell import invoke
 
 from fastltssl.commands import demo
 from fastltssl.commands.cli import COMMANDS, cli
@@ -26,14 +26,7 @@ PROTOCOL = ["--n1", "20", "--m1", "30", "--gamma-l", "4", "--gamma-u", "4", "--s
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments, code=0):
-        result = CliRunner().invoke(cli, [str(part) for part in arguments])
-        if result.exit_code != code and result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        return result
-
-    return call
+    return invoke
 
 
 def shell(*arguments, cwd):
@@ -144,7 +137,7 @@ def test_flags_win_over_the_file_and_unknown_keys_are_named(run, world, tmp_path
     row = last_json(run("train", "probe", "--config", "c.yaml", "--steps", "7", "--json"))
     assert (row["steps"], row["lr"], row["settings"]) == (7, 0.01, {"tau": 0.0})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config | {"gama_l": 2}))
-    assert "Did you mean 'gamma_l'" in run("train", "probe", "--config", "c.yaml", code=2).output
+    assert "Did you mean 'gamma_l'" in run("train", "probe", "--config", "c.yaml", code=2).told
 
 
 def test_eval_all_scores_every_labelled_row_of_every_group(run, world):
@@ -295,16 +288,18 @@ def test_a_damaged_chunk_is_refused_by_training_and_found_by_verify(world, tmp_p
     ("text", "message"),
     [
         ("steps: 10.9", "whole number"),
-        ("overlap: 'false'", "not true or false"),
-        ("set: [tau]", "must be a mapping"),
-        ("a: [", "is not YAML"),
+        ("overlap: 'no way'", "not true or false"),
+        ("set: 3", "must be a mapping"),
+        ("set: [tau]", "'tau' is not KNOB=VALUE"),
+        ("a: [", "cannot be read as YAML"),
+        ("{n1: 3, n1: 4}", "key 'n1' is given twice"),
         ("{preset: acr, overlap: false}", "preset acr sets overlap"),
         ("templates: 3", "is not text"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_a_usage_error(text, message, run, world, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
-    assert message in run("train", "probe", "--cache", world.path, "--config", "c.yaml", code=2).output
+    assert message in run("train", "probe", "--cache", world.path, "--config", "c.yaml", code=2).told
 
 
 def test_a_diverged_run_is_an_error_and_leaves_no_folder(world, tmp_path):

@@ -1,5 +1,7 @@
 """Heads and the zero-shot classifier against slow loops."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def unit(v):
 
 def test_text_scores_are_scaled_cosines_of_the_projected_feature_with_the_mean_prompt():
     of = toy.problem()
-    found = text_scores(text_branch(of._replace(logit_bias=-3.0)), of.x[:, 0])
+    found = text_scores(text_branch(dataclasses.replace(of, logit_bias=-3.0)), of.x[:, 0])
     x, projection, text = of.x[:, 0].numpy(), of.projection.numpy(), of.text.numpy()
     for i in range(17):
         for k in range(4):
@@ -47,7 +49,7 @@ def test_text_scores_are_scaled_cosines_of_the_projected_feature_with_the_mean_p
 
 def test_without_a_projection_the_feature_is_the_embedding():
     of = toy.problem()
-    embedded = of._replace(x=of.x @ of.projection, projection=None)
+    embedded = dataclasses.replace(of, x=of.x @ of.projection, u=of.u @ of.projection, projection=None)
     a, b = (text_scores(text_branch(one), one.x[:, 0]) for one in (of, embedded))
     assert torch.allclose(a, b)
 
@@ -99,7 +101,12 @@ def test_gradients_of_a_head_are_those_of_finite_differences(name):
 @pytest.mark.parametrize("name", AT_FIRST_PLAIN)
 def test_an_adapter_starts_at_the_scores_of_the_plain_head(name, weights):
     of = toy.problem_for(name)
-    plain = of._replace(x=adapters.feature_of(of.x, adapters.last_norm(of)), ln_post=None)
+    plain = dataclasses.replace(
+        of,
+        x=adapters.feature_of(of.x, adapters.last_norm(of)),
+        u=adapters.feature_of(of.u, adapters.last_norm(of)),
+        ln_post=None,
+    )
     head, cosine = heads.HEADS[name](weights=weights), heads.Cosine(weights=weights)
     found = head.scores(head.init(of, seeded(0, "init")), head.start(of), of.x[:, 0])
     wanted = cosine.scores(cosine.init(plain, seeded(0, "init")), cosine.start(plain), plain.x[:, 0])
@@ -110,7 +117,7 @@ def test_an_adapter_starts_at_the_scores_of_the_plain_head(name, weights):
 def test_permuting_classes_permutes_the_scores_of_a_head(name):
     of = toy.problem_for(name)
     order = torch.tensor([2, 0, 3, 1])  # new label -> old label
-    other = of._replace(y=torch.argsort(order)[of.y], prior=of.prior[order], text=of.text[order])
+    other = dataclasses.replace(of, y=torch.argsort(order)[of.y], prior=of.prior[order], text=of.text[order])
     a, b = (
         head.scores(head.init(each, seeded(0, "init")), head.start(each), of.x[:, 0])
         for each in (of, other)
@@ -260,14 +267,22 @@ def test_an_adapter_that_adds_nothing_gives_the_cached_feature_within_float16(bl
 
 def test_the_adapter_of_one_block_has_the_numbers_it_has_in_a_vit_b_16():
     of = toy.problem(taps=True)
-    wide = of._replace(x=torch.randn(17, 6, 2 * 768), ln_post=torch.ones(2, 768), projection=torch.randn(768, 5))
+    wide = dataclasses.replace(
+        of,
+        x=torch.randn(17, 6, 2 * 768),
+        u=torch.randn(23, 6, 2 * 768),
+        ln_post=torch.ones(2, 768),
+        projection=torch.randn(768, 5),
+    )
     params = heads.LastBlock(width=4).init(wide, seeded(0, "init"))
     assert 12 * sum(part.numel() for name, part in params.items() if name != "weight") == 101_436
 
 
 def test_rows_of_taps_score_as_their_feature_does_wherever_a_feature_is_asked_for():
     of = toy.problem(taps=True)
-    plain = of._replace(x=adapters.feature_of(of.x, of.ln_post), u=adapters.feature_of(of.u, of.ln_post), ln_post=None)
+    plain = dataclasses.replace(
+        of, x=adapters.feature_of(of.x, of.ln_post), u=adapters.feature_of(of.u, of.ln_post), ln_post=None
+    )
     a, b = (text_scores(text_branch(each), each.x[:, 0]) for each in (of, plain))
     assert torch.allclose(a, b)
     for init in ("text", "classmean", "random"):

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 
-import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from shell import invoke
 
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol
@@ -22,19 +22,20 @@ from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.reopen import source_of
 from fastltssl.encoder.towers import split_tower
-from fastltssl.errors import RunError, SourceError, TuningError
+from fastltssl.errors import ConfigError, RunError, SourceError, TuningError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_recipe, parse_views
-from fastltssl.live.images import Augmented, Seen, make_tokens, pictures_of, recipes_of
+from fastltssl.live.images import Augmented, Seen, pictures_of, recipes_of
 from fastltssl.live.memory import check_memory, recompute, step_bytes
 from fastltssl.live.modes import Live, parse_mode, trainable, tuned
 from fastltssl.live.step import Trainee, asked_at, finetuning, live_step
+from fastltssl.live.tokens import make_tokens
 from fastltssl.methods import configure
 from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs import live_seed as live_split
-from fastltssl.runs.config import Config, resolve
-from fastltssl.runs.experiment import seeds_of
+from fastltssl.runs.config import Config, read_options
+from fastltssl.runs.experiment import tasks_of
 from fastltssl.training.fit import fit
 from fastltssl.training.rows import resident
 from fastltssl.training.streams import make_stream
@@ -73,8 +74,8 @@ class Setup:
     def __init__(self, cache, opened, method="fixmatch", mode="adaptformer", settings=None, taps=False, **own):
         self.config = config_of(cache, method, mode, own.pop("steps", STEPS), settings=settings, **own)
         self.method = configure(method, settings or {})
-        self.one = seeds_of(self.config, cache, resident(cache, taps=taps))[0]
-        self.pool = live_split.LiveSplit(self.config, self.one, cache, opened)
+        self.one = tasks_of(self.config, cache, resident(cache, taps=taps))[0]
+        self.pool = live_split.LiveSplit(self.one, cache, opened)
         self.mode, self.encoder = parse_mode(mode), opened.encoder
 
     def tower(self, stream="tower"):
@@ -116,7 +117,7 @@ def test_the_last_block_adapter_trains_alike_from_taps_and_from_images(cache, op
     images = Setup(cache, opened, method, "lastblock", {"head": "cosine", "head.scale": 25}, steps=50, views="cached")
     taps = Setup(cache, opened, method, "lastblock", {"head": "lastblock"}, steps=50, taps=True)
     _, history = images.fitted(images.trainee(images.tower("init")), evals=50)  # the adapter starts as that of the head
-    stream = make_stream(taps.one.problem, taps.method.views, batch=8, batch_u=8, seed=0)
+    stream = make_stream(taps.one.problem, taps.method, batch=8, batch_u=8, seed=0)
     cached = fit(taps.method, taps.one.problem, stream, steps=50, evals=50, seed=0)
     assert len(history["loss"]) == 50
     torch.testing.assert_close(history["loss"], cached.history["loss"], atol=1e-3, rtol=1e-3)
@@ -333,13 +334,13 @@ def test_other_images_under_the_same_names_are_refused(cache, tmp_path):
 SLOW = """
 import sys, time
 import torch
-from fastltssl.live import step as finetune
+from fastltssl.live.checkpoint import TrainingState
 torch.set_num_threads(1)
-write = finetune._Fit.write
+write = TrainingState.write
 def slow(self, path, identity, step, seconds):
     write(self, path, identity, step, seconds)
     time.sleep(60 if path.name == "seed1.checkpoint" else 0)
-finetune._Fit.write = slow
+TrainingState.write = slow
 from fastltssl.commands.cli import cli
 cli(sys.argv[1:])
 """
@@ -402,7 +403,7 @@ def test_evaluating_all_rows_and_validation_rows(cache, opened, tmp_path):
         ({"method": "zeroshot"}, "zeroshot has no loss, so nothing would train through the encoder"),
         ({"settings": {"head": "lastblock"}}, "this head reads taps of a frozen last block"),
         ({"live_mode": "lastk:9"}, "the tower has 4 blocks"),
-        ({"live_mode": "ftt"}, "--live 'ftt' is unknown. Did you mean fft?"),
+        ({"live_mode": "ftt"}, "--live 'ftt' is unknown. Did you mean 'fft'?"),
         ({"optimizer": "adam"}, "--optimizer 'adam' is not one of sgd, adamw"),
         ({"views": "old"}, "--live-views 'old' is not one of fresh, cached"),
         ({"lr": 0.0}, "--encoder-lr 0.0 must be above 0"),
@@ -453,20 +454,18 @@ def test_flags_of_live_training_need_it(cache, tmp_path):
         (["--live", "fft", "--resume"], "--resume needs the folder of the run"),
     ):
         own = line if "needs" not in message else line[:-2]
-        result = CliRunner().invoke(cli, [*own, *more])
-        assert result.exit_code == 2, result.output
-        assert message in result.output
+        assert message in invoke(*own, *more, code=2).told
 
 
 def test_a_file_takes_the_names_of_the_flags_and_those_a_run_writes(cache, tmp_path):
-    file, flags = tmp_path / "live.yaml", {"cache_name": "some", "set_": ()}
+    file, flags = tmp_path / "live.yaml", {"cache": "some", "method": "fixmatch"}
     wanted = Live("lora:4", lr=0.01, views="cached", compiled=True)
     for keys in ("encoder-lr: .01, live-views: cached, compile: true", "lr: .01, views: cached, compiled: true"):
         file.write_text(f"live: {{mode: 'lora:4', {keys}}}")
-        assert resolve("fixmatch", file, dict(flags)).live == wanted
+        assert Config.of(read_options(file), flags).live == wanted
     file.write_text("live: {mode: fft, rate: 1}")
-    with pytest.raises(click.UsageError, match="unknown key 'rate'"):
-        resolve("fixmatch", file, dict(flags))
+    with pytest.raises(ConfigError, match="unknown key 'rate'"):
+        Config.of(read_options(file), flags)
 
 
 def test_images_that_the_data_set_lacks_are_named(cache, opened):

@@ -358,7 +358,7 @@ ALL = "Accepted: fft, adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K, lastb
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lroa", f"--live 'lroa' is unknown. Did you mean lora? {ALL}"),
+        ("lroa", f"--live 'lroa' is unknown. Did you mean 'lora'? {ALL}"),
         ("", f"--live '' is unknown. {ALL}"),
         ("lora:", f"--live 'lora:' is not of the form lora[:R], R a whole number from 1. {ALL}"),
         ("lora:0", f"--live 'lora:0' is not of the form lora[:R], R a whole number from 1. {ALL}"),

@@ -244,7 +244,9 @@ def gaussian(prior_u, rows=3000, n_classes=4, width=8):
 
     of = toy.problem(steps=400)
     prior = torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
-    of = of._replace(x=views_of(y), y=y, u=views_of(hidden), views=views, prior=prior, text=None, projection=None)
+    of = dataclasses.replace(
+        of, x=views_of(y), y=y, u=views_of(hidden), views=views, prior=prior, text=None, projection=None
+    )
     return of, torch.bincount(hidden, minlength=n_classes) / rows
 
 
@@ -396,7 +398,7 @@ def test_ridge_chooses_the_strength_and_scale_that_suit_left_out_rows():
 
 def test_balanced_ridge_gives_every_class_the_same_weight():
     of = toy.problem(counts=[8, 5, 3, 1], noise=1.5)
-    doubled = of._replace(x=torch.cat([of.x, of.x[of.y == 0]]), y=torch.cat([of.y, of.y[of.y == 0]]))
+    doubled = dataclasses.replace(of, x=torch.cat([of.x, of.x[of.y == 0]]), y=torch.cat([of.y, of.y[of.y == 0]]))
     settings = {"strength": 0.2, "scale": 10}
 
     def scores(balance):
@@ -478,7 +480,7 @@ def ring_problem():
     x, y, seeds = rings()
     of = toy.problem(n_classes=2, counts=[1, 1], text=False)
     prior = torch.full((2,), 0.5, dtype=torch.float64)
-    return of._replace(x=x[seeds][:, None], y=y[seeds], u=x[:, None], views=("center",), prior=prior), x, y
+    return dataclasses.replace(of, x=x[seeds][:, None], y=y[seeds], u=x[:, None], views=("center",), prior=prior), x, y
 
 
 def test_labels_follow_the_clusters_where_the_nearest_label_is_wrong():
@@ -519,12 +521,12 @@ def test_label_propagation_works_on_labelled_rows_alone():
     of = toy.problem(noise=0.3)
     method = methods.configure("labelprop", {"neighbours": 3})
     for u in (of.u[:0], of.u):
-        state = start(method, of._replace(u=u), 0).state
+        state = start(method, dataclasses.replace(of, u=u), 0).state
         assert len(state.key) == len(of.x) + len(u)
         guess = method.scores({}, state, of.x[:, 0])["test"].argmax(dim=-1)
         assert (guess == of.y).double().mean() > 0.8
     with pytest.raises(MissingViews, match="Add --m1 COUNT"):  # a run without a pool is refused like any other
-        fit(method, of, toy.stream(of._replace(u=of.u[:0]), method), steps=1)
+        fit(method, of, toy.stream(dataclasses.replace(of, u=of.u[:0]), method), steps=1)
 
 
 def test_label_propagation_scores_more_rows_than_it_takes_at_once(monkeypatch):
@@ -576,7 +578,7 @@ def test_balanced_votes_are_the_plain_ones_where_labels_are_balanced():
 def test_permuting_classes_permutes_a_training_free_result(name):
     method, of = methods.configure(name, {}), toy.problem()
     order = torch.tensor([2, 0, 3, 1])
-    other = of._replace(y=torch.argsort(order)[of.y], prior=of.prior[order], text=of.text[order])
+    other = dataclasses.replace(of, y=torch.argsort(order)[of.y], prior=of.prior[order], text=of.text[order])
     found, expected = (method.scores({}, start(method, one, 0).state, of.x[:, 1])["test"] for one in (other, of))
     assert torch.allclose(found, expected[:, order])
 

@@ -12,9 +12,10 @@ from fastltssl import methods
 from fastltssl.cache.splits import Protocol, long_tailed
 from fastltssl.errors import UnknownKnob, UnknownMethod
 from fastltssl.functional.heads import HEADS
-from fastltssl.training.fit import fit, fit_many, is_trained, pick, start, step
+from fastltssl.training.fit import fit, fit_many, pick, start, step
 from fastltssl.training.rows import make_problem, resident
 from fastltssl.training.streams import batch_at, make_stream
+from fastltssl.types import is_trained
 
 NAMES = methods.names()
 TRAINED = [name for name in NAMES if is_trained(methods.configure(name, {}))]
@@ -129,7 +130,7 @@ def test_permuting_classes_permutes_the_result(name, weights):
     method, of = methods.configure(name, {"head.weights": weights}), toy.problem()
     order = torch.tensor([2, 0, 3, 1])  # new label -> old label
     back = torch.argsort(order)
-    other = of._replace(y=back[of.y], prior=of.prior[order], text=of.text[order])
+    other = dataclasses.replace(of, y=back[of.y], prior=of.prior[order], text=of.text[order])
     a, b = (short_fit(method, one).run for one in (of, other))
     expected = method.scores(a.params, a.state, of.x[:, 0])["test"][:, order]
     assert torch.allclose(method.scores(b.params, b.state, of.x[:, 0])["test"], expected, atol=1e-6)
@@ -237,7 +238,7 @@ def test_balanced_labels_beat_zero_shot_on_the_embedded_world(name, world):
 
     def accuracy(name):
         method = methods.configure(name, {})
-        stream = make_stream(of, method.views, batch=64, batch_u=64, seed=0)
+        stream = make_stream(of, method, batch=64, batch_u=64, seed=0)
         run = fit(method, of, stream, steps=300, evals=1).run
         return (method.scores(run.params, run.state, x)["test"].argmax(dim=-1) == y).double().mean()
 

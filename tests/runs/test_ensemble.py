@@ -24,12 +24,13 @@ from fastltssl.progress import drain
 from fastltssl.runs import ensemble
 from fastltssl.runs import trained as predict
 from fastltssl.runs.config import Config
-from fastltssl.runs.experiment import seeds_of, training
+from fastltssl.runs.experiment import tasks_of, training
 from fastltssl.runs.folder import read_audit, read_record
 from fastltssl.runs.record import METRICS
 from fastltssl.training.rows import resident
 from fastltssl.training.step import start
 from fastltssl.training.streams import batch_at, make_stream
+from fastltssl.types import labelled_tau_of
 
 LONG_TAILED = Protocol(n1=12, gamma_l=6, val=2)
 SETTINGS = [{"tau": 1.0}, {"tau": 0.0}, {"tau": 0.5, "head": "linear"}, {"scale": "joint"}]
@@ -79,7 +80,7 @@ def refused(line):
 
 
 def ensembled(folder, cache, settings=None, out=None, **images):
-    return drain(ensemble.ensembling(ensemble.planned(folder, settings or {}), cache, out, **images))
+    return drain(ensemble.ensembling(ensemble.planned("gla", folder, settings or {}), cache, out, **images))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -102,10 +103,10 @@ def test_the_ensemble_of_a_probe_is_gla(world, tmp_path, settings):
 def test_the_scores_are_the_sum_of_the_paper(world, cached):
     """z_ft - (1 - tau) log pi_s + s z_zs - log pi_p, row by row, on counts 12 to 2 and shifted label bias."""
     rows, trained = resident(world), predict.load_run(cached, world, 3)
-    config = ensemble.planned(cached, {"tau": 0.3}).config
-    one = seeds_of(config, world, rows)[1]
+    config = ensemble.planned("gla", cached, {"tau": 0.3}).config
+    one = tasks_of(config, world, rows)[1]
     x = rows.features["test"][:50, 0].float()
-    method = ensemble.Ensemble(tau=0.3)
+    method = methods.load("gla").Ensemble(tau=0.3)
     found = method.scores({}, method.start(one.problem), torch.cat([trained.scores(x), x], dim=-1))
     zero_shot = methods.configure("zeroshot", {})
     state = zero_shot.start(one.problem)
@@ -138,21 +139,23 @@ def test_the_run_alone_is_what_it_recorded_and_the_text_alone_is_debiased_zero_s
 def test_tau_is_that_of_the_tested_head_else_one(world, tmp_path, method, settings, tau):
     config = config_of(world, method, settings, steps=2, seeds=(0,), protocol=Protocol(n1=4, m1=4))
     drain(training(config, world, resident(world), tmp_path / "run"))
-    plan = ensemble.planned(tmp_path / "run", {})
+    plan = ensemble.planned("gla", tmp_path / "run", {})
     assert plan.config.settings == {"tau": tau}
     assert plan.why.startswith(f"tau {tau}: ")
-    assert ("CE(z + tau log pi_l, y)" in plan.why) == (method in ensemble.ADJUSTED)
-    assert ensemble.planned(tmp_path / "run", {"tau": "0.4"}).why == "tau 0.4, as asked"
+    assert ("CE(z + tau log pi_l, y)" in plan.why) == (labelled_tau_of(methods.configure(method, {})) is not None)
+    assert ensemble.planned("gla", tmp_path / "run", {"tau": "0.4"}).why == "tau 0.4, as asked"
 
 
-@pytest.mark.parametrize("name", ensemble.ADJUSTED)
+@pytest.mark.parametrize(
+    "name", [name for name in methods.names() if hasattr(methods.load(name).Method, "adjusted_by")]
+)
 def test_a_method_whose_tau_is_taken_trains_the_tested_head_with_it(world, name):
     config = config_of(world, name, protocol=Protocol(n1=6, m1=4, gamma_l=3), steps=1)
-    problem = seeds_of(config, world, resident(world))[0].problem
+    problem = tasks_of(config, world, resident(world))[0].problem
     method = methods.configure(name, {"tau": 0.7, "head": "linear"})
     without = methods.configure(name, {"tau": 0.7, "head": "linear"} | ({} if name == "probe" else {"lambda_u": 0}))
     run = start(method, problem, 0)
-    batch = batch_at(problem, make_stream(problem, method.views, batch=16, batch_u=8, seed=0), 0)
+    batch = batch_at(problem, make_stream(problem, method, batch=16, batch_u=8, seed=0), 0)
     scores = method.scores(run.params, run.state, batch.x)["test"]
     adjusted = scores + 0.7 * problem.prior.log()
     wanted = (adjusted.logsumexp(dim=-1) - adjusted[torch.arange(16), batch.y]).mean()
@@ -225,14 +228,14 @@ def test_what_cannot_be_ensembled_is_refused(world, cached, tmp_path):
     assert not (tmp_path / "out").exists()
     drain(training(config_of(world, "gla", steps=2), world, resident(world), tmp_path / "gla"))
     with pytest.raises(RunError, match="a run of gla, whose scores hold the zero-shot scores already"):
-        ensemble.planned(tmp_path / "gla", {})
+        ensemble.planned("gla", tmp_path / "gla", {})
 
 
 def test_an_ensemble_is_no_run_to_train_predict_or_ensemble_from(world, cached, tmp_path):
     out = tmp_path / "sum"
     ensembled(cached, world, out=out)
     with pytest.raises(RunError, match=r"is an ensemble with .*probe already. Name that run"):
-        ensemble.planned(out, {})
+        ensemble.planned("gla", out, {})
     with pytest.raises(RunError, match=r"adds zero-shot scores to those of .*probe: it has no head"):
         predict.load_run(out, world)
     assert f"train gla --ensemble {cached}" in refused(f"train gla --config {out / 'config.yaml'}")

@@ -17,7 +17,7 @@ from fastltssl.runs import experiment
 from fastltssl.runs import folder as runs
 from fastltssl.runs import record as records
 from fastltssl.runs.config import Config, check
-from fastltssl.runs.evaluation import audited, evaluator, given_groups, grouping
+from fastltssl.runs.evaluation import audited, evaluate, given_groups, grouping, measured_rows
 from fastltssl.training.rows import make_problem, resident
 from fastltssl.types import Run
 
@@ -163,6 +163,12 @@ class Fixed:
     views, threshold = (1, 1), 0.3
     weight = torch.randn(8, 6, generator=torch.Generator().manual_seed(5))
 
+    def init(self, problem, generator):
+        return ()
+
+    def start(self, problem):
+        return ()
+
     def scores(self, params, state, x):
         return {"test": x @ self.weight, "pseudo": 2 * x @ self.weight}
 
@@ -171,7 +177,7 @@ def test_test_validation_and_pool_are_scored_on_their_own_rows_and_views(cache, 
     protocol = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4, val=5, test_per_class=7)
     split = long_tailed({name: one.labels for name, one in cache.groups.items()}, 6, protocol, 0)
     problem, features, y = make_problem(rows, split, 1), rows.features["train"].float(), rows.labels["train"]
-    found = evaluator(config(cache), split, None, problem, rows)(Fixed(), Run((), (), ()))
+    found = evaluate(Fixed(), Run((), (), ()), measured_rows(config(cache), split, None, problem, rows))
 
     def recall(chosen):
         guess = (features[chosen, 0] @ Fixed.weight).argmax(dim=-1)
@@ -240,8 +246,8 @@ def test_groups_can_be_given_by_name_or_number(cache, rows, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "must hold"),
-        ("{head: ant}", "must hold"),
+        ("[1, 2]", "is not a mapping"),
+        ("{head: ant}", "head: 'ant' is not a list"),
         ("{head: [ant], big: [bee]}", "'big' is not one of head, medium, tail, many, few"),
         ("{head: [ant, gnu]}", "holds 'gnu', which is no class"),
         ("{head: [ant], few: [0]}", "class 0 is named twice"),

@@ -510,7 +510,7 @@ def test_a_map_of_many_rows_takes_some_evenly(monkeypatch, scored):
     monkeypatch.setattr(map_page, "_KEPT", {})
     shown = session.Shown(None, read, one, "", 0, one.neutral, *[None] * 6)
     rows, places = map_page.placed(shown, "PCA")
-    assert rows[[0, -1]].tolist() == [0, len(one.one.problem.u) - 1]
+    assert rows[[0, -1]].tolist() == [0, len(one.task.problem.u) - 1]
     assert places.shape == (len(rows), 2)
     assert len(rows) == 50
 

@@ -62,7 +62,7 @@ def classifier(cache, method="ulfine", **params):
 @pytest.mark.parametrize("method", ["ulfine", "finessl", "labelprop", "probe"])
 def test_rows_with_named_views_give_the_scores_of_fit_by_hand_exactly(method, cache, rows, split, test_x):
     problem, chosen = make_problem(rows, split, STEPS), configure(method, {})
-    stream = make_stream(problem, chosen.views, batch=16, batch_u=32, seed=5)
+    stream = make_stream(problem, chosen, batch=16, batch_u=32, seed=5)
     by_hand = fit(chosen, problem, stream, steps=STEPS, seed=5, lr=0.1, weight_decay=1e-3).run
     expected = chosen.scores(by_hand.params, by_hand.state, torch.from_numpy(test_x))["test"]
     labels = cache.groups["train"].labels
@@ -99,7 +99,7 @@ def test_emulated_views_are_those_of_an_imported_cache(method, cache, semi, tmp_
         labelled=known, unlabelled=np.flatnonzero(y < 0), counts=np.bincount(y[known], minlength=6)
     )
     problem = make_problem(imported, taken, STEPS)
-    stream = make_stream(problem, chosen.views, batch=16, batch_u=32, seed=4)
+    stream = make_stream(problem, chosen, batch=16, batch_u=32, seed=4)
     run = fit(chosen, problem, stream, steps=STEPS, seed=4).run
     expected = chosen.scores(run.params, run.state, torch.from_numpy(test_x))
     found = classifier(own, method, seed=4).fit(x, y)

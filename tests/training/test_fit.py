@@ -1,5 +1,7 @@
 """The loop: the optimiser against a slow one, the schedule, the records."""
 
+import dataclasses
+
 import pytest
 import torch
 import toy
@@ -71,8 +73,8 @@ def test_what_does_not_vary_between_joint_runs_stays_shared():
 @pytest.mark.parametrize("name", ["probe", "fixmatch", "adello", "finessl", "ulfine", "gla"])
 def test_a_gpu_gives_the_run_a_cpu_gives(name):
     of, method = toy.problem(), methods.configure(name, {})
-    on_gpu = of._replace(
-        **{field: getattr(of, field).cuda() for field in ("x", "y", "u", "prior", "text", "projection")}
+    on_gpu = dataclasses.replace(
+        of, **{field: getattr(of, field).cuda() for field in ("x", "y", "u", "prior", "text", "projection")}
     )
     runs = [fit(method, one, toy.stream(one, method), steps=40, evals=1).run for one in (of, on_gpu)]
     scores = [

@@ -1,5 +1,7 @@
 """Streams: seeded, distinct within a batch, faithful to roles; noise drawn from them, and taps in place of features."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def test_rows_of_a_batch_are_distinct_and_an_epoch_visits_each_row_once():
 
 def test_a_batch_larger_than_the_set_takes_the_whole_set():
     of = toy.problem()
-    batch = batch_at(of, make_stream(of, FINESSL.views, batch=99, batch_u=99, seed=0), 0)
+    batch = batch_at(of, make_stream(of, FINESSL, batch=99, batch_u=99, seed=0), 0)
     assert sorted(batch.x_row.tolist()) == list(range(17))
     assert batch.strong.shape == (2, 23, 6)
 
@@ -57,7 +59,7 @@ def test_streams_follow_their_seed():
 
 def test_a_cache_without_weak_views_trains_on_the_center_one():
     of = toy.problem()
-    center = of._replace(x=of.x[:, :1], u=of.u[:, :1], views=("center",))
+    center = dataclasses.replace(of, x=of.x[:, :1], u=of.u[:, :1], views=("center",))
     batch = batch_at(center, toy.stream(center, PROBE), 0)
     assert torch.equal(batch.x, of.x[batch.x_row, 0])
 
@@ -65,16 +67,16 @@ def test_a_cache_without_weak_views_trains_on_the_center_one():
 def test_missing_strong_views_or_unlabelled_rows_are_said_with_the_way_out():
     of = toy.problem()
     with pytest.raises(MissingViews, match="--views center,weak:4,strong:4"):
-        toy.stream(of._replace(u=of.u[:, :3], views=of.views[:3]), FINESSL)
+        toy.stream(dataclasses.replace(of, x=of.x[:, :3], u=of.u[:, :3], views=of.views[:3]), FINESSL)
     with pytest.raises(MissingViews, match="Add --m1"):
-        toy.stream(of._replace(u=of.u[:0]), FINESSL)
+        toy.stream(dataclasses.replace(of, u=of.u[:0]), FINESSL)
 
 
 def test_noise_follows_the_seed_and_the_step_and_changes_no_other_draw():
     of = toy.problem()
 
     def made(seed, noise):
-        return make_stream(of, (1, 2), batch=5, batch_u=9, seed=seed, noise=noise)
+        return make_stream(of, FINESSL, batch=5, batch_u=9, seed=seed, noise=noise)
 
     plain, noisy, again, other = made(0, False), made(0, True), made(0, True), made(1, True)
     assert all(torch.equal(p, q) for p, q in zip(plain[:-1], noisy[:-1], strict=True))
@@ -117,7 +119,9 @@ def test_rows_hold_taps_in_place_of_features_where_they_are_asked_for(tmp_path):
     of = make_problem(taps, split, steps=3)
     assert of.ln_post.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert of.x.shape == (6, 3, 8)
-    assert batch_at(of, make_stream(of, (1, 1), batch=4, batch_u=2, seed=0), 0).strong.shape == (1, 2, 8)
+    assert batch_at(
+        of, make_stream(of, methods.configure("fixmatch", {}), batch=4, batch_u=2, seed=0), 0
+    ).strong.shape == (1, 2, 8)
 
 
 def test_a_cache_without_taps_says_how_to_make_them(tmp_path):

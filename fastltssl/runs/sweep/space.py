@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fastltssl.errors import ConfigError, UnknownKnob, did_you_mean
 from fastltssl.functional.heads import HEADS
 from fastltssl.methods import configure, fields, values
+from fastltssl.reading import read_yaml
 from fastltssl.runs.config import Config
 
 
@@ -74,15 +74,9 @@ def _range_of(field: Any) -> Real:
 
 
 def _from_file(path: Path) -> dict[str, str]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--space {path} cannot be read as YAML: {error}") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"--space {path} must map knobs to ranges, such as 'mu: 0:1' or 'align: stack|zscore'")
-    return {
-        str(name): "|".join(map(str, each)) if isinstance(each, list) else str(each) for name, each in found.items()
-    }
+    """A range for each knob, such as 'mu: 0:1' or 'align: stack|zscore'; options may be a list."""
+    ranges = read_yaml(path, dict[str, str | float | list[Any]])
+    return {name: "|".join(map(str, text)) if isinstance(text, list) else str(text) for name, text in ranges.items()}
 
 
 def _parsed(name: str, text: str, config: Config, is_real: bool) -> Real | tuple[Any, ...]:

@@ -23,17 +23,16 @@ from optuna.trial import TrialState
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache
-from fastltssl.cache.splits import Protocol
 from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional import metrics
-from fastltssl.functional.adapters import wants_taps
 from fastltssl.machine import available_memory
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work, drain
-from fastltssl.runs.config import Config, as_dict, check
-from fastltssl.runs.experiment import SeedSplit, alike_of, open_rows, seeds_of, training, with_templates
+from fastltssl.runs.config import Config, as_dict
+from fastltssl.runs.evaluation import Task
+from fastltssl.runs.experiment import open_rows, same_shape, stream_of, task_of, tasks_of, training
 from fastltssl.runs.folder import new_folder
-from fastltssl.runs.sweep.space import Real, configured, grid, space_of
+from fastltssl.runs.sweep.space import OF_CONFIG, Real, configured, grid, space_of
 from fastltssl.runs.sweep.trials import (
     METRICS,
     Sweep,
@@ -54,8 +53,9 @@ from fastltssl.runs.sweep.trials import (
 )
 from fastltssl.training.fit import start
 from fastltssl.training.population import Population, advance, each_group, kept, populate, scores_of, tuned
-from fastltssl.training.rows import Rows, resident
-from fastltssl.training.streams import make_stream, require
+from fastltssl.training.rows import Rows, rows_for
+from fastltssl.training.step import with_knobs
+from fastltssl.training.streams import require
 
 FEWEST_STEPS = 20  # before the first rung
 WORTH_TUNING = 20_000  # steps of single runs, from which trying out group sizes pays
@@ -74,16 +74,15 @@ def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
     heads = sweep.space.get("head")
     own_heads = [configured(sweep.config, {"head": head}) for head in heads] if isinstance(heads, tuple) else []
     for config in own_heads or [sweep.config]:
-        method, own = configure(config.method, config.settings), _with_taps(config, cache, rows)
-        for one in seeds_of(config, cache, own)[:1]:
-            require(one.problem, method.views)
-            start(method, one.problem, one.seed)
+        method = configure(config.method, config.settings)
+        task = task_of(config, config.seeds[0], cache, _rows(config, cache, rows))
+        require(task.problem, method.views)
+        start(method, task.problem, task.seed)
 
 
 def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Work[list[Trial]]:
     """Ask, train and tell until the study holds its trials, yielding Progress; returns all trials."""
     sweep = checked(sweep)
-    rows = with_templates(rows, cache, sweep.config.templates)
     points = grid(sweep.space, sweep.trials) if sweep.sampler == "grid" else []
     wanted = min(sweep.trials, len(points)) if points else sweep.trials
     sign_in(study)
@@ -100,7 +99,7 @@ def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Wor
             alike.setdefault(tuple(trial.params[name] for name in options), []).append(trial)
         for values, members in alike.items():
             config = configured(sweep.config, dict(zip(options, values, strict=True)))
-            own = _with_taps(config, cache, rows)
+            own = _rows(config, cache, rows)
             for part in _fitting(sweep, config, cache, own, members):
                 calls = compiled.setdefault(values, {}) if sweep.compiled else None
                 for record in _judged(sweep, config, cache, own, study, part, calls):
@@ -133,7 +132,7 @@ def _judged(
             runs = sum(math.prod(population.shape) for population, _ in squad)
             loss = float(torch.stack(losses).mean())
             yield Progress(step, config.steps, time.perf_counter() - began, runs=runs, loss=loss)
-        each = 100 * torch.cat([_values(population, own, rows, sweep.metric) for population, own in squad])
+        each = 100 * torch.cat([_values(population, own, sweep.metric) for population, own in squad])
         mean = torch.where(is_finite, each.mean(dim=0), worst)
         for r, trial in enumerate(alive):
             report(trial, float(mean[r]), step, each[:, r].tolist() if is_finite[r] else [], bool(is_finite[r]))
@@ -175,35 +174,28 @@ def _survivors(
     return torch.tensor([r for r, trial in enumerate(alive) if trial.number in best], dtype=torch.long)
 
 
-def _with_taps(config: Config, cache: Cache, rows: Rows) -> Rows:
-    """The rows themselves, or taps in place of features where the head reads those."""
-    if not wants_taps(configure(config.method, config.settings)):
-        return rows
-    return with_templates(resident(cache, str(rows.features["train"].device), taps=True), cache, config.templates)
+def _rows(config: Config, cache: Cache, rows: Rows) -> Rows:
+    """The rows that the method of a configuration reads."""
+    return rows_for(cache, configure(config.method, config.settings), rows, templates=config.templates)
 
 
 def _squad(
     sweep: Sweep, config: Config, cache: Cache, rows: Rows, trials: Sequence[optuna.Trial],
     calls: dict[Any, Any] | None = None,
-) -> list[tuple[Population, list[SeedSplit]]]:  # fmt: skip
+) -> list[tuple[Population, list[Task]]]:  # fmt: skip
     """The configurations on every seed: a population for each set of seeds whose tensors have one shape."""
     method = configure(config.method, config.settings)
-    seeds = seeds_of(config, cache, rows)
-    real = [name for name, each in sweep.space.items() if isinstance(each, Real)]
-    knobs = {name: torch.tensor([t.params[name] for t in trials], dtype=torch.float64) for name in real}
+    tasks = tasks_of(config, cache, rows)
+    real = [name for name, knob in sweep.space.items() if isinstance(knob, Real)]
+    knobs = {name: torch.tensor([trial.params[name] for trial in trials], dtype=torch.float64) for name in real}
+    swept = with_knobs(method, {name: values for name, values in knobs.items() if name not in OF_CONFIG})
     squad = []
-    for members in alike_of(method, [one.problem for one in seeds]):
-        own = [seeds[i] for i in members]
-        streams = [
-            make_stream(
-                one.problem, method.views, batch=config.batch, batch_u=config.batch_u, seed=one.seed,
-                noise=hasattr(method, "noise"),
-            )
-            for one in own
-        ]  # fmt: skip
+    for members in same_shape([task.problem for task in tasks]):
+        own = [tasks[index] for index in members]
         population = populate(
-            method, knobs or {"lr": torch.full((len(trials),), config.lr)}, [one.problem for one in own], streams,
-            [one.seed for one in own], lr=config.lr, weight_decay=config.weight_decay, calls=calls,
+            method, knobs or {"lr": torch.full((len(trials),), config.lr)}, [task.problem for task in own],
+            [stream_of(task, swept) for task in own], [task.seed for task in own],
+            lr=config.lr, weight_decay=config.weight_decay, calls=calls,
         )  # fmt: skip
         squad.append((population, own))
     return squad
@@ -223,11 +215,10 @@ def _fitting(
     return [trials[i : i + lot] for i in range(0, len(trials), lot)]
 
 
-def _values(population: Population, seeds: Sequence[SeedSplit], rows: Rows, metric: str) -> Float[Tensor, "S R"]:
+def _values(population: Population, tasks: Sequence[Task], metric: str) -> Float[Tensor, "S R"]:
     """The metric of every run on the validation rows of its split, a fraction."""
     name = metric.partition(".")[2]
-    val = [torch.from_numpy(one.split.val) for one in seeds]
-    x, y = [rows.features["train"][v][:, 0] for v in val], [rows.labels["train"][v] for v in val]
+    x, y = [task.measured.val_x for task in tasks], [task.measured.val_y for task in tasks]
 
     def measured(part: Population, place: slice) -> Tensor:
         scores = scores_of(part, x[place])
@@ -301,18 +292,10 @@ def sweep(
     only = only.split(",") if isinstance(only, str) else only
     if not isinstance(ranges or {}, dict):
         raise ConfigError(f"ranges must map knobs to (low, high) or a list of options, not {ranges!r}")
-    switches = {one.name for one in dataclasses.fields(Protocol)}
-    protocol = Protocol(**{name: options.pop(name) for name in list(options) if name in switches})
-    known = {one.name for one in dataclasses.fields(Config)}
-    if unknown := sorted(set(options) - known):
-        raise ConfigError(f"{unknown[0]!r} is no option of a sweep; known: {', '.join(sorted(known | switches))}")
     for name, value in (("trials", trials), ("halving", halving)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{name} must be a whole number, not {value!r}")
-    if not isinstance(options.get("seeds", ()), tuple | list | range):
-        raise ConfigError(f"seeds must list seeds, such as (0, 1, 2), not {options['seeds']!r}")
-    options |= {"seeds": tuple(options["seeds"])} if "seeds" in options else {}
-    config = check(Config(method, str(cache), protocol, **options))
+    config = Config.of(options | {"method": method, "cache": str(cache)})
     texts = [f"{name}={_text(each)}" for name, each in (ranges or {}).items()]
     asked_for = checked(Sweep(config, space_of(config, texts, only), trials, sampler, halving, metric))
     opened, rows = open_rows(config.cache, device)

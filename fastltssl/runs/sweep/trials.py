@@ -24,7 +24,7 @@ from fastltssl.errors import ConfigError, RunError
 from fastltssl.methods import configure
 from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.sweep.space import Real, Space, grid
-from fastltssl.training.fit import is_trained
+from fastltssl.types import is_trained
 
 SAMPLERS = ("tpe", "random", "grid", "qmc")
 METRICS = {"bacc": 1, "top1": 1, "gm": 1, "hm": 1, "worst": 1, "ece": -1, "mce": -1}  # 1 where more is better

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastltssl.analysis import history as numbers
-from fastltssl.analysis.history import Insight, OverTime, PerClass, Summary
+from fastltssl.analysis.history import Insight, Summary
 from fastltssl.functional.metrics import GROUPS
 from fastltssl.show.names import names_of
 from fastltssl.show.report import figures as draw
 from fastltssl.show.report.figures import BROAD, SMALL, Lines
+from fastltssl.types import OverTime, PerClass
 
 MOST_IN_SMALL = 45  # classes; figures of more are as wide as the page
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastltssl.analysis import history as numbers
-from fastltssl.analysis.history import BINS, OverTime, PerClass
+from fastltssl.analysis.history import BINS
 from fastltssl.functional.metrics import GROUPS
 from fastltssl.show.report import figures as draw
 from fastltssl.show.report.exhibits import (
@@ -32,6 +32,7 @@ from fastltssl.show.report.exhibits import (
     slug,
 )
 from fastltssl.show.report.figures import Lines
+from fastltssl.types import OverTime, PerClass
 
 WORST = 10  # pairs of classes listed
 SQUARE, BROAD_SQUARE = (4.8, 5.0), (9.8, 10.0)  # inches

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from fastltssl.analysis.history import OverTime, PerClass, method_state
+from fastltssl.analysis.history import method_state
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Shown
+from fastltssl.types import OverTime, PerClass
 
 
 def cards(shown: Shown, dark: bool) -> list[Any]:

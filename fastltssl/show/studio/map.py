@@ -121,7 +121,7 @@ def _plot(dark: bool) -> tuple[Any, Any, Any]:
 def placed(shown: Shown, layout: str) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the pool and where they lie [K 2], worked out once for each split. Raises MapError."""
     assert shown.scored is not None
-    count = len(shown.scored.one.problem.u)
+    count = len(shown.scored.task.problem.u)
     rows = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int))
     if not is_placed(shown, layout):
         _KEPT[_key(shown, layout)] = LAYOUTS[layout](shown.scored, rows)
@@ -136,7 +136,7 @@ def is_placed(shown: Shown, layout: str) -> bool:
 def _key(shown: Shown, layout: str) -> Any:
     scored = shown.scored
     assert scored is not None
-    split = scored.one.split.unlabelled
+    split = scored.task.split.unlabelled
     return layout, str(scored.trained.cache.path), shown.insight.record["cache_fingerprint"], split.tobytes()
 
 

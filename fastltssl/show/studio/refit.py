@@ -23,7 +23,7 @@ from fastltssl.runs.config import Config
 from fastltssl.runs.folder import new_folder
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Session, Shown, at_hand, insights_of, scored_of
-from fastltssl.training.fit import is_trained
+from fastltssl.types import is_trained
 
 TABLE = {  # measure -> title
     "bacc": "bACC", "top1": "top-1", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE",

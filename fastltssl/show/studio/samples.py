@@ -202,7 +202,7 @@ def _caption(names: tuple[str, ...], true: int, label: int, confidence: float) -
 
 def _group(shown: Shown) -> str | None:
     """The group of the cache that the pool is of, where that is known."""
-    return shown.scored.one.split.unlabelled_group if shown.scored else None
+    return shown.scored.task.split.unlabelled_group if shown.scored else None
 
 
 def _closer(session: Session, row: int) -> list[Any]:
@@ -240,7 +240,7 @@ def _closer(session: Session, row: int) -> list[Any]:
             d.card("Scores of each branch", "Probability of the likeliest classes by each branch, on the center view, "
                    "as trained: the pseudo-label is that of a weak view.", _branches(scores, top, names, dark), dark),
             d.card("Scores of each view", "Probability by the run, on every cached view: views that disagree are a "
-                   "warning.", _views(scores["run"], scored.one.problem.views, top, names, dark), dark),
+                   "warning.", _views(scores["run"], scored.task.problem.views, top, names, dark), dark),
         )
     ]  # fmt: skip
 

@@ -246,7 +246,7 @@ def _measured(
     """Pseudo-labels and test metrics of the finished run under some knobs."""
     if scored is None:
         return at_step(insight), None
-    return relabelled(scored, knobs) if len(scored.one.problem.u) else None, tested(scored, knobs)
+    return relabelled(scored, knobs) if len(scored.task.problem.u) else None, tested(scored, knobs)
 
 
 def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Tensor, " M"] | None) -> Summary | None:

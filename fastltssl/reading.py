@@ -1,0 +1,168 @@
+"""JSON and YAML read into typed values: one reader, so that every file and every mapping of options is refused alike.
+
+What is refused: a key given twice, a key that is not known, a missing one, a value of another type. The message names
+the place ("grid.yaml, protocols[1].n1"), the value in at most a line, and what is accepted.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import msgspec
+import yaml
+
+from fastltssl.errors import ConfigError, FastltsslError, did_you_mean
+
+Kind = TypeVar("Kind")
+LONGEST = 60  # characters of a value in a message
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+
+
+def read_yaml(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
+    """A YAML or JSON file as a value of a type: a dataclass, a TypedDict, list[...], dict[...]."""
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as failure:
+        raise error(f"{path} cannot be read as YAML: {failure}") from None
+    return typed(value, kind, str(path), error)
+
+
+def read_json(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
+    """A JSON file as a value of a type."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise error(f"{path} cannot be read: {failure}") from None
+    return parse_json(text, kind, str(path), error)
+
+
+def parse_json(text: str | bytes, kind: type[Kind] | Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
+    """JSON text as a value of a type."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as failure:
+        raise error(f"{where} is damaged: {failure}") from None
+    return typed(value, kind, where, error)
+
+
+def typed(value: Any, kind: type[Kind] | Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
+    """A value as one of a type; numbers may be text, as a shell gives them. `where` is named by the message."""
+    _check_keys(value, kind, where, error)
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as failure:
+        raise error(_explained(str(failure), value, kind, where)) from None
+
+
+def known(given: Any, names: Any, where: str, error: type[FastltsslError] = ConfigError) -> dict[str, Any]:
+    """A mapping with underscores in its keys, all of which must be among the names."""
+    if not isinstance(given, Mapping):
+        raise error(f"{where} must be a mapping, not {short(given)}")
+    options = {str(key).replace("-", "_"): value for key, value in given.items()}
+    if unknown := sorted(options.keys() - {*names}):
+        name = unknown[0]
+        raise error(f"{where}: unknown key {short(name)}.{did_you_mean(name, names)} Known: {', '.join(sorted(names))}")
+    return options
+
+
+def short(value: Any) -> str:
+    """A value in a message, at most a line of it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text):,} characters)"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once, and 1e-3 is a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {short(key.value)} is given twice",
+                                                        key.start_mark)  # fmt: skip
+            seen |= {key.value} if isinstance(key.value, str) else set()
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {short(next(name for name in names if names.count(name) > 1))} is given twice")
+    return mapping
+
+
+def _fields(kind: Any) -> dict[str, Any] | None:
+    """Field names of a dataclass or a TypedDict with their types; None for any other type."""
+    return get_type_hints(kind) if dataclasses.is_dataclass(kind) or is_typeddict(kind) else None
+
+
+def _check_keys(value: Any, kind: Any, where: str, error: type[FastltsslError]) -> None:
+    """Refuse keys that no field has, at any depth; what a TypedDict names may stand among more."""
+    for option in _options(kind):
+        fields, inner = _fields(option), [part for part in get_args(option) if part is not Ellipsis]
+        if fields is not None and isinstance(value, Mapping):
+            if not is_typeddict(option):
+                known(value, fields, where, error)
+            for name, part in value.items():
+                if name in fields:
+                    _check_keys(part, fields[name], f"{where}, {name}", error)
+        elif get_origin(option) in (list, tuple) and isinstance(value, list | tuple):
+            for place, part in enumerate(value):
+                _check_keys(part, inner[0], f"{where}[{place}]", error)
+        elif get_origin(option) is dict and isinstance(value, Mapping):
+            for name, part in value.items():
+                _check_keys(part, inner[1], f"{where}, {name}", error)
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; the type itself of any other."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _explained(message: str, value: Any, kind: Any, where: str) -> str:
+    """What is wrong, in words: the place, the value there, and what is accepted."""
+    text, _, place = message.partition(" - at `$")
+    shown = ""
+    for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", place.rstrip("`")):
+        fields = next((fields for option in _options(kind) if (fields := _fields(option))), None)
+        inner = [part for option in _options(kind) for part in get_args(option) if part is not Ellipsis]
+        kind = fields[name] if name and fields else inner[-1] if inner else Any
+        key = _misfit(value, kind) if index == "..." else name or int(index)
+        value = value[key]
+        shown += f".{key}" if isinstance(key, str) else f"[{key}]"
+    at = ", ".join(filter(None, (where, shown.lstrip("."))))
+    if missing := re.search(r"missing required field `(\w+)`", text):
+        return f"{at} has no {missing[1]}"
+    return f"{at}: {short(value)} is not {accepted(kind)}"
+
+
+def _misfit(mapping: Mapping[Any, Any], kind: Any) -> Any:
+    """The first key whose value is not of a type."""
+    for key, value in mapping.items():
+        try:
+            msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError:
+            return key
+    raise AssertionError("every value is of the type")
+
+
+def accepted(kind: Any) -> str:
+    """A type in words: "a whole number or all"."""
+    words = []
+    for option in _options(kind):
+        if get_origin(option) is Literal:
+            words += [str(value) for value in get_args(option)]
+        elif option is not type(None):
+            origin = get_origin(option) or option
+            words.append(WORDS.get(origin, "a list" if origin in (list, tuple) else "a mapping"))
+    return " or ".join(words)

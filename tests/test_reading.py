@@ -1,0 +1,111 @@
+"""The one reader of JSON and YAML: what it refuses, where it says it was, and how much of a value it shows."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+import pytest
+
+from fastltssl.errors import ConfigError, RunError
+from fastltssl.reading import parse_json, read_json, read_yaml, typed
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Inner:
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    count: int | Literal["all"] | None = None
+    is_on: bool = False
+    inner: Inner | None = None
+    rows: list[Row] = field(default_factory=list)
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+
+class Open(TypedDict):
+    name: str
+
+
+def test_values_become_what_their_fields_take_and_numbers_may_be_text():
+    found = typed({"name": "a", "count": "7", "inner": {"lr": "1e-3"}, "rows": [{"name": "b", "values": [1, None]}]},
+                  Outer, "f")  # fmt: skip
+    assert found == Outer("a", 7, inner=Inner(0.001), rows=[Row("b", (1.0, None))])
+    assert typed({"name": "a", "count": "all"}, Outer, "f").count == "all"
+    assert typed({"name": "a", "more": 1}, Open, "f")["name"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"name": 3}, "f, name: 3 is not text"),
+        ({"name": "a", "count": 1.5}, "f, count: 1.5 is not a whole number or all"),
+        ({"name": "a", "count": True}, "f, count: True is not a whole number or all"),
+        ({"name": "a", "count": "most"}, "f, count: 'most' is not a whole number or all"),
+        ({"name": "a", "is_on": "maybe"}, "f, is_on: 'maybe' is not true or false"),
+        ({"name": "a", "inner": {"lr": "x"}}, "f, inner.lr: 'x' is not a number"),
+        ({"name": "a", "inner": {"rate": 1}}, "f, inner: unknown key 'rate'. Known: lr"),
+        ({"name": "a", "rows": [{"name": "b", "values": [1, "x"]}]}, "f, rows[0].values[1]: 'x' is not a number"),
+        ({"name": "a", "rows": [{"nam": "b", "values": []}]}, "f, rows[0]: unknown key 'nam'. Did you mean 'name'?"),
+        ({"name": "a", "rows": {}}, "f, rows: {} is not a list"),
+        ({"name": "a", "knobs": []}, "f, knobs: [] is not a mapping"),
+        ({"count": 1}, "f has no name"),
+        ([1], "f: [1] is not a mapping"),
+        ("x" * 999, f"f: '{'x' * 29}... (1,001 characters) is not a mapping"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(value, message):
+    with pytest.raises(ConfigError) as told:
+        typed(value, Outer, "f")
+    assert str(told.value).startswith(message)
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a: 1, b: {c: 1, c: 2}}", "key 'c' is given twice"),
+        ("a: [", "cannot be read as YAML"),
+        ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("[" * 9000, "cannot be read as YAML"),
+        ("a: x", "a: 'x' is not a number or a mapping"),
+    ],
+)
+def test_yaml_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_yaml(tmp_path / "f.yaml", dict[str, float | dict[str, float]], RunError)
+
+
+def test_a_number_with_an_exponent_is_a_number_and_a_file_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "f.yaml").write_text("{a: 1e-3, b: -2.5E+4, c: 3, d: '1e-3'}")
+    assert read_yaml(tmp_path / "f.yaml") == {"a": 0.001, "b": -25000.0, "c": 3, "d": "1e-3"}
+    with pytest.raises(ConfigError, match=r"none\.yaml cannot be read"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "f.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_yaml(tmp_path / "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "a", "name": "b"}', "f is damaged: key 'name' is given twice"),
+        ('{"name": ', "f is damaged: Expecting value"),
+        ("[" * 99999, "f is damaged"),
+        ('{"name": 1}', "f, name: 1 is not text"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_json(text, Open, "f")
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(RunError):
+        read_json(tmp_path / "f", Open, RunError)
