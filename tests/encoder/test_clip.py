@@ -306,7 +306,7 @@ def test_a_model_out_of_reach_ends_in_seconds_with_what_to_do(offline, capfd):
         ("ViT-B-61", "openai", ["'ViT-B-61' is unknown", "Nearest: ViT-B-16", "tiny"]),
         ("tinny", None, ["'tinny' is unknown", "Nearest: tiny"]),
         ("ViT-B-32", None, ["needs --pretrained", "openai, laion400m_e31", "PATH", "none"]),
-        ("ViT-B-32", "opnai", ["'opnai' is no tag of ViT-B-32 and no file", "Did you mean openai?", "laion400m_e31"]),
+        ("ViT-B-32", "opnai", ["'opnai' is no tag of ViT-B-32 and no file", "Did you mean 'openai'?", "laion400m_e31"]),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest_and_the_known(model, pretrained, parts):

@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(stop, trained, tmp_path, monke
 def test_a_warm_up_may_be_taken_from_another_run_but_only_the_same_one(trained, tmp_path):
     folder, _ = trained
     records = train(tmp_path / "taken", warmed=folder)
-    assert [one.stage for one in records] == ["captions"] * 3
+    assert [record.part for record in records] == ["captions"] * 3
     assert same(weights(folder), weights(tmp_path / "taken"))
     train(tmp_path / "control", replace(SHORT, negatives="batch"), warmed=folder)
     assert not same(weights(folder), weights(tmp_path / "control"))
