@@ -15,8 +15,6 @@ from fastltssl.cache.layout import Block, progress, read_checked, stored_rows
 from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.cache.manifest import GROUPS, MANIFEST, Manifest, clear, fault, files_of, is_cache, read_manifest
 from fastltssl.cache.reader import Group
-from fastltssl.cache.reader import read_features as read_features
-from fastltssl.cache.writer import create as create  # so that this file alone serves to make and to read a cache
 from fastltssl.errors import CacheError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from fastltssl.cache.catalogue import Cache, Group, read_features
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.reader import Group, read_features
 
 MOST_PRODUCTS = 2e13  # of test rows x training rows x width; about a minute on two cores
 BATCH = 1024

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastltssl.cache.catalogue import Cache, Group, read_features
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.reader import Group, read_features
 from fastltssl.cache.splits import Split
 from fastltssl.functional.bias import class_prior
 from fastltssl.types import Problem

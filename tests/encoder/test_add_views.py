@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import fastltssl.cache.reader
-from fastltssl.cache.catalogue import open_cache, read_features
-from fastltssl.cache.reader import stream_features
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.cache.reader import read_features, stream_features
 from fastltssl.commands.cli import cli
 from fastltssl.encoder.add_views import add_views, beside
 from fastltssl.encoder.clip import load_encoder
@@ -81,7 +82,7 @@ def test_a_tower_without_a_last_block_of_its_own_cannot_be_tapped():
 
 def test_added_views_give_the_bytes_of_an_extraction_of_all_of_them(made, few, source, tapped, monkeypatch):
     seen = []
-    counted = tapped._replace(encode_parts=lambda x: (seen.append(len(x)), tapped.encode_parts(x))[1])
+    counted = dataclasses.replace(tapped, encode_parts=lambda x: (seen.append(len(x)), tapped.encode_parts(x))[1])
     summary = drain(add_views(few, source, counted, parse_views(MANY), workers=0))
     assert tree(few) == tree(made / "many.zarr")
     assert summary.views == 3 * (160 + 120)
