@@ -1,7 +1,7 @@
-"""Protocols: labels to row ids. A split is positions in the cached groups, so that one cache serves every protocol.
+"""Long-tailed splits: which rows of a cache are labelled, unlabelled, for validation and for test.
 
-Definitions and the choices on which published code differs are those of the LTSSL literature; every choice is a
-switch of `Protocol` and is recorded with the run.
+A split holds row numbers alone, so that one cache serves every protocol. Published code agrees on the long-tailed
+counts and differs in everything else; each such choice is a field of `Protocol` and is recorded with the run.
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from fastltssl.errors import SplitError, SwitchError, did_you_mean
 from fastltssl.types import seeded
 
 ORDERS = ("consistent", "uniform", "reversed", "middle", "head-tail", "random")
-PUBLISHED: dict[str, object] = {"val": 0, "class_order": "given"}  # what no public code does, no preset does
+# No published code takes validation rows from the training set or draws which classes are frequent.
+PUBLISHED: dict[str, object] = {"val": 0, "class_order": "given"}
 PRESETS: dict[str, dict[str, object]] = {
     "usb": {"images": "seeded", "overlap": False} | PUBLISHED,
     "acr": {"images": "file-order", "overlap": True} | PUBLISHED,
@@ -22,33 +23,33 @@ PRESETS: dict[str, dict[str, object]] = {
     "simpro": {"images": "file-order", "overlap": False} | PUBLISHED,
     "finessl": {"images": "file-order", "overlap": True} | PUBLISHED,
 }
-FEW_SHOT = ("finessl",)  # presets whose pool, where no m1 is asked for, is every training image
+FEW_SHOT = ("finessl",)  # presets that imply --m1 all where no m1 is given
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every switch of a split; n1 None takes every labelled training row.
+    """The choices that define a split.
 
-    m1 "all" puts every row into the pool that is not labelled, validation or test, so that n1 = n, gamma_l = 1 is the
-    usual few-shot protocol; where the cache has a group "unlabeled", that group is the pool, as it is with m1 None.
+    m1 "all" puts every row into the unlabelled pool that is not labelled, validation or test, so that n1 = n and
+    gamma_l = 1 give the usual few-shot protocol. With m1 "all" or None a group "unlabeled" of the cache is the pool.
     """
 
-    n1: int | None = None
-    m1: int | Literal["all"] | None = None
-    gamma_l: float = 1.0
-    gamma_u: float = 1.0
-    order: str = "consistent"
-    images: str = "seeded"
-    overlap: bool = False
-    val: int = 0
-    test_per_class: int = 0
-    class_order: str = "given"
-    on_shortage: str = "refuse"
-    preset: str | None = None
+    n1: int | None = None  # labelled rows of the most frequent class; None: every labelled training row
+    m1: int | Literal["all"] | None = None  # unlabelled rows of the most frequent class; None: none of "train"
+    gamma_l: float = 1.0  # imbalance of the labelled rows: largest over smallest class
+    gamma_u: float = 1.0  # imbalance of the unlabelled pool
+    order: str = "consistent"  # of ORDERS: which classes are frequent in the pool
+    images: str = "seeded"  # which images of a class are taken: seeded, or the first ones (file-order)
+    overlap: bool = False  # whether labelled rows are in the pool, too
+    val: int = 0  # validation rows of each class, taken from "train"
+    test_per_class: int = 0  # test rows of each class, taken from "train"; 0: the group "test"
+    class_order: str = "given"  # which classes are frequent: the first ones (given), or seeded
+    on_shortage: str = "refuse"  # where a class has too few rows: refuse, or take what there is (cap)
+    preset: str | None = None  # of PRESETS: the choices of a published code base
 
 
 class Split(NamedTuple):
-    """Row positions in the cached groups, and what was asked but not there."""
+    """Rows of the cached groups by their use, and how many were missing."""
 
     labelled: np.ndarray  # [L] rows of "train"
     unlabelled: np.ndarray  # [M] rows of `unlabelled_group`
@@ -57,7 +58,7 @@ class Split(NamedTuple):
     test: np.ndarray  # rows of `test_group`
     test_group: str
     counts: np.ndarray  # [C] labelled rows of each class
-    shortage: int  # rows asked for and not there (on_shortage="cap")
+    shortage: int  # rows that were asked for and do not exist (on_shortage="cap")
 
 
 def long_tailed_counts(n_classes: int, head: int, gamma: float) -> np.ndarray:
@@ -69,7 +70,7 @@ def long_tailed_counts(n_classes: int, head: int, gamma: float) -> np.ndarray:
 
 
 def arrange(counts: np.ndarray, order: str, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Long-tailed counts (largest first) put in the order of the unlabelled pool."""
+    """Long-tailed counts, given from the largest to the smallest, in an order of the unlabelled pool."""
     if order == "uniform":
         return np.full_like(counts, counts[0])
     if order == "random":
@@ -90,7 +91,7 @@ def arrange(counts: np.ndarray, order: str, rng: np.random.Generator | None = No
 
 
 def checked(protocol: Protocol) -> Protocol:
-    """The protocol with its preset applied; raises SplitError on a value no split can have."""
+    """The protocol with its preset applied; raises SwitchError on a value that no split can have."""
     if protocol.preset is not None:
         if protocol.preset not in PRESETS:
             raise SwitchError(f"preset {protocol.preset!r} is not one of {', '.join(PRESETS)}")
@@ -129,7 +130,10 @@ def checked(protocol: Protocol) -> Protocol:
 
 
 def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protocol, seed: int) -> Split:
-    """The split of one seed over the labels of the cached groups ("train", maybe "test" and "unlabeled")."""
+    """The split of one seed, from the labels of the cached groups ("train", maybe "test" and "unlabeled").
+
+    Raises SwitchError on a bad value of the protocol, SplitError where rows are missing.
+    """
     protocol = checked(protocol)
     if "train" not in labels:
         raise SplitError(f"the cache has no group 'train', only {', '.join(sorted(labels))}")
@@ -158,7 +162,16 @@ def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protoco
             f"{way_out}cache a set that has images of it"
         )
     unlabelled, group = _unlabelled(labels, classes, protocol, taken, labelled, rng)
-    return Split(labelled, unlabelled, group, val, test, test_group, counts, taken.shortage)
+    return Split(
+        labelled=labelled,
+        unlabelled=unlabelled,
+        unlabelled_group=group,
+        val=val,
+        test=test,
+        test_group=test_group,
+        counts=counts,
+        shortage=taken.shortage,
+    )
 
 
 def _unlabelled(
@@ -169,10 +182,10 @@ def _unlabelled(
     labelled: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, str]:
-    """Rows of the unlabelled pool and the group they are in.
+    """Rows of the unlabelled pool, and the group that they are in.
 
-    With m1, classes are counted: in a group "unlabeled" whose labels are known (and hidden from training), else among
-    the training rows that are left. Without m1, all of "unlabeled" is the pool.
+    A number m1 sets how many rows each class gets: from a group "unlabeled" whose labels are known (training does not
+    see them), else from the training rows that are left. Without a number all of "unlabeled" is the pool.
     """
     if "unlabeled" in labels and protocol.m1 in (None, "all"):
         return np.arange(len(labels["unlabeled"])), "unlabeled"
@@ -197,26 +210,28 @@ def _unlabelled(
 
 
 def _pools(labels: np.ndarray, n_classes: int, images: str, rng: np.random.Generator) -> list[np.ndarray]:
-    """Rows of each class, in file order or shuffled."""
+    """Rows of each class, shuffled or in the order of the cache."""
     pools = [np.flatnonzero(labels == k) for k in range(n_classes)]
     return [rng.permutation(pool) for pool in pools] if images == "seeded" else pools
 
 
 class _Taken:
-    """Hands out the rows of each class from the front, once each."""
+    """Takes rows of each class from the front of its pool, no row twice."""
 
     def __init__(self, pools: list[np.ndarray], on_shortage: str) -> None:
         self.pools, self.on_shortage, self.shortage = pools, on_shortage, 0
         self.used = [0] * len(pools)
 
     def left(self, k: int) -> int:
+        """Rows of a class that are not taken yet."""
         return len(self.pools[k]) - self.used[k]
 
     def rows(self) -> np.ndarray:
-        """Every row handed out so far."""
+        """All rows taken so far."""
         return np.concatenate([pool[:used] for pool, used in zip(self.pools, self.used, strict=True)])
 
     def take(self, wanted: np.ndarray, what: str) -> np.ndarray:
+        """The next rows, so many of each class, sorted; `what` names their use in a message."""
         rows = []
         for k, count in enumerate(wanted.tolist()):
             if count > self.left(k):
@@ -231,7 +246,7 @@ class _Taken:
         return np.sort(np.concatenate(rows))
 
 
-KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # those that `splits.checked` takes as they come
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # of the fields whose types `checked` does not look at
     "gamma_l": ((int, float), "a number"),
     "gamma_u": ((int, float), "a number"),
     "overlap": ((bool,), "True or False"),
@@ -239,10 +254,10 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # those that `splits.checked
 
 
 def protocol_of(switches: dict[str, Any]) -> Protocol:
-    """The Protocol of named switches; numbers may be numpy's.
+    """The Protocol of options given by name; numbers may be numpy's.
 
-    Raises SwitchError on a name there is none of, a value of the wrong kind, or one that the preset sets otherwise.
-    The values themselves are checked where the split is made.
+    Raises SwitchError on an unknown name, a value of the wrong type, or one that contradicts the preset. Ranges are
+    checked later, when the split is made.
     """
     known = [field.name for field in dataclasses.fields(Protocol)]
     given = {name: value.item() if isinstance(value, np.generic) else value for name, value in switches.items()}

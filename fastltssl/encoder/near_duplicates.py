@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.emulated import unit
 from fastltssl.cache.reader import Group, read_features
 
 MOST_PRODUCTS = 2e13  # of test rows x training rows x width; about a minute on two cores
@@ -33,10 +34,10 @@ def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
     test = cache.groups["test"]
     if test.shape[0] * sum(group.shape[0] for group in others) * test.shape[2] > MOST_PRODUCTS:
         return None
-    queries, pairs = _unit(test), []
+    queries, pairs = _center(test), []
     for group in others:
         index = faiss.IndexFlatIP(test.shape[2])
-        index.add(_unit(group))
+        index.add(_center(group))
         for start in range(0, len(queries), BATCH):
             cosines, rows = index.search(queries[start : start + BATCH], 1)
             pairs += [
@@ -47,10 +48,9 @@ def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
     return sorted(pairs, key=lambda pair: -pair.cosine)
 
 
-def _unit(group: Group) -> Float32[np.ndarray, "N D"]:
+def _center(group: Group) -> Float32[np.ndarray, "N D"]:
     """Features of the center view, scaled to unit norm."""
-    features = np.ascontiguousarray(read_features(group, ["center"])[:, 0], np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return np.ascontiguousarray(unit(read_features(group, ["center"])[:, 0]))
 
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
