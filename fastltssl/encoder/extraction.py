@@ -31,7 +31,7 @@ class Extraction:
     seed: int = 0  # of the views
     limit: int | None = None  # images of each group
     precision: str = "auto"  # fp32, bf16 or fp16; auto: bf16 on a GPU
-    normalise: str = "model"  # whose mean and standard deviation pixels are normalised by: of model or dataset
+    normalise: str = "model"  # model or dataset: whose mean and standard deviation pixels are normalised by
     compiled: bool | None = None  # run the tower through torch.compile; None: on a GPU
     taps: str | None = None  # mid, tokens@L, or both joined by a comma
     trim: bool = True  # compute the last block for the class token alone

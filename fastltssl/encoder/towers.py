@@ -1,7 +1,7 @@
 """The image tower of an open_clip model, rewritten before it encodes, so that frozen parts cost less.
 
-The projection into the space of the text is taken off, batch norms are merged into convolutions, and the last block of
-a ViT computes no more than is needed. None of this changes the features beyond rounding.
+The projection into the space of the text is taken off and kept beside the tower. Then batch norms are merged into
+convolutions, and the last block of a ViT computes no more than is needed; neither changes a feature beyond rounding.
 """
 
 import copy
