@@ -1,8 +1,7 @@
 """Long-tailed splits: which rows of a cache are labelled, unlabelled, for validation and for test.
 
 A split holds row numbers alone, so that one cache serves every protocol. Published code agrees on the long-tailed
-counts and differs in the rest, such as which images are taken; each choice is a field of `Protocol` and is recorded with
-the run.
+counts and differs in other choices, each of which is a field of `Protocol` and is recorded with the run.
 """
 
 import dataclasses

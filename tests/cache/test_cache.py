@@ -121,8 +121,8 @@ def test_what_was_stored_comes_back_and_zarr_reads_the_same(whole):
 
 def test_views_are_read_by_name_in_the_order_asked(whole):
     train = c.open_cache(whole).groups["train"]
-    found = read_features(train, ["strong0", "center"])
-    np.testing.assert_array_equal(found, features("train")[:, [2, 0]].astype(np.float16))
+    read = read_features(train, ["strong0", "center"])
+    np.testing.assert_array_equal(read, features("train")[:, [2, 0]].astype(np.float16))
     with pytest.raises(CacheError, match=r"has no view 'weak7', only center, weak0, strong0"):
         read_features(train, ["weak7"])
 
@@ -313,7 +313,7 @@ def test_a_manifest_line_torn_anywhere_is_dropped_and_done_again(whole, tmp_path
             (path / manifest.MANIFEST).write_bytes(raw[: start + cut])
             with pytest.raises(CacheError, match=r"is damaged" if kept == 0 else "is not complete"):
                 c.open_cache(path)
-            assert f"line {kept + 1} does not match its checksum" in [one.why for one in c.verify(path)]
+            assert f"line {kept + 1} does not match its checksum" in [damage.why for damage in c.verify(path)]
             writer = make(path, resume=True)
             assert ("dropped the last manifest line, which a kill had torn" in writer.notes) == (kept > 0)
             assert tree(path) == tree(whole)
@@ -324,7 +324,7 @@ def test_an_incomplete_cache_says_how_far_it_is_and_goes_on_from_there(tmp_path)
     assert not make(path, blocks=2).is_complete
     with pytest.raises(CacheError, match=r"is not complete: 128 of 220 rows. Finish it with .* --resume"):
         c.open_cache(path)
-    assert [one.why for one in c.verify(path)] == ["no closing line: incomplete. Finish it with --resume"]
+    assert [damage.why for damage in c.verify(path)] == ["no closing line: incomplete. Finish it with --resume"]
     with create(path, resume=True, **arguments()) as writer:
         assert writer.notes == ["resumed at 128 of 220 rows"]
         assert writer.pending()[0] == contents.Block("train", 128, 150)
@@ -444,9 +444,9 @@ METADATA = (
 def test_a_flipped_byte_in_the_metadata_is_found_by_verify_and_refused_on_opening(copy, name):
     for place in (0, (copy / name).stat().st_size // 2, -1):
         flip(copy / name, place)
-        found = c.verify(copy)
-        assert [(one.file, one.start) for one in found] == [(name, None)]
-        assert found[0].why.startswith("its sha256 is ")
+        damages = c.verify(copy)
+        assert [(damage.file, damage.start) for damage in damages] == [(name, None)]
+        assert damages[0].why.startswith("its sha256 is ")
         with pytest.raises(CacheDamaged, match=f"is damaged. {name}: its sha256 .* fastltssl cache verify"):
             c.open_cache(copy)
         with pytest.raises(CacheDamaged):
@@ -463,7 +463,7 @@ def test_a_flipped_byte_in_a_chunk_is_found_with_its_rows_complete_or_not(copy, 
     make(tmp_path / "half.zarr", blocks=2)
     flip(tmp_path / "half.zarr" / name, 17)
     damages = c.verify(tmp_path / "half.zarr")
-    assert (name, "train", 64, 128) in [one[:4] for one in damages]
+    assert (name, "train", 64, 128) in [damage[:4] for damage in damages]
     make(tmp_path / "half.zarr", resume=True)
     assert not c.verify(tmp_path / "half.zarr")  # made again
 
@@ -474,7 +474,10 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(whole, copy):
         start = sum(map(len, lines[: number - 1]))
         for place in {start, start + len(line) // 3, start + len(line) - 12, start + len(line) - 1}:
             flip(copy / manifest.MANIFEST, place)
-            assert any(one.file == manifest.MANIFEST and f"line {number} does not" in one.why for one in c.verify(copy))
+            assert any(
+                damage.file == manifest.MANIFEST and f"line {number} does not" in damage.why
+                for damage in c.verify(copy)
+            )
             with pytest.raises(CacheError):
                 c.open_cache(copy)
             flip(copy / manifest.MANIFEST, place)
@@ -487,7 +490,7 @@ def test_missing_and_unexpected_files_and_lines_are_found(copy):
     (copy / "text/c/0/0/0").unlink()
     (copy / "text/c/0/0/0").mkdir()
     (copy / "train/extra.bin").write_bytes(b"x")
-    whys = {one.file: (one.group, one.start, one.stop, one.why) for one in c.verify(copy)}
+    whys = {damage.file: (damage.group, damage.start, damage.stop, damage.why) for damage in c.verify(copy)}
     assert whys["train/features/c/2/0/0"] == ("train", 128, 150, "missing")
     assert whys["test/features/c/0/0/0"][:3] == ("test", 0, 64)
     assert whys["text/c/0/0/0"] == (None, None, None, "cannot be read: Is a directory")
@@ -512,14 +515,14 @@ def test_a_missing_or_short_chunk_is_refused_on_opening_and_on_reading(copy):
 def test_a_lost_manifest_line_or_manifest_is_found(copy):
     raw = (copy / manifest.MANIFEST).read_bytes().splitlines(keepends=True)
     (copy / manifest.MANIFEST).write_bytes(b"".join(raw[:2] + raw[3:]))
-    assert [one.why for one in c.verify(copy)] == ["4 block lines, its closing line counts 5"]
+    assert [damage.why for damage in c.verify(copy)] == ["4 block lines, its closing line counts 5"]
     with pytest.raises(CacheDamaged, match=r"4 block lines, its closing line counts 5"):
         c.open_cache(copy)
     (copy / manifest.MANIFEST).write_bytes(b"".join([*raw[:-1], raw[2]]))
     with pytest.raises(CacheDamaged, match=r"its blocks are not those of the rows, in order and once each"):
         c.open_cache(copy)
     (copy / manifest.MANIFEST).unlink()
-    assert "it is missing or empty" in [one.why for one in c.verify(copy)]
+    assert "it is missing or empty" in [damage.why for damage in c.verify(copy)]
     with pytest.raises(CacheDamaged, match=r"it is missing or empty"):
         c.open_cache(copy)
 
@@ -598,9 +601,9 @@ def test_bare_names_are_found_in_the_cache_folder_and_unknown_ones_list_what_is_
 
 def test_info_and_the_list_cover_complete_incomplete_and_damaged_caches(copy, tmp_path):
     make(tmp_path / "a.zarr", blocks=4)
-    found = c.info(tmp_path / "a.zarr")
-    assert found["groups"]["test"] == {"rows": TEST, "rows_done": 64, "chunk_rows": 64, "views": 1, "width": D}
-    assert (found["is_complete"], found["fingerprint"], found["arrays"]["text"]) == (False, None, [C, T, E])
+    details = c.info(tmp_path / "a.zarr")
+    assert details["groups"]["test"] == {"rows": TEST, "rows_done": 64, "chunk_rows": 64, "views": 1, "width": D}
+    assert (details["is_complete"], details["fingerprint"], details["arrays"]["text"]) == (False, None, [C, T, E])
     assert c.info(copy)["fingerprint"] == c.fingerprint(c.open_cache(copy))
     assert c.info(copy)["provenance"]["seed"] == 3
     assert c.info(copy)["size_mib"] > 0
@@ -682,10 +685,10 @@ def test_npy_and_safetensors_files_import_the_same(npz, tmp_path):
     for file in (npz, tmp_path / "set.safetensors", tmp_path / "image.npy"):
         imports.import_file(file, tmp_path / f"{file.suffix[1:]}.zarr", **keys)
         opened.append(c.open_cache(tmp_path / f"{file.suffix[1:]}.zarr"))
-    for one in opened:
-        assert one.classes == ("class 0", "class 1", "class 2", "class 3")
-        assert one.text.shape == (4, 1, 8)
-        np.testing.assert_array_equal(read_features(one.groups["train"]), given["image"][:, None])
+    for cache in opened:
+        assert cache.classes == ("class 0", "class 1", "class 2", "class 3")
+        assert cache.text.shape == (4, 1, 8)
+        np.testing.assert_array_equal(read_features(cache.groups["train"]), given["image"][:, None])
 
 
 def test_parquet_columns_and_files_beside_import_the_same(npz, tmp_path):
@@ -825,8 +828,8 @@ def test_emulated_rows_depend_on_their_position_only_and_differ_between_views_gr
         emulated(x, weak, seed=0, group="test", start=0),
         emulated(x, weak, seed=0, group="train", start=64),
     ]
-    for one in others:
-        assert not (one == first).all(axis=1).any()
+    for noise in others:
+        assert not (noise == first).all(axis=1).any()
     assert not np.isclose(first[:64], first[64:128]).all(axis=1).any()
 
 
@@ -855,6 +858,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
 def test_the_size_foretold_is_the_size_on_disk(whole):
     from fastltssl.cache.writer import size_on_disk
 
-    found = c.open_cache(whole)
+    cache = c.open_cache(whole)
     stored = sum(file.stat().st_size for file in whole.glob("*/features/c/*/*/0"))
-    assert size_on_disk({name: group.shape for name, group in found.groups.items()}) == stored
+    assert size_on_disk({name: group.shape for name, group in cache.groups.items()}) == stored

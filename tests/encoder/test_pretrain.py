@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_counts_both_stages_and_leaves_a_model_that_loads(trained):
     folder, records = trained
-    assert [(one.part, one.done, one.total) for one in records] == [
+    assert [(record.part, record.done, record.total) for record in records] == [
         *[("warm-up", step, 7) for step in range(1, 5)], *[("captions", step, 7) for step in range(5, 8)],
     ]  # fmt: skip
     encoder = load_encoder(f"local-dir:{folder}", None)
