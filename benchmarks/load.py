@@ -12,8 +12,9 @@ import click
 import numpy as np
 import zarr
 
-from fastltssl.cache.catalogue import open_cache, read_features
+from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.layout import GroupSpec
+from fastltssl.cache.reader import read_features
 from fastltssl.cache.writer import create
 from fastltssl.show.terminal import grid, show
 

@@ -1,4 +1,4 @@
-"""The feature cache on disk: opened, verified, listed, found, removed. writer.py makes it, features.py reads it."""
+"""Feature caches on disk: opened, verified, listed, found and removed. writer.py creates, reader.py reads features."""
 
 import hashlib
 import json
@@ -15,8 +15,6 @@ from fastltssl.cache.layout import Block, progress, read_checked, stored_rows
 from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.cache.manifest import GROUPS, MANIFEST, Manifest, clear, fault, files_of, is_cache, read_manifest
 from fastltssl.cache.reader import Group
-from fastltssl.cache.reader import read_features as read_features
-from fastltssl.cache.writer import create as create  # so that this file alone serves to make and to read a cache
 from fastltssl.errors import CacheError
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ SUMMARY = ("name", "state", "model", "dataset", "classes", "rows", "views", "wid
 
 
 class Cache(NamedTuple):
-    """An opened, complete cache. `attributes` are those of the root, and "fingerprint"."""
+    """An opened, complete cache. `attributes` are those of the root group, and "fingerprint"."""
 
     path: Path
     attributes: dict[str, Any]
@@ -41,9 +39,9 @@ class Cache(NamedTuple):
     groups: dict[str, Group]
 
     def split(self, seed: SupportsIndex = 0, **switches: Any) -> "fastltssl.cache.splits.Split":
-        """The rows that `train` takes with these protocol flags (gamma_l for --gamma-l) and this seed.
+        """The rows that `train` takes with these options of a protocol (gamma_l for --gamma-l) and this seed.
 
-        Raises SwitchError on a switch or value there is none of, SplitError where the cache holds too little.
+        Raises SwitchError on an unknown option or value, SplitError where the cache holds too few rows.
         """
         from fastltssl.cache.splits import Protocol
 
@@ -58,7 +56,7 @@ class Cache(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A file that is not as the manifest says; rows start to stop of a group where it holds some."""
+    """A file that is not as the manifest says, and the rows of a group that it holds, where it holds some."""
 
     file: str
     group: str | None
@@ -68,9 +66,9 @@ class Damage(NamedTuple):
 
 
 def open_cache(path: str | Path) -> Cache:
-    """A complete cache, checked against its manifest: all but the contents of the chunks, which `verify` reads.
+    """A complete cache, checked against its manifest but for the contents of the chunks, which `verify` reads.
 
-    A bare name is looked for in the cache folder too. Raises CacheError where it is absent, damaged or incomplete.
+    A bare name is looked for in the cache folder, too. Raises CacheError where it is absent, damaged or incomplete.
     """
     path = find_cache(path)
     manifest = read_manifest(path)
@@ -88,7 +86,16 @@ def open_cache(path: str | Path) -> Cache:
         broken = broken_rows(manifest, name)
         kept = np.setdiff1d(np.arange(shape[0]), broken)
         ids, labels = tuple(ids[row] for row in kept) if broken else ids, arrays[f"{name}/labels"][kept]
-        groups[name] = Group(path / name, name, ids, labels, views, (len(kept), *shape[1:]), broken, taps)
+        groups[name] = Group(
+            path=path / name,
+            name=name,
+            ids=ids,
+            labels=labels,
+            views=views,
+            shape=(len(kept), *shape[1:]),
+            broken=broken,
+            taps=taps,
+        )
     return Cache(
         path=path,
         attributes=attributes | {"fingerprint": _fingerprint(attributes, manifest.closing)},
@@ -109,7 +116,7 @@ def broken_rows(manifest: Manifest, group: str) -> tuple[int, ...]:
 
 
 def fingerprint(cache: Cache) -> str:
-    """Short hex over the provenance and the hashes of all files, stored with each run."""
+    """A short hash, in hex, of the provenance and of the hashes of all files; every run stores that of its cache."""
     return cache.attributes["fingerprint"]
 
 
@@ -122,7 +129,7 @@ def _fingerprint(attributes: dict[str, Any], closing: dict[str, Any]) -> str:
 
 
 def verify(path: str | Path) -> list[Damage]:
-    """Every file that is missing, changed or not part of the cache, and every fault of the manifest. Reads it all."""
+    """Files that are missing, changed or not part of the cache, and faults of the manifest. Reads every file."""
     path = find_cache(path)
     manifest = read_manifest(path)
     damages = [Damage(MANIFEST, None, None, None, why) for why in manifest.faults]
@@ -131,25 +138,24 @@ def verify(path: str | Path) -> list[Damage]:
     for line in manifest.blocks:
         digests |= line["files"]
         rows |= dict.fromkeys(line["files"], Block(line["group"], line["start"], line["stop"]))
-    for whole in (manifest.header, manifest.closing):
-        digests |= whole["files"] if whole else {}
+    for outer in (manifest.header, manifest.closing):
+        digests |= outer["files"] if outer else {}
     if manifest.closing is None:
         damages.append(Damage(MANIFEST, None, None, None, "no closing line: incomplete. Finish it with --resume"))
     for name in sorted(digests):
         if why := fault(path / name, digests[name]):
-            block = rows.get(name)
-            group = name.partition("/")[0]
-            damages.append(Damage(name, *block, why) if block else _of_group(name, group, why))
-    unexpected = [name for name in files_of(path) if name not in digests]
-    return damages + [_of_group(name, name.partition("/")[0], "not in the manifest") for name in unexpected]
+            damages.append(Damage(name, *rows[name], why) if name in rows else _file_damage(name, why))
+    return damages + [_file_damage(name, "not in the manifest") for name in files_of(path) if name not in digests]
 
 
-def _of_group(name: str, group: str, why: str) -> Damage:
+def _file_damage(name: str, why: str) -> Damage:
+    """The damage of a file that is no chunk."""
+    group = name.partition("/")[0]
     return Damage(name, group if group in GROUPS else None, None, None, why)
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """What identifies a cache, its shapes, sizes in MiB and completeness; of an incomplete one too."""
+    """Attributes, shapes, size in MiB and state of a cache, which may be incomplete. Raises CacheError on damage."""
     path = find_cache(path)
     manifest = read_manifest(path)
     summary: dict[str, Any] = {"path": str(path), "is_complete": manifest.closing is not None and not manifest.faults}
@@ -169,16 +175,15 @@ def info(path: str | Path) -> dict[str, Any]:
 
 
 def cache_folder() -> Path:
-    """Where caches live: FASTLTSSL_CACHE, or ./cache."""
+    """The folder of caches: FASTLTSSL_CACHE, or ./cache."""
     return Path(os.environ.get("FASTLTSSL_CACHE") or "cache")
 
 
 def find_cache(name: str | Path) -> Path:
-    """The folder of a cache given by path or, where it has no separator, by its name in the cache folder."""
+    """The path of a cache, given by its path or by its bare name in the cache folder, with or without ".zarr"."""
     given, folder = Path(name), cache_folder()
     is_bare = len(given.parts) == 1 and given.name == str(name)
-    tries = [given, *([folder / given, folder / f"{given}.zarr"] if is_bare else [])]
-    for path in tries:
+    for path in (given, *((folder / given, folder / f"{given}.zarr") if is_bare else ())):
         if is_cache(path):
             return path
     if given.exists():
@@ -200,19 +205,19 @@ def _summary(path: Path) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(SUMMARY)
     row["name"] = path.name
     try:
-        found = info(path)
+        details = info(path)
     except CacheError:
         return row | {"state": "damaged"}
-    row["size_mib"] = found["size_mib"]
-    if "groups" not in found:
+    row["size_mib"] = details["size_mib"]
+    if "groups" not in details:
         return row | {"state": "not begun"}
-    groups, provenance = found["groups"], found["provenance"]
+    groups, provenance = details["groups"], details["provenance"]
     done, total = (sum(group[part] for group in groups.values()) for part in ("rows_done", "rows"))
     return row | {
-        "state": "complete" if found["is_complete"] else f"{done}/{total} rows",
+        "state": "complete" if details["is_complete"] else f"{done}/{total} rows",
         "model": provenance.get("model"),
         "dataset": provenance.get("dataset"),
-        "classes": len(found["classes"]),
+        "classes": len(details["classes"]),
         "rows": " + ".join(f"{group['rows']} {name}" for name, group in groups.items()),
         "views": max(group["views"] for group in groups.values()),
         "width": next(iter(groups.values()))["width"],
@@ -220,7 +225,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a cache that nobody writes. Files in its folder that are not part of a cache stay, and are named."""
+    """Delete a cache that no process is writing. Raises CacheError where its folder holds other files, which stay."""
     path = find_cache(path)
     acquire_lock(path, [])
     clear(path)

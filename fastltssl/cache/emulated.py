@@ -1,4 +1,4 @@
-"""Emulated views: noise on features stands in for augmented images that nobody encoded."""
+"""Emulated views: noise added to features, where augmented images were not encoded."""
 
 import hashlib
 import re
@@ -11,33 +11,31 @@ from fastltssl.cache.layout import SLAB
 from fastltssl.errors import CacheError
 
 EMULATE_FORM = "weak:COUNT:NOISE or strong:COUNT:NOISE:DROP, joined by commas, such as weak:8:0.2,strong:8:0.5:0.1"
-
-
 MAX_VIEWS = 64
 
 
 class Noise(NamedTuple):
-    """The recipe of one emulated view: standard deviation in units of |x|, and the share of coordinates dropped."""
+    """The recipe of one emulated view."""
 
-    view: str
-    noise: float
-    drop: float
+    view: str  # its name
+    noise: float  # expected norm of the noise; that of the feature is 1
+    drop: float  # probability that a coordinate is set to zero
 
     def recipe(self) -> str:
-        """The text that enters the fingerprint."""
-        inner = f"x + {self.noise:g} e"
-        kept = f"drop {100 * self.drop:g} % of ({inner})" if self.drop else inner
-        return f"emulated: normalise({kept}), e ~ N(0, I/D)"
+        """The formula of the view as text, which is part of the fingerprint of a cache."""
+        noisy = f"x + {self.noise:g} e"
+        formula = f"drop {100 * self.drop:g} % of ({noisy})" if self.drop else noisy
+        return f"emulated: normalise({formula}), e ~ N(0, I/D)"
 
 
 def parse_emulate(text: str | None) -> tuple[Noise, ...]:
-    """The views that a text such as weak:8:0.2,strong:8:0.5:0.1 asks for."""
+    """The views that a text such as weak:8:0.2,strong:8:0.5:0.1 names. Raises CacheError."""
     recipes: list[Noise] = []
     for part in text.split(",") if text else []:
-        found = re.fullmatch(r"(weak|strong):(\d+):(\d*\.?\d+)(?::(\d*\.?\d+))?", part.strip())
-        if not found:
+        match = re.fullmatch(r"(weak|strong):(\d+):(\d*\.?\d+)(?::(\d*\.?\d+))?", part.strip())
+        if not match:
             raise CacheError(f"--emulate {part!r} is not understood; accepted: {EMULATE_FORM}")
-        role, count, noise, drop = found[1], int(found[2]), float(found[3]), float(found[4] or 0)
+        role, count, noise, drop = match[1], int(match[2]), float(match[3]), float(match[4] or 0)
         if not 1 <= count <= MAX_VIEWS or noise <= 0 or drop >= 1:
             raise CacheError(
                 f"--emulate {part!r}: the count is 1 to {MAX_VIEWS}, the noise above 0, the dropped share below 1"
@@ -51,23 +49,24 @@ def parse_emulate(text: str | None) -> tuple[Noise, ...]:
 def emulated(
     x: Float32[np.ndarray, "rows D"], recipe: Noise, *, seed: int, group: str, start: int
 ) -> Float32[np.ndarray, "rows D"]:
-    """One emulated view of rows that begin at position `start` of a group, a multiple of 64; unit norm.
+    """One emulated view of the rows of a group from `start` on, a multiple of 64; unit norm.
 
-    The numbers of a row depend on seed, group, view and position alone, whatever rows come with it.
+    The noise of a row depends on seed, group, view and position alone, not on how many rows are passed at once.
     """
-    view = _unit(x)
+    view = unit(x)
     for first in range(0, len(x), SLAB):
         key = hashlib.blake2b(f"{seed}/{group}/{recipe.view}/{start + first}".encode(), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         part = view[first : first + SLAB]
-        # a whole slab is drawn, so that a short last one gets the same numbers as it would within a longer set
+        # Noise is drawn for a whole slab, so that a short last one gets the numbers it would get in a longer group.
         noise = generator.standard_normal((SLAB, x.shape[1]), dtype=np.float32)
         is_kept = generator.random((SLAB, x.shape[1]), dtype=np.float32) >= recipe.drop
         part += recipe.noise * noise[: len(part)] / np.sqrt(x.shape[1])
         part *= is_kept[: len(part)]
-    return _unit(view)
+    return unit(view)
 
 
-def _unit(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
+def unit(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
+    """Features scaled to unit norm."""
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

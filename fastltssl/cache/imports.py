@@ -1,8 +1,8 @@
-"""Caches from features that were computed elsewhere, with emulated views where one asks for them.
+"""Caches made from features that were computed elsewhere, with emulated views where they are asked for.
 
-An emulated view stands in for an augmented image that nobody encoded (x is the feature scaled to unit norm):
-weak is normalise(x + noise e), strong is normalise(drop(x + noise e)), with e ~ N(0, I/D) and `drop` zeroing each
-coordinate with a given probability. Every recipe says "emulated", so the fingerprint and the tables show it.
+An emulated view takes the place of augmented images, which were not encoded. With x the feature at unit norm, weak is
+normalise(x + noise e) and strong is normalise(drop(x + noise e)), where e ~ N(0, I/D) and `drop` sets each coordinate
+to zero with a given probability. Their recipes say "emulated", so fingerprint and tables tell them from real views.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float32
 
-from fastltssl.cache.emulated import Noise, _unit, emulated, parse_emulate
+from fastltssl.cache.emulated import Noise, emulated, parse_emulate, unit
 from fastltssl.cache.layout import GroupSpec
 from fastltssl.cache.writer import create
 from fastltssl.errors import CacheError
 
 SPACES = ("embedding", "pre")
-PART = 8192  # rows looked at together
+PART = 8192  # rows checked at once
 LAYOUTS = ("ctd", "tcd")
 
 
@@ -54,10 +54,10 @@ def import_file(
 
 
 def load_arrays(file: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a file, or columns of a .parquet. Pickled objects are refused.
+    """The named arrays of a file, or columns of a .parquet file. Pickled objects are refused.
 
-    A key of a .npy file names a .npy file beside it; so does one of a .parquet file that is none of its columns, and
-    OTHER.parquet:COLUMN names a column of a file beside.
+    A key of a .npy file names a .npy file in the same folder. A key of a .parquet file is a column of it, a .npy file
+    in the same folder, or OTHER.parquet:COLUMN, a column of another file there.
     """
     file = Path(file)
     if file.suffix not in LOADERS:
@@ -99,27 +99,27 @@ def _load_safetensors(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
 
 
 def _load_parquet(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
-    """Columns of numbers, texts, or lists of one length; of files beside OTHER.parquet:COLUMN, and NAME of NAME.npy."""
+    """Columns of numbers, texts or lists of equal length, and arrays of other files as load_arrays says."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise CacheError(f"{file.name} needs pyarrow to be read: pip install 'fastltssl[data]'") from None
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
         columns = parquet.read_schema(file).names
         for key in keys:
             other, colon, column = key.rpartition(":")
             if key in columns:
-                found[key] = _column(file, key, parquet.read_table(file, columns=[key])[key])
+                arrays[key] = _column(file, key, parquet.read_table(file, columns=[key])[key])
             elif colon and other.endswith(".parquet"):
-                found[key] = _load_parquet(file.with_name(other), [column])[column]
+                arrays[key] = _load_parquet(file.with_name(other), [column])[column]
             else:
                 beside = [other.stem for other in sorted(file.parent.glob("*.npy"))]
                 _require_keys(file, [key.removesuffix(".npy")], [*columns, *beside])
-                found |= _load_npy(file, [key])
+                arrays |= _load_npy(file, [key])
     except ArrowException as error:
         raise ValueError(error) from error
-    return found
+    return arrays
 
 
 def _column(file: Path, name: str, column: Any) -> np.ndarray:
@@ -167,7 +167,7 @@ def import_features(
     source_name: str = "arrays",
     overwrite: bool = False,
 ) -> str:
-    """One line that says what the written cache holds. Every array is checked here, with a message.
+    """Write a cache of these arrays; returns one line that says what it holds. Raises CacheError on unfit arrays.
 
     features [N D], labels [N], projection [D E] in space "pre"; text [C E], [C T E], or [T C E] with layout "tcd".
     The center view keeps the features as given; emulated views, of the train group only, have unit norm.
@@ -201,8 +201,8 @@ def import_features(
     ) as writer:
         for block in writer.pending():
             x = np.asarray(given[block.group][0][block.start : block.stop], np.float32)
-            kept = recipes if block.group == "train" else ()
-            noisy = [emulated(x, recipe, seed=seed, group=block.group, start=block.start) for recipe in kept]
+            asked = recipes if block.group == "train" else ()
+            noisy = [emulated(x, recipe, seed=seed, group=block.group, start=block.start) for recipe in asked]
             writer.commit(block, np.stack([x, *noisy], axis=1))
         writer.close()
     rows = " + ".join(f"{len(x):,} {name}" for name, (x, _) in given.items())
@@ -211,14 +211,15 @@ def import_features(
 
 
 def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> None:
-    found = f"got {x.dtype} {list(x.shape)}"
+    """Raise CacheError on features or labels that no cache can hold."""
+    got = f"got {x.dtype} {list(x.shape)}"
     if x.ndim != 2 or x.dtype.kind != "f" or not x.size:
-        raise CacheError(f"{group} features must be floating-point numbers [N, D], {found}")
+        raise CacheError(f"{group} features must be floating-point numbers [N, D], {got}")
     if width is not None and x.shape[1] != width:
-        raise CacheError(f"{group} features must be {width} wide as the train features are, {found}")
+        raise CacheError(f"{group} features must be {width} wide as the train features are, {got}")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise CacheError(f"{group} labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
-    # In parts, so that a large array is not copied whole.
+    # In parts, so that a large array is never copied as a whole.
     parts = [np.abs(x[start : start + PART]).max(axis=1) for start in range(0, len(x), PART)]
     largest = np.concatenate(parts).astype(np.float64)
     rejected = {
@@ -233,7 +234,7 @@ def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> 
 
 
 def _prompts(text: np.ndarray, layout: str) -> Float32[np.ndarray, "C T E"]:
-    """Text features, unit norm per prompt."""
+    """Text features with unit norm for every prompt."""
     if text.ndim not in (2, 3) or text.dtype.kind != "f" or not np.isfinite(text).all():
         raise CacheError(
             "text must be finite floating-point numbers [C, E], [C, T, E], or [T, C, E] with --text-layout tcd, "
@@ -242,11 +243,11 @@ def _prompts(text: np.ndarray, layout: str) -> Float32[np.ndarray, "C T E"]:
     prompts = text[:, None] if text.ndim == 2 else text if layout == "ctd" else text.transpose(1, 0, 2)
     if not prompts.any(axis=-1).all():
         raise CacheError("text holds rows of zeros, which have no direction")
-    return _unit(prompts)
+    return unit(prompts)
 
 
 def _class_names(given: Sequence[str] | np.ndarray | None, prompts: np.ndarray | None, labels: list) -> list[str]:
-    """Names as given, or "class 0", ... as many as the text has or else the labels need; they must all agree."""
+    """Names as given, or "class 0", "class 1", ...; their number must fit the text and the labels."""
     labelled = 1 + max(int(y.max()) for y in labels)
     if given is not None:
         array = np.asarray(given)

@@ -1,4 +1,7 @@
-"""What a feature cache holds besides its features: as asked for and as stored, checked and compared."""
+"""The layout of a feature cache: its chunks, and its Contents, which is all it holds but the features.
+
+Contents are checked before they are written, read back from disk, and compared when an extraction is resumed.
+"""
 
 import json
 import re
@@ -12,14 +15,14 @@ from fastltssl.cache.manifest import FORMAT, GROUPS, MANIFEST, VERSION, Manifest
 from fastltssl.errors import CacheError
 
 SLAB = 64  # rows the encoder computes at once; chunks start at multiples of it
-CHUNK_BYTES = 4 * 2**20
-MIN_CHUNKS = 16
+CHUNK_BYTES = 4 * 2**20  # of a feature chunk, at most
+MIN_CHUNKS = 16  # of each view of a group, where it has the rows
 VIEW = re.compile(r"(weak|strong)\d+")
-TEXT_TOLERANCE = 0.01  # relative; about cosine .9999, what another device or thread count changes
+TEXT_TOLERANCE = 0.01  # relative norm of a difference (cosine .9999), as between devices and thread counts
 
 
 class GroupSpec(NamedTuple):
-    """A group to be extracted. Labels are int64, -1 = none; the first view is "center"."""
+    """The rows and views of a group to be written. Labels are int64, -1 = none; the first view is "center"."""
 
     ids: tuple[str, ...]
     labels: Int[np.ndarray, " N"]
@@ -27,7 +30,7 @@ class GroupSpec(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows start to stop (exclusive) of a group: one chunk of every view."""
+    """Rows start to stop (exclusive) of a group, which fill one chunk of every view."""
 
     group: str
     start: int
@@ -35,26 +38,26 @@ class Block(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """Everything in a cache but the values of its features and taps."""
+    """Everything that a cache holds but the values of its features and taps."""
 
     attributes: dict[str, Any]
     arrays: dict[str, np.ndarray]  # path in the cache -> array, all but the features
-    shapes: dict[str, tuple[int, int, int]]  # group -> shape of its features, and of each tap
+    shapes: dict[str, tuple[int, int, int]]  # group -> shape [N V D] of its features, and of each tap
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The arrays of that shape."""
+        """Names of the arrays of that shape: the features, then the taps."""
         return ("features", *self.attributes.get("taps", ()))
 
 
 def chunk_rows(n: int, width: int) -> int:
-    """Rows of a feature chunk: a multiple of 64, about 4 MB, and small sets in 16 chunks where they have the rows."""
+    """Rows of a feature chunk: a multiple of SLAB of at most CHUNK_BYTES, fewer where that gives under MIN_CHUNKS."""
     largest = CHUNK_BYTES // (2 * width)
     return max(SLAB, min(largest, n // MIN_CHUNKS) // SLAB * SLAB)
 
 
 def all_blocks(shapes: dict[str, tuple[int, int, int]], rows: dict[str, int]) -> list[Block]:
-    """All blocks of a cache in the order they are committed."""
+    """All blocks of a cache in the order in which they are committed; `rows` are those of a chunk of each group."""
     return [
         Block(name, start, min(start + rows[name], n))
         for name, (n, _, _) in shapes.items()
@@ -62,13 +65,13 @@ def all_blocks(shapes: dict[str, tuple[int, int, int]], rows: dict[str, int]) ->
     ]
 
 
-# -------------------------------------------------------------------------------------------- asked for
+# ----------------------------------------------------------------------------------- checked, to be written
 
 
 def checked_contents(
     attributes: dict[str, Any], groups: dict[str, GroupSpec], width: int, tables: dict[str, np.ndarray | None]
 ) -> Contents:
-    """What is to be stored, checked. Raises CacheError before the disk is touched."""
+    """The contents of a cache to be written. Raises CacheError where they do not fit together."""
     classes, arrays, shapes = attributes["classes"], {}, {}
     _require(bool(classes), "a cache needs class names, got none")
     _require(bool(groups) and set(groups) <= set(GROUPS), f"groups are of {', '.join(GROUPS)}, got {list(groups)}")
@@ -100,13 +103,14 @@ def checked_contents(
 
 
 def _check_group(name: str, group: GroupSpec, classes: int) -> None:
+    """Raise CacheError on ids, labels or views that no cache can hold."""
     n, labels, views = len(group.ids), np.asarray(group.labels), group.views
     _require(n > 0, f"group {name} has no rows; leave it out")
     repeated = n - len(set(group.ids))
     _require(not repeated, f"group {name}: ids must be unique, {repeated} are repeated")
-    for one in group.ids:
-        is_text = bool(one) and "\n" not in one and not any("\ud800" <= letter <= "\udfff" for letter in one)
-        _require(is_text, f"group {name}: id {one!r} is empty, holds a newline or is not UTF-8. Rename the file")
+    for row_id in group.ids:
+        is_text = bool(row_id) and "\n" not in row_id and not any("\ud800" <= letter <= "\udfff" for letter in row_id)
+        _require(is_text, f"group {name}: id {row_id!r} is empty, holds a newline or is not UTF-8. Rename the file")
     is_whole = labels.shape == (n,) and labels.dtype.kind in "iu"
     _require(is_whole, f"group {name}: labels must be {n} whole numbers, got {list(labels.shape)} {labels.dtype}")
     low, high = int(labels.min()), int(labels.max())
@@ -124,11 +128,11 @@ def _require(is_right: bool, message: str) -> None:
         raise CacheError(message)
 
 
-# ----------------------------------------------------------------------------------------------- stored
+# ----------------------------------------------------------------------------------------- read from disk
 
 
 def read_contents(path: Path) -> Contents:
-    """What is on disk besides the features. The metadata must have been checked against the manifest."""
+    """The contents of a cache on disk, whose metadata must have been checked against the manifest."""
     attributes = json.loads((path / "zarr.json").read_text())["attributes"]
     arrays = {name: _read_array(path / name) for name in ("text", "projection", "ln_post") if (path / name).is_dir()}
     shapes: dict[str, tuple[int, int, int]] = {}
@@ -140,9 +144,9 @@ def read_contents(path: Path) -> Contents:
 
 
 def read_checked(path: Path, manifest: Manifest, *, with_chunks: bool = True) -> Contents:
-    """What is on disk, after the metadata's hashes, the manifest's blocks and the sizes of their files were checked.
+    """The contents of a cache on disk, checked: hashes of the metadata, blocks of the manifest, sizes of the chunks.
 
-    Without `with_chunks` the files of the blocks are not looked at: a resumed extraction makes damaged ones again.
+    Raises CacheError. Without `with_chunks` the chunks are not looked at: a resumed extraction repairs damaged ones.
     """
     if manifest.header and manifest.header[FORMAT] != VERSION:
         raise CacheError(f"{path} has {manifest.faults[0]}")
@@ -160,27 +164,27 @@ def read_checked(path: Path, manifest: Manifest, *, with_chunks: bool = True) ->
     for line in manifest.blocks if with_chunks else ():
         size = 2 * rows[line["group"]] * stored.shapes[line["group"]][2]
         for name in line["files"]:
-            found = (path / name).stat().st_size if (path / name).is_file() else "no"
-            if found != size:
-                raise damaged(path, f"{name} has {found} bytes, not {size}")
+            stored_size = (path / name).stat().st_size if (path / name).is_file() else "no"
+            if stored_size != size:
+                raise damaged(path, f"{name} has {stored_size} bytes, not {size}")
     return stored
 
 
 def _read_array(folder: Path) -> np.ndarray:
-    """An array stored as one raw chunk, as all but the features are."""
-    array = json.loads((folder / "zarr.json").read_text())
-    file = folder.joinpath("c", *["0"] * len(array["shape"]))
-    return np.fromfile(file, np.dtype(array["data_type"]).newbyteorder("<")).reshape(array["shape"])
+    """An array that is stored as one chunk, as all are but the features."""
+    metadata = json.loads((folder / "zarr.json").read_text())
+    file = folder.joinpath("c", *["0"] * len(metadata["shape"]))
+    return np.fromfile(file, np.dtype(metadata["data_type"]).newbyteorder("<")).reshape(metadata["shape"])
 
 
 def stored_rows(path: Path, group: str) -> int:
-    """Rows of a feature chunk, as the group on disk has them."""
+    """Rows of a feature chunk of a group on disk."""
     grid = json.loads((path / group / "features" / "zarr.json").read_text())["chunk_grid"]
     return grid["configuration"]["chunk_shape"][0]
 
 
 def progress(stored: Contents, manifest: Manifest) -> tuple[int, int]:
-    """Rows committed, and rows, of all groups."""
+    """Number of rows that are committed, and of all rows, over all groups."""
     done = sum(line["stop"] - line["start"] for line in manifest.blocks)
     return done, sum(shape[0] for shape in stored.shapes.values())
 
@@ -197,14 +201,18 @@ def differences(stored: Contents, asked: Contents) -> list[str]:
 
 
 def _fields(contents: Contents) -> dict[str, Any]:
+    """Every value of the contents by a dotted name such as provenance.model."""
     fields: dict[str, Any] = {"width": next(iter(contents.shapes.values()))[2]}
-    waiting = list(contents.attributes.items())
-    while waiting:
-        name, value = waiting.pop(0)
+
+    def add(name: str, value: Any) -> None:
         if isinstance(value, dict):
-            waiting[:0] = [(f"{name}.{key}", inner) for key, inner in value.items()]
+            for key, inner in value.items():
+                add(f"{name}.{key}", inner)
         else:
             fields[name] = value
+
+    for name, value in contents.attributes.items():
+        add(name, value)
     for name, array in contents.arrays.items():
         is_ids = name.endswith("/ids")
         fields[name.replace("/", ".")] = array.tobytes().decode(errors="replace").split("\n") if is_ids else array
@@ -212,7 +220,7 @@ def _fields(contents: Contents) -> dict[str, Any]:
 
 
 def _difference(name: str, stored: Any, asked: Any) -> str | None:
-    """Where two values of a field first differ, in words; None where they agree."""
+    """The first difference between two values of a field, as text; None where they are equal."""
     if name == "text" and _is_close(stored, asked):
         return None
     if isinstance(stored, np.ndarray) and isinstance(asked, np.ndarray) and stored.shape == asked.shape:
@@ -225,13 +233,14 @@ def _difference(name: str, stored: Any, asked: Any) -> str | None:
 
 
 def _is_close(stored: Any, asked: Any) -> bool:
-    """Whether two text arrays differ by rounding only, as they do between devices and thread counts."""
+    """Whether text features differ by rounding alone, as they do between devices and thread counts."""
     if stored is None or asked is None or stored.shape != asked.shape:
         return False
     return float(np.linalg.norm(stored - asked)) <= TEXT_TOLERANCE * float(np.linalg.norm(asked))
 
 
 def _short(value: Any) -> str:
+    """A value for a message."""
     if value is None:
         return "absent"
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""The lock of a feature cache: one process writes at a time, and a dead one's lock is taken over."""
+"""The lock of a feature cache, so that one process writes it at a time; the lock of a dead process is taken over."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fastltssl.errors import CacheLocked
 
 
 def acquire_lock(path: Path, notes: list[str]) -> None:
-    """Create the lock, or take it over from a process that is dead; raise CacheLocked where it may be alive."""
+    """Create the lock, or take it over from a dead process; raises CacheLocked where its process may be alive."""
     lock = path / LOCK
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
     for _ in range(3):
@@ -27,10 +27,10 @@ def acquire_lock(path: Path, notes: list[str]) -> None:
 
 
 def _take_over(lock: Path) -> list[str]:
-    """Remove a dead process's lock. Returns the note to show."""
-    seen = _read_lock(lock)
+    """Remove the lock of a dead process. Returns the note to show to the user."""
+    content = _read_lock(lock)
     try:
-        holder = json.loads(seen)
+        holder = json.loads(content)
         pid, host, started = int(holder["pid"]), holder["host"], holder["started"]
     except (ValueError, KeyError, TypeError):
         pid, host, started = 0, "", None  # killed between creating the file and writing it
@@ -43,8 +43,8 @@ def _take_over(lock: Path) -> list[str]:
     try:
         os.rename(lock, aside)
     except FileNotFoundError:
-        return []  # its holder has just released it
-    if aside.read_bytes() != seen:  # another process was faster and took it over: give it back
+        return []  # it has just been released
+    if aside.read_bytes() != content:  # meanwhile another process took the lock over: put it back
         os.rename(aside, lock)
         raise CacheLocked(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
     aside.unlink()
@@ -52,16 +52,17 @@ def _take_over(lock: Path) -> list[str]:
 
 
 def _read_lock(lock: Path) -> bytes:
+    """The content of the lock, waiting a moment while it is incomplete: it may just be being written."""
     for _ in range(10):
-        seen = lock.read_bytes() if lock.is_file() else b"}"
-        if seen.endswith(b"}"):
-            return seen
-        time.sleep(0.05)  # its holder may be between creating and writing it
-    return seen
+        content = lock.read_bytes() if lock.is_file() else b"}"
+        if content.endswith(b"}"):
+            return content
+        time.sleep(0.05)
+    return content
 
 
 def _is_alive(pid: int, started: str | None) -> bool:
-    """Whether the process is there and, where the system tells, is the one that started then."""
+    """Whether the process exists and, where the system tells when it started, is not a later one of the same number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -72,7 +73,7 @@ def _is_alive(pid: int, started: str | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, where /proc tells; guards against a reused pid."""
+    """Start time of a process in clock ticks since boot; None where there is no /proc to tell."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -80,5 +81,5 @@ def _started(pid: int) -> str | None:
 
 
 def release_lock(path: Path) -> None:
-    """Delete the lock; it must be held."""
+    """Delete the lock, which this process must hold."""
     (path / LOCK).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The manifest of a feature cache, its files made durable, and its lock. cache/README.md specifies them.
+"""The manifest of a feature cache: which of its files are complete. cache/README.md specifies it.
 
-Bytes are made durable first and named in a checksummed manifest line second, and readers believe the manifest only,
-so a kill at any moment costs at most the block that was being written.
+Files are flushed to the disk first and then named in a manifest line with a checksum. Readers trust the manifest alone,
+so a process that is killed at any moment loses at most the block that it was writing.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ OWN_NAMES = re.compile(
 
 
 def damaged(path: Path, what: str) -> CacheDamaged:
-    """The error to raise: what is damaged, how to see all of it, how to replace it."""
+    """The error that says what is damaged, how to see all of it and how to mend or replace it."""
     return CacheDamaged(
         f"{path} is damaged. {what}. See all of it: fastltssl cache verify {path}; make damaged chunks again: the same "
         "fastltssl extract with --resume; replace it: with --overwrite"
@@ -36,18 +36,18 @@ def damaged(path: Path, what: str) -> CacheDamaged:
 
 
 class Manifest(NamedTuple):
-    """The lines that were read, and what is wrong with the file."""
+    """The lines of a manifest, and what is wrong with it."""
 
     header: dict[str, Any] | None
     blocks: list[dict[str, Any]]
     closing: dict[str, Any] | None
     faults: list[str]
-    is_torn: bool  # the last line, and only that, is broken: a kill while it was written
-    whole: bytes  # the lines before a torn one
+    is_torn: bool  # the last line, and no other, is broken: its process was killed while it wrote it
+    whole: bytes  # the bytes without such a line
 
 
 def append_line(path: Path, body: dict[str, Any], rank: int = 0) -> None:
-    """Append one manifest line that ends with the crc32c of the bytes before it, durably."""
+    """Append a line that ends with the crc32c of the bytes before it, and flush it to the disk."""
     file = path / f"manifest-{rank}.jsonl"
     is_new = not file.exists()
     with open(file, "ab", buffering=0) as handle:
@@ -63,16 +63,17 @@ def _line(body: dict[str, Any]) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    """A line of a manifest; None where it does not match its checksum."""
     body, _, ending = line.rpartition(b',"line_crc32c":"')
     return json.loads(body + b"}") if body and ending == b'%08x"}' % crc32c(body) else None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest as far as its checksums hold, and what is wrong with it. Never raises on damage.
+    """The lines that match their checksums, and what is wrong with the others. Damage raises no error.
 
-    Blocks that other processes have committed, in files of their own, come after those of the first.
+    While several processes write, the blocks of the others, which have manifests of their own, come after the first's.
     """
-    raw, parsed, rest = _lines(path / MANIFEST)
+    raw, parsed, torn = _lines(path / MANIFEST)
     good = [line for line in parsed if line is not None]
     header = good[0] if good and FORMAT in good[0] else None
     blocks = [line for line in good if "group" in line]
@@ -85,19 +86,21 @@ def read_manifest(path: Path) -> Manifest:
     if closing and closing["closed"] != len(blocks):
         faults.append(f"{len(blocks)} block lines, its closing line counts {closing['closed']}")
     is_torn = bool(parsed) and parsed[-1] is None and len(good) == len(parsed) - 1 and closing is None
-    whole = raw[: len(raw) - len(rest)] if is_torn else raw
+    whole = raw[: len(raw) - len(torn)] if is_torn else raw
     seen = {(block["group"], block["start"]) for block in blocks}
     for file in _parts(path) if closing is None else ():
         _, parsed, _ = _lines(file)
         faults += [
-            f"{file.name}: line {at} does not match its checksum" for at, line in enumerate(parsed[:-1], 1) if not line
+            f"{file.name}: line {place} does not match its checksum"
+            for place, line in enumerate(parsed[:-1], 1)
+            if not line
         ]
         blocks += [line for line in parsed if line and (line["group"], line["start"]) not in seen]
     return Manifest(header, blocks, closing, faults, is_torn, whole)
 
 
 def _lines(file: Path) -> tuple[bytes, list[dict[str, Any] | None], bytes]:
-    """Bytes of a manifest, its lines (None: not of its checksum), and the bytes of the last line where that is None."""
+    """Bytes of a manifest, its lines (None: wrong checksum), and the bytes of its last line."""
     raw = file.read_bytes() if file.is_file() else b""
     *lines, rest = raw.split(b"\n")
     parsed = [_parsed(line) for line in lines] + ([None] if rest else [])
@@ -105,14 +108,14 @@ def _lines(file: Path) -> tuple[bytes, list[dict[str, Any] | None], bytes]:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The manifests of other processes than the first, in the order of their ranks."""
+    """The manifests of the processes but the first, in the order of their ranks."""
     return sorted((file for file in path.glob(PARTS) if file.name != MANIFEST), key=lambda file: (len(file.name), file))
 
 
 def unite(path: Path, order: Sequence[tuple[str, int]] | None = None) -> None:
-    """Take the lines of other processes into the one manifest; with `order`, (group, start) of all blocks, sort them.
+    """Move the lines of other processes into the one manifest, and sort them by `order`, (group, start) of all blocks.
 
-    Killed at any point, it can be done again.
+    Where the process is killed in between, this can be done again.
     """
     if parts := _parts(path):
         own = sum(line is not None and "group" in line for line in _lines(path / MANIFEST)[1])
@@ -123,29 +126,29 @@ def unite(path: Path, order: Sequence[tuple[str, int]] | None = None) -> None:
     manifest = read_manifest(path)
     places = [(line["group"], line["start"]) for line in manifest.blocks]
     if order is not None and places != list(order):
-        at = dict(zip(places, manifest.blocks, strict=True))
+        lines = dict(zip(places, manifest.blocks, strict=True))
         assert manifest.header is not None  # the cache was checked when it was opened for writing
-        beside = path / f"{MANIFEST}.partial"
-        beside.write_bytes(b"".join(map(_line, [manifest.header, *(at[place] for place in order)])))
-        fsync(beside)
-        beside.replace(path / MANIFEST)
+        sorted_manifest = path / f"{MANIFEST}.partial"
+        sorted_manifest.write_bytes(b"".join(map(_line, [manifest.header, *(lines[place] for place in order)])))
+        fsync(sorted_manifest)
+        sorted_manifest.replace(path / MANIFEST)
     fsync(path)
 
 
 def fault(file: Path, digest: str) -> str | None:
-    """What is wrong with a file: missing, unreadable, or not of this crc32c (8 digits) or sha256 (64)."""
+    """What is wrong with a file: missing, unreadable, or not of this digest, a crc32c (8 digits) or sha256 (64)."""
     try:
         raw = file.read_bytes()
     except FileNotFoundError:
         return "missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    kind, found = ("crc32c", f"{crc32c(raw):08x}") if len(digest) == 8 else ("sha256", hashlib.sha256(raw).hexdigest())
-    return None if found == digest else f"its {kind} is {found[:8]}, the manifest says {digest[:8]}"
+    kind, actual = ("crc32c", f"{crc32c(raw):08x}") if len(digest) == 8 else ("sha256", hashlib.sha256(raw).hexdigest())
+    return None if actual == digest else f"its {kind} is {actual[:8]}, the manifest says {digest[:8]}"
 
 
 def is_cache(path: Path) -> bool:
-    """Whether a folder is, or was going to be, a fastltssl cache."""
+    """Whether a folder is a fastltssl cache, be it one that was only begun."""
     if any(path.glob(f"{LOCK}*")):
         return True
     mark = f'"{FORMAT}"'.encode()
@@ -165,7 +168,7 @@ def fsync(path: Path) -> None:
 
 
 def make_durable(path: Path, names: Iterable[str]) -> None:
-    """Flush files, then the folders up to `path` that lead to them."""
+    """Flush files to the disk, then the folders that lead to them, up to `path`."""
     for name in names:
         fsync(path / name)
     for folder in sorted({parent for name in names for parent in Path(name).parents}, reverse=True):
@@ -173,16 +176,13 @@ def make_durable(path: Path, names: Iterable[str]) -> None:
 
 
 def files_of(path: Path) -> list[str]:
-    """Names of all files of a cache but the manifest and the lock, sorted, with forward slashes."""
+    """Names of all files in a cache but the manifest and the lock, sorted, with forward slashes."""
     files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     return sorted(name for name in files if name != MANIFEST and not name.startswith(LOCK))
 
 
 def clear(path: Path) -> None:
-    """Remove what a cache consists of but the lock; the manifest first, so that it never outlives its files."""
+    """Remove the files of a cache but the lock; the manifest first, so that it never names files that are gone."""
     for child in sorted(path.iterdir(), key=lambda child: not child.name.startswith("manifest-")):
         if OWN_NAMES.fullmatch(child.name) and child.name != LOCK:
             shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
-
-
-# ------------------------------------------------------------------------------------------------- lock

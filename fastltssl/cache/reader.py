@@ -1,4 +1,4 @@
-"""Features of a cache, from its chunks into memory: every chunk checked, on a few threads, without Zarr."""
+"""Reads the features of a cache into memory: every chunk is checked, on a few threads, without Zarr."""
 
 import os
 import tempfile
@@ -16,11 +16,11 @@ from fastltssl.cache.manifest import damaged, read_manifest
 from fastltssl.errors import CacheError
 from fastltssl.machine import SPARE, available_memory
 
-PART_BYTES = 256 * 2**20  # of a streamed part, all views together
+PART_BYTES = 256 * 2**20  # that stream_features holds at once, all views together
 
 
 class Group(NamedTuple):
-    """One group of an opened cache; its features stay on disk until read_features."""
+    """One group of an opened cache; its features stay on disk until they are read."""
 
     path: Path
     name: str
@@ -42,11 +42,11 @@ def read_features(
 ) -> Float16[np.ndarray, "N V D"]:
     """Features, or a tap, of the given views (all by default).
 
-    The views lie one after the other in memory, as they do on disk, so the array is not C-contiguous for V > 1. Where
-    the memory that is free does not hold them, they lie in a file without a name beside the cache, mapped into memory.
+    In memory as on disk the views lie one after the other, so the array is not C-contiguous for V > 1. Where it does
+    not fit into free memory, it is mapped to a temporary file beside the cache.
     """
     read, names = reader(group, views, array)
-    features = _room((len(names), group.stored, group.shape[2]), group.path.parent.parent)
+    features = _empty((len(names), group.stored, group.shape[2]), group.path.parent.parent)
     read(0, group.stored, features)
     if group.broken:
         kept = np.setdiff1d(np.arange(group.stored), group.broken)
@@ -59,7 +59,7 @@ def read_features(
 def stream_features(
     group: Group, views: Sequence[str] | None = None, array: str = "features", part_bytes: int = PART_BYTES
 ) -> Iterator[Float16[np.ndarray, "n V D"]]:
-    """The same rows in parts of about that size, in order; the next part is read while one is looked at."""
+    """The same rows in parts of about that size, in order; the next part is read while the caller has the last one."""
     read, names = reader(group, views, array)
     rows, width = stored_rows(group.path.parent, group.name), group.shape[2]
     step = max(1, part_bytes // (2 * width * len(names) * rows)) * rows
@@ -74,14 +74,17 @@ def stream_features(
     with ThreadPoolExecutor(1) as ahead:
         due = ahead.submit(part, 0)
         for start in range(step, group.stored + step, step):
-            found, due = due.result(), ahead.submit(part, start) if start < group.stored else due
-            yield found
+            features, due = due.result(), ahead.submit(part, start) if start < group.stored else due
+            yield features
 
 
 def reader(
     group: Group, views: Sequence[str] | None, array: str
 ) -> tuple[Callable[[int, int, Float16[np.ndarray, "V n D"]], None], tuple[str, ...]]:
-    """A function that fills an array with stored rows start (of a chunk) to stop, and the names of its views."""
+    """A function that reads the stored rows start to stop into an array, and the views it reads, in order.
+
+    `start` must be the first row of a chunk.
+    """
     names, width = group.views if views is None else tuple(views), group.shape[2]
     if missing := [name for name in names if name not in group.views]:
         raise CacheError(f"{group.path} has no view {missing[0]!r}, only {', '.join(group.views)}")
@@ -94,7 +97,7 @@ def reader(
     digests = {name: digest for block in read_manifest(path).blocks for name, digest in block["files"].items()}
 
     def read_chunk(part: Float16[np.ndarray, "n D"], name: str) -> None:
-        chunk = part if len(part) == rows else np.empty((rows, width), "<f2")  # the last one is stored padded
+        chunk = part if len(part) == rows else np.empty((rows, width), "<f2")  # the last chunk is stored padded
         try:
             with open(path / name, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -104,7 +107,7 @@ def reader(
         if count != chunk.nbytes:
             raise damaged(path, f"{name} has {size} bytes, not {chunk.nbytes}")
         raw = chunk.view()
-        raw.flags.writeable = False  # what the checksum takes
+        raw.flags.writeable = False  # crc32c accepts no writable array
         if f"{crc32c(raw):08x}" != digests[name]:
             raise damaged(path, f"{name} does not match its checksum")
         if chunk is not part:
@@ -127,8 +130,8 @@ def reader(
     return read, names
 
 
-def _room(shape: tuple[int, int, int], folder: Path) -> Float16[np.ndarray, "V N D"]:
-    """An array to be filled: in memory where that is free, else in a file of the folder that has no name."""
+def _empty(shape: tuple[int, int, int], folder: Path) -> Float16[np.ndarray, "V N D"]:
+    """An array to be filled, in memory where it fits, else mapped to a temporary file in the folder."""
     size = 2 * int(np.prod(shape))
     if size <= SPARE * available_memory():
         return np.empty(shape, "<f2")

@@ -1,7 +1,7 @@
-"""Protocols: labels to row ids. A split is positions in the cached groups, so that one cache serves every protocol.
+"""Long-tailed splits: which rows of a cache are labelled, unlabelled, for validation and for test.
 
-Definitions and the choices on which published code differs are those of the LTSSL literature; every choice is a
-switch of `Protocol` and is recorded with the run.
+A split holds row numbers alone, so that one cache serves every protocol. Published code agrees on the long-tailed
+counts and differs in other choices, each of which is a field of `Protocol` and is recorded with the run.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from fastltssl.reading import typed
 from fastltssl.types import seeded
 
 ORDERS = ("consistent", "uniform", "reversed", "middle", "head-tail", "random")
-PUBLISHED: dict[str, object] = {"val": 0, "class_order": "given"}  # what no public code does, no preset does
+# No published code takes validation rows from the training set or draws which classes are frequent.
+PUBLISHED: dict[str, object] = {"val": 0, "class_order": "given"}
 PRESETS: dict[str, dict[str, object]] = {
     "usb": {"images": "seeded", "overlap": False} | PUBLISHED,
     "acr": {"images": "file-order", "overlap": True} | PUBLISHED,
@@ -24,29 +25,29 @@ PRESETS: dict[str, dict[str, object]] = {
     "simpro": {"images": "file-order", "overlap": False} | PUBLISHED,
     "finessl": {"images": "file-order", "overlap": True} | PUBLISHED,
 }
-FEW_SHOT = ("finessl",)  # presets whose pool, where no m1 is asked for, is every training image
+FEW_SHOT = ("finessl",)  # presets that imply --m1 all where no m1 is given
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every switch of a split; n1 None takes every labelled training row.
+    """The choices that define a split.
 
-    m1 "all" puts every row into the pool that is not labelled, validation or test, so that n1 = n, gamma_l = 1 is the
-    usual few-shot protocol; where the cache has a group "unlabeled", that group is the pool, as it is with m1 None.
+    m1 "all" puts every row into the unlabelled pool that is not labelled, validation or test, so that n1 = n and
+    gamma_l = 1 give the usual few-shot protocol. With m1 "all" or None a group "unlabeled" of the cache is the pool.
     """
 
-    n1: int | None = None
-    m1: int | Literal["all"] | None = None
-    gamma_l: float = 1.0
-    gamma_u: float = 1.0
-    order: str = "consistent"
-    images: str = "seeded"
-    overlap: bool = False
-    val: int = 0
-    test_per_class: int = 0
-    class_order: str = "given"
-    on_shortage: str = "refuse"
-    preset: str | None = None
+    n1: int | None = None  # labelled rows of the most frequent class; None: every labelled training row
+    m1: int | Literal["all"] | None = None  # unlabelled rows of the most frequent class; None: none of "train"
+    gamma_l: float = 1.0  # imbalance of the labelled rows: largest over smallest class
+    gamma_u: float = 1.0  # imbalance of the unlabelled pool
+    order: str = "consistent"  # of ORDERS: which classes are frequent in the pool
+    images: str = "seeded"  # which images of a class are taken: seeded, or the first ones (file-order)
+    overlap: bool = False  # whether labelled rows are in the pool, too
+    val: int = 0  # validation rows of each class, taken from "train"
+    test_per_class: int = 0  # test rows of each class, taken from "train"; 0: the group "test"
+    class_order: str = "given"  # which classes are frequent: the first ones (given), or seeded
+    on_shortage: str = "refuse"  # where a class has too few rows: refuse, or take what there is (cap)
+    preset: str | None = None  # of PRESETS: the choices of a published code base
 
     @classmethod
     def of(cls, switches: Mapping[str, Any], where: str = "protocol") -> Self:
@@ -65,7 +66,7 @@ class Protocol:
 
 
 class Split(NamedTuple):
-    """Row positions in the cached groups, and what was asked but not there."""
+    """Rows of the cached groups by their use, and how many were missing."""
 
     labelled: np.ndarray  # [L] rows of "train"
     unlabelled: np.ndarray  # [M] rows of `unlabelled_group`
@@ -74,7 +75,7 @@ class Split(NamedTuple):
     test: np.ndarray  # rows of `test_group`
     test_group: str
     counts: np.ndarray  # [C] labelled rows of each class
-    shortage: int  # rows asked for and not there (on_shortage="cap")
+    shortage: int  # rows that were asked for and do not exist (on_shortage="cap")
 
 
 def long_tailed_counts(n_classes: int, head: int, gamma: float) -> np.ndarray:
@@ -86,7 +87,7 @@ def long_tailed_counts(n_classes: int, head: int, gamma: float) -> np.ndarray:
 
 
 def arrange(counts: np.ndarray, order: str, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Long-tailed counts (largest first) put in the order of the unlabelled pool."""
+    """Long-tailed counts, given from the largest to the smallest, in an order of the unlabelled pool."""
     if order == "uniform":
         return np.full_like(counts, counts[0])
     if order == "random":
@@ -107,7 +108,7 @@ def arrange(counts: np.ndarray, order: str, rng: np.random.Generator | None = No
 
 
 def checked(protocol: Protocol) -> Protocol:
-    """The protocol with its preset applied; raises SplitError on a value no split can have."""
+    """The protocol with its preset applied; raises SwitchError on a value that no split can have."""
     if protocol.preset is not None:
         if protocol.preset not in PRESETS:
             raise SwitchError(f"preset {protocol.preset!r} is not one of {', '.join(PRESETS)}")
@@ -146,7 +147,10 @@ def checked(protocol: Protocol) -> Protocol:
 
 
 def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protocol, seed: int) -> Split:
-    """The split of one seed over the labels of the cached groups ("train", maybe "test" and "unlabeled")."""
+    """The split of one seed, from the labels of the cached groups ("train", maybe "test" and "unlabeled").
+
+    Raises SwitchError on a bad value of the protocol, SplitError where rows are missing.
+    """
     protocol = checked(protocol)
     if "train" not in labels:
         raise SplitError(f"the cache has no group 'train', only {', '.join(sorted(labels))}")
@@ -175,7 +179,16 @@ def long_tailed(labels: dict[str, np.ndarray], n_classes: int, protocol: Protoco
             f"{way_out}cache a set that has images of it"
         )
     unlabelled, group = _unlabelled(labels, classes, protocol, taken, labelled, rng)
-    return Split(labelled, unlabelled, group, val, test, test_group, counts, taken.shortage)
+    return Split(
+        labelled=labelled,
+        unlabelled=unlabelled,
+        unlabelled_group=group,
+        val=val,
+        test=test,
+        test_group=test_group,
+        counts=counts,
+        shortage=taken.shortage,
+    )
 
 
 def _unlabelled(
@@ -186,10 +199,10 @@ def _unlabelled(
     labelled: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, str]:
-    """Rows of the unlabelled pool and the group they are in.
+    """Rows of the unlabelled pool, and the group that they are in.
 
-    With m1, classes are counted: in a group "unlabeled" whose labels are known (and hidden from training), else among
-    the training rows that are left. Without m1, all of "unlabeled" is the pool.
+    A number m1 sets how many rows each class gets: from a group "unlabeled" whose labels are known (training does not
+    see them), else from the training rows that are left. Without a number all of "unlabeled" is the pool.
     """
     if "unlabeled" in labels and protocol.m1 in (None, "all"):
         return np.arange(len(labels["unlabeled"])), "unlabeled"
@@ -214,26 +227,28 @@ def _unlabelled(
 
 
 def _pools(labels: np.ndarray, n_classes: int, images: str, rng: np.random.Generator) -> list[np.ndarray]:
-    """Rows of each class, in file order or shuffled."""
+    """Rows of each class, shuffled or in the order of the cache."""
     pools = [np.flatnonzero(labels == k) for k in range(n_classes)]
     return [rng.permutation(pool) for pool in pools] if images == "seeded" else pools
 
 
 class _Taken:
-    """Hands out the rows of each class from the front, once each."""
+    """Takes rows of each class from the front of its pool, no row twice."""
 
     def __init__(self, pools: list[np.ndarray], on_shortage: str) -> None:
         self.pools, self.on_shortage, self.shortage = pools, on_shortage, 0
         self.used = [0] * len(pools)
 
     def left(self, k: int) -> int:
+        """Rows of a class that are not taken yet."""
         return len(self.pools[k]) - self.used[k]
 
     def rows(self) -> np.ndarray:
-        """Every row handed out so far."""
+        """All rows taken so far."""
         return np.concatenate([pool[:used] for pool, used in zip(self.pools, self.used, strict=True)])
 
     def take(self, wanted: np.ndarray, what: str) -> np.ndarray:
+        """The next rows, so many of each class, sorted; `what` names their use in a message."""
         rows = []
         for k, count in enumerate(wanted.tolist()):
             if count > self.left(k):

@@ -1,4 +1,4 @@
-"""A feature cache created or resumed, committed block by block, and closed. cache/README.md specifies it."""
+"""Writes a feature cache: creates or resumes it, commits it block by block and closes it, as cache/README.md says."""
 
 import hashlib
 import os
@@ -66,10 +66,10 @@ def create(
     overwrite: bool = False,
     ranks: Ranks = ALONE,
 ) -> "Writer":
-    """A Writer that holds the lock of a new cache, or of the one that is there with `resume` or `overwrite`.
+    """A Writer that holds the lock of a new cache, or, with `resume` or `overwrite`, of one that exists.
 
-    text [C T E], projection [D E], ln_post [2 D]; shapes and values are checked here, with messages. `taps` name
-    arrays of the same shape as the features. Of several ranks the first makes the cache and the others join it.
+    text [C T E], projection [D E], ln_post [2 D]. `taps` name arrays of the shape of the features. Of several ranks the
+    first creates the cache and the others join it. Raises CacheError on unfit arrays, and where it cannot be written.
     """
     path = Path(path)
     attributes = {
@@ -82,23 +82,23 @@ def create(
         "slab": SLAB,
         **({"taps": list(taps)} if taps else {}),
     }
-    asked = checked_contents(attributes, groups, width, {"text": text, "projection": projection, "ln_post": ln_post})
+    wanted = checked_contents(attributes, groups, width, {"text": text, "projection": projection, "ln_post": ln_post})
     notes: list[str] = []
     problem: CacheError | None = None
     if ranks.rank == 0:
         try:
-            _open(path, asked, notes, resume, overwrite)
+            _open(path, wanted, notes, resume, overwrite)
         except CacheError as error:
             problem = error
     if problem := next(filter(None, ranks.gather(problem)), None):
         raise problem
     if ranks.rank:
-        _check_same(path, asked)
+        _check_same(path, wanted)
     return _writer(path, notes, ranks)
 
 
-def _open(path: Path, asked: Contents, notes: list[str], resume: bool, overwrite: bool) -> None:
-    """Take the lock of a cache that is ready to be written; raises CacheError without it."""
+def _open(path: Path, wanted: Contents, notes: list[str], resume: bool, overwrite: bool) -> None:
+    """Take the lock and prepare the cache for its blocks; raises CacheError, and releases the lock, where it cannot."""
     _refuse_existing(path, resume, overwrite)
     path.mkdir(parents=True, exist_ok=True)
     acquire_lock(path, notes)
@@ -107,11 +107,11 @@ def _open(path: Path, asked: Contents, notes: list[str], resume: bool, overwrite
             clear(path)
         manifest = read_manifest(path)
         if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
-            clear(path)  # what a kill before the first manifest line left
-            _check_space(path, asked)
-            _write_metadata(path, asked)
+            clear(path)  # left by a process that was killed before its first manifest line
+            _check_space(path, wanted)
+            _write_metadata(path, wanted)
         else:
-            _check_resumable(path, manifest, asked, notes)
+            _check_resumable(path, manifest, wanted, notes)
     except OSError as error:
         release_lock(path)
         raise _unwritable(path, "metadata", error) from error
@@ -122,10 +122,10 @@ def _open(path: Path, asked: Contents, notes: list[str], resume: bool, overwrite
 
 @dataclass
 class Writer:
-    """The writer of a cache, or of a rank's share of it, as a context manager. The first rank holds the lock.
+    """Writes a cache, or a rank's share of its blocks, as a context manager. The first rank holds the lock.
 
-    Blocks are committed in the order of `pending`; only `close` completes, and an interrupted and resumed cache, or one
-    that several ranks wrote, equals an unbroken one.
+    Blocks are committed in the order of `pending`, and `close` completes the cache. It equals one written without a
+    break, whether it was interrupted and resumed or written by several ranks.
     """
 
     path: Path
@@ -134,11 +134,11 @@ class Writer:
     header: dict[str, Any]
     shapes: dict[str, tuple[int, int, int]]
     parts: tuple[str, ...]  # arrays of those shapes: the features, then the taps
-    rows: dict[str, int]  # of a chunk, per group
-    torn: dict[Block, dict[str, Any]]  # damaged blocks, to be made again, with their lines
-    waiting: list[Block]
+    rows: dict[str, int]  # of a chunk, for each group
+    torn: dict[Block, dict[str, Any]]  # damaged blocks, to be written again, with their manifest lines
+    waiting: list[Block]  # to be committed, in order
     rank: int
-    lock: bytes
+    lock: bytes  # content of the lock, to notice where another process takes it over
     is_locked: bool = True
 
     def __enter__(self) -> "Writer":
@@ -150,28 +150,19 @@ class Writer:
         self.is_locked = False
 
     def pending(self) -> list[Block]:
-        """Blocks whose files are damaged, then those not committed yet, in the order to commit them."""
+        """Damaged blocks, then those not committed yet, in the order in which to commit them."""
         return list(self.waiting)
 
     def commit(self, block: Block, features: np.ndarray, broken: Sequence[int] = ()) -> int:
-        """Bytes written for features [rows V D], with taps [rows V P D]. Durable when it returns.
+        """Write features [rows V D], with taps [rows V P D], and flush them to the disk; returns the bytes written.
 
-        Refuses values that float16 cannot hold. `broken` are rows of the group, within the block, whose image could not
-        be read: readers leave them out.
+        `broken` are rows of the group, within the block, whose image could not be read: readers leave them out. Raises
+        CacheError on values that float16 cannot hold.
         """
         if self.waiting[:1] != [block]:
-            due = _name(self.waiting[0]) if self.waiting else "none, all are committed"
-            raise CacheError(f"{self.path}: {_name(block)} is not the next block to commit. Next: {due}")
-        _, views, width = self.shapes[block.group]
-        taps = (len(self.parts),) if len(self.parts) > 1 else ()
-        half = _as_float16(block, features, (block.stop - block.start, views, *taps, width))
-        half, rows = half.reshape(len(half), views, len(self.parts), width), self.rows[block.group]
-        chunks: dict[str, bytes] = {}
-        for place, part in enumerate(self.parts):
-            for view in range(views):
-                chunk = np.zeros((rows, width), "<f2")  # the last chunk is stored whole, padded with zeros
-                chunk[: len(half)] = half[:, view, place]
-                chunks[f"{block.group}/{part}/c/{block.start // rows}/{view}/0"] = chunk.tobytes()
+            expected = _name(self.waiting[0]) if self.waiting else "none, all are committed"
+            raise CacheError(f"{self.path}: {_name(block)} is not the next block to commit. Next: {expected}")
+        chunks = self._chunks(block, features)
         digests = {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}
         is_repair = block in self.torn
         if is_repair and digests != self.torn[block]["files"]:
@@ -195,19 +186,33 @@ class Writer:
         self.waiting.pop(0)
         return sum(map(len, chunks.values()))
 
-    def close(self) -> None:
-        """Complete the cache: read every chunk back, compare, and write the closing line. Releases the lock.
+    def _chunks(self, block: Block, features: np.ndarray) -> dict[str, bytes]:
+        """The bytes of each file of a block."""
+        _, views, width = self.shapes[block.group]
+        taps = (len(self.parts),) if len(self.parts) > 1 else ()
+        half = _as_float16(block, features, (block.stop - block.start, views, *taps, width))
+        half, rows = half.reshape(len(half), views, len(self.parts), width), self.rows[block.group]
+        chunks: dict[str, bytes] = {}
+        for place, part in enumerate(self.parts):
+            for view in range(views):
+                chunk = np.zeros((rows, width), "<f2")  # the last chunk is padded with zeros to the size of the others
+                chunk[: len(half)] = half[:, view, place]
+                chunks[f"{block.group}/{part}/c/{block.start // rows}/{view}/0"] = chunk.tobytes()
+        return chunks
 
-        Only the first rank may, once the others have committed their blocks.
+    def close(self) -> None:
+        """Complete the cache: check every chunk on disk, write the closing line and release the lock.
+
+        Only the first rank may call it, once the others have committed their blocks.
         """
-        grid = all_blocks(self.shapes, self.rows)
+        order = [(block.group, block.start) for block in all_blocks(self.shapes, self.rows)]
         written = {(line["group"], line["start"]) for line in read_manifest(self.path).blocks}
-        left = sum((block.group, block.start) not in written for block in grid)
+        left = sum(place not in written for place in order)
         if self.waiting or left:
             left = left or len(self.waiting)
             raise CacheError(f"{self.path}: {left} blocks are not committed, the cache cannot be closed")
         if not self.is_complete:
-            unite(self.path, [(block.group, block.start) for block in grid])
+            unite(self.path, order)
             blocks, files = read_manifest(self.path).blocks, dict(self.header["files"])
             for name, digest in [pair for line in blocks for pair in line["files"].items()]:
                 raw = (self.path / name).read_bytes() if (self.path / name).is_file() else b""
@@ -220,6 +225,7 @@ class Writer:
 
 
 def _writer(path: Path, notes: list[str], ranks: Ranks) -> Writer:
+    """The writer of a rank's share of the blocks that a prepared cache does not hold yet, or holds damaged."""
     manifest, stored = read_manifest(path), read_contents(path)
     assert manifest.header is not None  # checked or written just before
     rows = {name: stored_rows(path, name) for name in stored.shapes}
@@ -236,13 +242,23 @@ def _writer(path: Path, notes: list[str], ranks: Ranks) -> Writer:
         notes.append(f"{path} is complete already")
     waiting = [*torn, *(block for block in all_blocks(stored.shapes, rows) if block not in lines)]
     weights = [(block.stop - block.start) * stored.shapes[block.group][1] for block in waiting]
-    lock, own = (path / LOCK).read_bytes(), ranks.share(waiting, weights)
     return Writer(
-        path, is_complete, notes, manifest.header, stored.shapes, stored.parts, rows, torn, own, ranks.rank, lock
+        path=path,
+        is_complete=is_complete,
+        notes=notes,
+        header=manifest.header,
+        shapes=stored.shapes,
+        parts=stored.parts,
+        rows=rows,
+        torn=torn,
+        waiting=ranks.share(waiting, weights),
+        rank=ranks.rank,
+        lock=(path / LOCK).read_bytes(),
     )
 
 
 def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
+    """Raise CacheError where the folder holds something that these options do not allow to change."""
     if resume and overwrite:
         raise CacheError("--resume and --overwrite exclude each other")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -254,17 +270,17 @@ def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
 
 
 def size_on_disk(shapes: dict[str, tuple[int, int, int]], parts: int = 1) -> int:
-    """Bytes that so many arrays of groups [N V D] will take; the last chunks are stored whole."""
-    sizes = []
+    """Bytes that the features (and taps, counted by `parts`) of groups [N V D] take, the padding of chunks included."""
+    size = 0
     for n, views, width in shapes.values():
         rows = chunk_rows(n, width)
-        sizes.append(-(-n // rows) * rows * views * width * 2)
-    return parts * sum(sizes)
+        size += -(-n // rows) * rows * views * width * 2
+    return parts * size
 
 
-def _check_space(path: Path, asked: Contents) -> None:
-    """Raise where the disk has no room for the features, before hours are spent on them."""
-    needed, free = size_on_disk(asked.shapes, len(asked.parts)), shutil.disk_usage(path).free
+def _check_space(path: Path, wanted: Contents) -> None:
+    """Raise CacheError where the disk has no room for the features, before hours are spent on encoding them."""
+    needed, free = size_on_disk(wanted.shapes, len(wanted.parts)), shutil.disk_usage(path).free
     if needed > free:
         raise CacheError(
             f"{path} needs {needed / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB free. "
@@ -272,20 +288,20 @@ def _check_space(path: Path, asked: Contents) -> None:
         )
 
 
-def _write_metadata(path: Path, asked: Contents) -> None:
-    """Write everything but the chunks of features, then the header line that makes it valid."""
+def _write_metadata(path: Path, wanted: Contents) -> None:
+    """Write everything but the chunks of features, then the header line that makes the cache valid."""
     import zarr  # a third of a second; only writing needs it
 
-    root = zarr.create_group(path, attributes=asked.attributes)
-    for name in asked.shapes:
+    root = zarr.create_group(path, attributes=wanted.attributes)
+    for name in wanted.shapes:
         root.create_group(name)
-    for name, array in asked.arrays.items():
-        # One raw chunk each. Without this setting zarr leaves out the file of an array of zeros.
+    for name, array in wanted.arrays.items():
+        # Stored as one chunk. Without this setting zarr writes no file for an array of zeros.
         config: Any = {"write_empty_chunks": True}
         root.create_array(name, data=array, chunks=array.shape, compressors=None, config=config)
-    for name, shape in asked.shapes.items():
+    for name, shape in wanted.shapes.items():
         chunks = (chunk_rows(shape[0], shape[2]), 1, shape[2])
-        for part in asked.parts:
+        for part in wanted.parts:
             root.create_array(f"{name}/{part}", shape=shape, chunks=chunks, dtype="float16", compressors=None)
     names = files_of(path)
     make_durable(path, names)
@@ -294,10 +310,10 @@ def _write_metadata(path: Path, asked: Contents) -> None:
     append_line(path, {FORMAT: VERSION, "files": digests})
 
 
-def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: list[str]) -> None:
-    """Raise where the cache on disk cannot be continued as asked; drop a torn last line."""
+def _check_resumable(path: Path, manifest: Manifest, wanted: Contents, notes: list[str]) -> None:
+    """Raise where the cache on disk holds other contents; cut off a torn last line of the manifest."""
     stored = read_checked(path, manifest, with_chunks=False)
-    if unequal := differences(stored, asked):
+    if unequal := differences(stored, wanted):
         model = stored.attributes["provenance"].get("model", "MODEL")
         raise CacheMismatch(
             f"{path} cannot be resumed, it was made for something else: {'; '.join(unequal)}. "
@@ -314,9 +330,9 @@ def _check_resumable(path: Path, manifest: Manifest, asked: Contents, notes: lis
         notes.append("resumed at {} of {} rows".format(*progress(stored, manifest)))
 
 
-def _check_same(path: Path, asked: Contents) -> None:
+def _check_same(path: Path, wanted: Contents) -> None:
     """Raise where this rank would write something else than the first rank has prepared."""
-    if unequal := differences(read_contents(path), asked):
+    if unequal := differences(read_contents(path), wanted):
         raise CacheMismatch(
             f"{path}: this process would make something else than the first one: {'; '.join(unequal)}. "
             "Give every process the same options, data and library versions"
@@ -331,6 +347,7 @@ def _unwritable(path: Path, what: str, error: OSError) -> CacheError:
 
 
 def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V *P D"]:
+    """The features as they are stored. Raises CacheError on another shape, and on values that float16 cannot hold."""
     if features.shape != shape or features.dtype not in (np.float16, np.float32):
         got = f"{features.dtype} {list(features.shape)}"
         raise CacheError(f"{_name(block)} takes float32 or float16 features {list(shape)}, got {got}")
@@ -348,4 +365,5 @@ def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> F
 
 
 def _name(block: Block) -> str:
+    """A block for a message."""
     return f"{block.group} rows {block.start} to {block.stop}"

@@ -104,13 +104,13 @@ def cache_add_views(
 ) -> None:  # fmt: skip
     """Give an extracted cache more views; those it has are not encoded again."""
     from fastltssl.cache.catalogue import open_cache
-    from fastltssl.encoder.add_views import add_views, found
+    from fastltssl.encoder.add_views import add_views, find_recovered
     from fastltssl.encoder.clip import load_encoder
     from fastltssl.images import open_source
     from fastltssl.images.views import parse_views
     from fastltssl.show.terminal import follow, show
 
-    path, parsed = found(name), parse_views(views)
+    path, parsed = find_recovered(name), parse_views(views)
     held = open_cache(path)
     made = held.attributes["provenance"]
     if "preprocessing" not in made:

@@ -40,7 +40,7 @@ def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Pa
     shown, count = _styles(styles, nameless), len(CLASSES)
     names = [f"shape {number}" for number in range(count)] if nameless else CLASSES
     pixels = drawing.sheet(
-        names, shown, each=each, seed=seed, drawn=drawings(shapes(seed, count)) if nameless else None
+        names, shown, count=each, seed=seed, drawn=drawings(shapes(seed, count)) if nameless else None
     )
     try:
         drawing.save(pixels, out)

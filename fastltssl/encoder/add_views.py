@@ -1,7 +1,7 @@
-"""More views for a cache that is there: what it holds is taken over, only new views are encoded.
+"""Views added to a complete cache: the features it holds are copied, and only the new views are encoded.
 
-The larger cache is written beside the old one, as an extraction that can be killed and resumed, and takes its place
-once it is complete. It equals one that was extracted with all views at once, byte for byte.
+The larger cache is written beside the old one, by an extraction that can be interrupted and resumed, and replaces it
+once it is complete. It equals, byte for byte, a cache that was extracted with all views at once.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from fastltssl.progress import Work
 
 
 def beside(path: Path) -> tuple[Path, Path]:
-    """Where the larger cache is written, and where the old one waits while they change places."""
+    """Paths of the larger cache until it is complete, and of the old one while the larger takes its place."""
     return path.with_name(f"{path.stem}.more.zarr"), path.with_name(f"{path.stem}.before.zarr")
 
 
-def found(name: str) -> Path:
-    """The path of a cache, as find_cache finds it, after a change of places that was killed half-way is finished."""
+def find_recovered(name: str) -> Path:
+    """What find_cache returns, once an exchange of the two caches that was interrupted half-way has been finished."""
     for path in (Path(name), cache_folder() / name, cache_folder() / f"{name}.zarr"):
         more, before = beside(path)
         if before.exists() and not path.exists():
@@ -36,21 +36,21 @@ def found(name: str) -> Path:
 def add_views(
     path: Path, source: Source, encoder: Encoder, views: Sequence[View], *, workers: int = 2
 ) -> Work[Summary]:
-    """Give the cache all of `views`, which name those it has and more; yields progress, returns the summary.
+    """Extend a cache to `views`, which must include those it has; yields progress, returns the summary.
 
-    Raises CacheError where a view it has is not among them, CacheMismatch where it was made of something else.
+    Raises CacheError where one of them is missing, CacheMismatch where the cache is of other images or another encoder.
     """
     cache = open_cache(path)
     check(cache, source, encoder, views)
     more, before = beside(path)
-    given: dict[str, Any] = cache.attributes["provenance"]
+    stored: dict[str, Any] = cache.attributes["provenance"]
     summary = yield from extract(
         source,
         encoder,
         views,
         more,
-        templates=given["templates"],
-        seed=given["seed"],
+        templates=stored["templates"],
+        seed=stored["seed"],
         workers=workers,
         skip_broken=any(group.broken for group in cache.groups.values()),
         resume=True,
@@ -63,24 +63,25 @@ def add_views(
 
 
 def check(cache: Cache, source: Source, encoder: Encoder, views: Sequence[View]) -> None:
-    """Raise where the views, the images or the encoder are not those of the cache."""
-    given = cache.attributes["provenance"]
-    if not isinstance(given.get("views"), dict) or "weights_sha256" not in given:
+    """Raise where these images, this encoder and these views could not have made the cache and more."""
+    stored = cache.attributes["provenance"]
+    if not isinstance(stored.get("views"), dict) or "weights_sha256" not in stored:
         raise CacheError(f"{cache.path} was imported; only an extracted cache can be given more views")
-    asked = provenance(source, encoder, views, given["templates"], given["seed"])
-    old, new = given["views"], asked["views"]
-    if lost := [f"{name} ({recipe})" for name, recipe in old.items() if new.get(name) != recipe]:
+    wanted = provenance(source, encoder, views, stored["templates"], stored["seed"])
+    old, new = stored["views"], wanted["views"]
+    if missing := [f"{name} ({recipe})" for name, recipe in old.items() if new.get(name) != recipe]:
         raise CacheError(
-            f"--views must name the views that {cache.path} has, and more. Missing or another recipe: {lost[0]}"
-            + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
+            f"--views must name the views that {cache.path} has, and more. Missing or another recipe: {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
     if len(new) == len(old):
         raise CacheError(f"{cache.path} has all of these views: {', '.join(old)}. Ask for more, such as weak:8")
-    unequal = [name for name in asked if name != "views" and asked[name] != given.get(name)]
-    if unequal or encoder.taps != cache.groups["train"].taps:
-        name = unequal[0] if unequal else "taps"
-        stored, wanted = (given.get(name), asked[name]) if unequal else (cache.groups["train"].taps, encoder.taps)
+    stored, wanted = stored | {"taps": cache.groups["train"].taps}, wanted | {"taps": encoder.taps}
+    unequal = [name for name in wanted if name != "views" and wanted[name] != stored.get(name)]
+    if unequal:
+        name = unequal[0]
         raise CacheMismatch(
-            f"{cache.path} was made with another {name}: {stored} there, {wanted} now. Give the --dataset, --root, "
-            "--limit and --pretrained it was made with; with other library versions extract anew"
+            f"{cache.path} was made with another {name}: {stored.get(name)} there, {wanted[name]} now. "
+            "Give the --dataset, --root, --limit and --pretrained it was made with; with other library versions "
+            "extract anew"
         )

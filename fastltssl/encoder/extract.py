@@ -1,8 +1,8 @@
-"""Stage one: every view of every image of a source through the frozen encoder, once, into a cache.
+"""Stage one: every view of every image of a source goes through the frozen encoder once, into a cache.
 
-An image is decoded once for all of its views. The unit of work is a slab of 64 rows, the last one of a group padded;
-on a CPU each slab is computed by one thread and slabs run side by side, so that the features depend neither on the
-number of threads or workers nor on where an interrupted extraction went on.
+An image is decoded once for all of its views. The unit of work is a slab of 64 rows; the last slab of a block is padded
+to it. On a CPU each slab is computed by one thread, and several slabs at the same time, so that the features depend
+neither on the number of threads or workers nor on where an interrupted extraction was resumed.
 """
 
 import importlib.metadata
@@ -31,19 +31,19 @@ from fastltssl.images.views import View
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.progress import Note, Progress, Work
 
-GATE, GATE_ROWS = 0.999, 64  # least mean cosine between features in low precision and in fp32, on so many images
+MIN_COSINE, COMPARED = 0.999, 64  # features in low precision and in fp32: their least mean cosine, on so many images
 LIBRARIES = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow")  # what may change a feature
 
 
 class Summary(NamedTuple):
-    """What an extraction did; rates and seconds leave out what an earlier one had done."""
+    """What an extraction did, not counting the work of an earlier one that it resumed."""
 
     images: int
     views: int
     seconds: float
     images_per_s: float
     views_per_s: float
-    waiting: float  # share of the time that went by waiting for images
+    waiting: float  # share of the time spent on waiting for images
     bytes: int
     path: Path
     notes: tuple[str, ...]
@@ -65,11 +65,11 @@ def extract(
     known: Cache | None = None,
     ranks: Ranks = ALONE,
 ) -> Work[Summary]:
-    """Write the cache `out`, yielding progress after every slab. `workers` threads decode ahead, with 0 none does.
+    """Write the cache `out`, yielding progress after every slab. `workers` threads decode images ahead of time.
 
-    An image that cannot be decoded ends it by name; with `skip_broken` such images are counted and left out. Views that
-    `known` holds, a cache of the same images and encoder, are taken from there. Of several ranks each encodes a range
-    of chunks; progress is of this rank, the summary of all.
+    An image that cannot be decoded raises BrokenImage; with `skip_broken` it is left out and named in the summary.
+    Views are copied from `known`, a cache of the same images and encoder, where it has them. Of several ranks each
+    encodes a range of blocks; progress is that of this rank, the summary that of all.
 
     Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
     fp32, and what reading the source raises.
@@ -78,7 +78,7 @@ def extract(
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
             yield Note(threads.lanes.submit(check_precision, source, encoder).result())
-        # In lanes, too: one thread a slab, so that the text does not depend on their number either.
+        # Text is encoded in the same lanes, one thread for a batch, so that it does not depend on their number either.
         text = encoder.encode_text(prompts(source.classes, templates), threads.lanes.map)
         tables = {"text": text, "projection": encoder.projection, "ln_post": encoder.ln_post}
         with create(
@@ -101,57 +101,56 @@ def extract(
             missing = {name: _missing(known, name, views_of(name, views)) for name in source.groups}
             blocks = writer.pending()
             slabs = threads.encoded(source, encoder, missing, blocks, seed=seed, skip_broken=skip_broken)
-            whole = partial(_with_known, known, views) if known else lambda block, features, broken: (features, broken)
-            own = yield from _commit_all(writer, source, slabs, whole, threads.lane_count)
-            done = ranks.gather(own)
+            merged = partial(_merged, known, views) if known else lambda block, features, broken: (features, broken)
+            summary = yield from _commit_all(writer, source, slabs, merged, threads.lane_count)
+            summaries = ranks.gather(summary)
             if ranks.rank == 0:
                 writer.close()
-            ranks.gather(None)  # nobody leaves before the cache is complete
-    return _together(done)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=tuple(writer.notes))
+            ranks.gather(None)  # every rank waits until the cache is complete
+    return _total(summaries)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=tuple(writer.notes))
 
 
-def _together(done: Sequence[Summary]) -> Summary:
-    """The work of all ranks, at the rate they had side by side."""
-    total = {name: sum(getattr(one, name) for one in done) for name in ("images", "views", "bytes", "waiting")}
-    rates = {name: sum(getattr(one, name) for one in done) for name in ("images_per_s", "views_per_s")}
-    broken = tuple(lost for one in done for lost in one.broken)
-    total["waiting"] /= len(done)
-    return done[0]._replace(**total, **rates, broken=broken)
+def _total(summaries: Sequence[Summary]) -> Summary:
+    """The work of all ranks. They ran at the same time, so their rates add up, and the share of waiting is a mean."""
+    added = ("images", "views", "bytes", "images_per_s", "views_per_s", "waiting")
+    total = {name: sum(getattr(summary, name) for summary in summaries) for name in added}
+    total["waiting"] /= len(summaries)
+    return summaries[0]._replace(**total, broken=tuple(name for summary in summaries for name in summary.broken))
 
 
 def check_precision(source: Source, encoder: Encoder) -> str:
-    """How near the encoder's precision comes to fp32 on some training images; raises EncoderError where too far."""
+    """A line that says how close the features are to those in fp32; raises EncoderError where they are too far."""
     images = source.groups["train"]
-    rows = evenly_spaced(images.labels, GATE_ROWS).tolist()
+    rows = evenly_spaced(images.labels, COMPARED).tolist()
     canvases = torch.from_numpy(np.stack([encoder.canvas(image) for image in images.read(rows)]))
     cosine = float(F.cosine_similarity(encoder.encode(canvases), encoder.encode_exact(canvases)).mean())
-    found = f"{encoder.provenance['precision']} against fp32 on {len(rows)} images: mean cosine {cosine:.5f}"
-    if not cosine >= GATE:
-        raise EncoderError(f"{found}, below {GATE}. Use --precision fp32")
-    return found
+    comparison = f"{encoder.provenance['precision']} against fp32 on {len(rows)} images: mean cosine {cosine:.5f}"
+    if not cosine >= MIN_COSINE:
+        raise EncoderError(f"{comparison}, below {MIN_COSINE}. Use --precision fp32")
+    return comparison
 
 
 def _commit_all(
     writer: Writer,
     source: Source,
     slabs: Iterable[Encoded],
-    whole: Callable[[Block, np.ndarray, list[int]], tuple[np.ndarray, list[int]]],
+    merged: Callable[[Block, np.ndarray, list[int]], tuple[np.ndarray, list[int]]],
     lanes: int,
 ) -> Work[Summary]:
-    """Take the slabs of every pending block, in order, and commit each block once it is whole."""
+    """Join the slabs of each pending block, in order, and commit it; `merged` adds what is not encoded here."""
     total = sum(block.stop - block.start for block in writer.pending())
     began, waited, images, rows, written = time.perf_counter(), 0.0, 0, 0, 0
     parts: list[Float32[np.ndarray, "rows V P D"]] = []
-    broken: list[int] = []
-    lost: list[str] = []
-    for slab, features, waited_s, bad in slabs:
+    broken: list[int] = []  # rows of the block
+    broken_ids: list[str] = []
+    for slab, features, waited_s, broken_rows in slabs:
         parts.append(features)
-        broken += bad
-        lost += [source.groups[slab.block.group].ids[row] for row in bad]
+        broken += broken_rows
+        broken_ids += [source.groups[slab.block.group].ids[row] for row in broken_rows]
         waited, images = waited + waited_s / lanes, images + len(features)
         rows += len(features) * features.shape[1]
         if slab.stop == slab.block.stop:
-            block, broken = whole(slab.block, np.concatenate(parts), broken)
+            block, broken = merged(slab.block, np.concatenate(parts), broken)
             written += writer.commit(slab.block, block if len(writer.parts) > 1 else block[:, :, 0], broken)
             parts, broken = [], []
         yield Progress(
@@ -159,30 +158,40 @@ def _commit_all(
         )
     elapsed = max(time.perf_counter() - began, 1e-9)
     return Summary(
-        images, rows, elapsed, images / elapsed, rows / elapsed, waited / elapsed, written, writer.path, (), tuple(lost)
+        images=images,
+        views=rows,
+        seconds=elapsed,
+        images_per_s=images / elapsed,
+        views_per_s=rows / elapsed,
+        waiting=waited / elapsed,
+        bytes=written,
+        path=writer.path,
+        notes=(),
+        broken=tuple(broken_ids),
     )
 
 
 def _missing(known: Cache | None, group: str, views: tuple[View, ...]) -> tuple[View, ...]:
-    """The views that have to be encoded."""
-    there = known.groups[group].views if known else ()
-    return tuple(view for view in views if view.name not in there)
+    """The views that have to be encoded, because `known` does not hold them."""
+    held = known.groups[group].views if known else ()
+    return tuple(view for view in views if view.name not in held)
 
 
-def _with_known(
+def _merged(
     known: Cache, views: Sequence[View], block: Block, features: np.ndarray, broken: list[int]
 ) -> tuple[np.ndarray, list[int]]:
-    """A block [rows V P D] of all views, those of another cache among them, and its broken rows."""
+    """The features [rows V P D] of a block with those of the views that `known` holds, and its broken rows."""
     group = known.groups[block.group]
     names = [view.name for view in views_of(block.group, views)]
     old = [name for name in group.views if name in names]
     new = [name for name in names if name not in old]
     table = np.empty((len(features), len(names), *features.shape[2:]), np.float32)
     table[:, [names.index(name) for name in new]] = features
-    into = np.empty((len(old), len(features), features.shape[-1]), "<f2")
+    stored = np.empty((len(old), len(features), features.shape[-1]), "<f2")
     for place, part in enumerate(("features", *group.taps)):
-        reader(group, old, part)[0](block.start, block.stop, into)
-        table[:, [names.index(name) for name in old], place] = into.swapaxes(0, 1)
+        read, _ = reader(group, old, part)
+        read(block.start, block.stop, stored)
+        table[:, [names.index(name) for name in old], place] = stored.swapaxes(0, 1)
     known_broken = [row for row in group.broken if block.start <= row < block.stop]
     return table, sorted({*broken, *known_broken})
 
@@ -191,7 +200,7 @@ def _with_known(
 
 
 def views_of(group: str, views: Sequence[View]) -> tuple[View, ...]:
-    """The views a group gets: test images are only ever seen as they are."""
+    """The views that a group gets: test images are never augmented."""
     return tuple(views[:1] if group == "test" else views)
 
 
@@ -200,7 +209,7 @@ def _group(name: str, images: Images, views: Sequence[View]) -> GroupSpec:
 
 
 def provenance(source: Source, encoder: Encoder, views: Sequence[View], templates: str, seed: int) -> dict[str, Any]:
-    """Everything the features and the text depend on, plain JSON values; two caches that agree in it are the same."""
+    """Everything the features and the text depend on, as plain JSON values; equal provenance means equal caches."""
     return encoder.provenance | {
         "dataset": source.name,
         "dataset_fingerprint": source.fingerprint,

@@ -1,4 +1,4 @@
-"""Stage one as it is asked for: an Extraction names a model and a data set, and is turned into a cache."""
+"""What `fastltssl extract` does, for the shell and for notebooks: an Extraction holds the options of one extraction."""
 
 import re
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ from fastltssl.progress import Note, Work, drain
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """What `fastltssl extract` is asked for: each field is the option of its name, with that meaning and default."""
+    """The options of `fastltssl extract`: each field is the option of that name, with its meaning and default."""
 
-    model: str  # a model of open_clip, tiny, or local-dir:FOLDER
+    model: str  # the name of an open_clip model, tiny, or local-dir:FOLDER
     dataset: str  # world, folder:PATH, cifar100 ...: see `fastltssl.images.FORMS`
     pretrained: str | None = None  # a tag, the path of a checkpoint, or none
     root: Path | None = None  # where torchvision keeps its files; None: datasets
     views: str = "center,weak:4,strong:4"
     templates: str | None = None  # None: simple, and the data set's own
-    out: Path | None = None  # None: in the cache folder, named by data set and model
+    out: Path | None = None  # None: in the cache folder, named after data set and model
     seed: int = 0  # of the views
     limit: int | None = None  # images of each group
     precision: str = "auto"  # fp32, bf16 or fp16; auto: bf16 on a GPU
-    normalise: str = "model"  # or dataset: pixels by its own mean and deviation
-    compiled: bool | None = None  # None: on a GPU
-    taps: str | None = None  # mid, tokens@L
-    trim: bool = True  # the last block for the class token alone
-    workers: int = 2  # threads that decode
+    normalise: str = "model"  # model or dataset: whose mean and standard deviation pixels are normalised by
+    compiled: bool | None = None  # run the tower through torch.compile; None: on a GPU
+    taps: str | None = None  # mid, tokens@L, or both joined by a comma
+    trim: bool = True  # compute the last block for the class token alone
+    workers: int = 2  # threads that decode images
     skip_broken: bool = False
     resume: bool = False
     overwrite: bool = False
@@ -48,7 +48,7 @@ class Extraction:
 
     @property
     def parts(self) -> list[str]:
-        """What `taps` names, each "mid" or "tokens@L". Raises EncoderError on anything else."""
+        """The names in `taps`, each "mid" or "tokens@L". Raises EncoderError on anything else."""
         named = [part.strip() for part in self.taps.split(",")] if self.taps else []
         if wrong := [part for part in named if not re.fullmatch(r"mid|tokens@\d+", part)]:
             raise EncoderError(f"--taps {wrong[0]!r} is none of mid and tokens@L, such as mid or mid,tokens@11")
@@ -56,13 +56,13 @@ class Extraction:
 
     @property
     def token_blocks(self) -> list[int]:
-        """The blocks L of every tokens@L in `taps`: nothing is stored, their size and use are only said."""
+        """The blocks L of every tokens@L in `taps`. Tokens are not stored: their size and speed are only reported."""
         return [int(part.removeprefix("tokens@")) for part in self.parts if part != "mid"]
 
 
 def opened(asked: Extraction, ranks: Ranks = ALONE) -> tuple[Source, Encoder]:
-    """The images and the encoder of an extraction. Raises what either may: SourceError, EncoderError, ViewError."""
-    parse_views(asked.views)  # what was typed wrong is told before a model is loaded
+    """The images and the encoder of an extraction. Raises SourceError, EncoderError or ViewError."""
+    parse_views(asked.views)  # a mistyped option is reported before a model is loaded
     has_taps = "mid" in asked.parts
     source = ranks.first(lambda: open_source(asked.dataset, asked.root, asked.limit))
     encoder = ranks.first(
@@ -81,7 +81,7 @@ def opened(asked: Extraction, ranks: Ranks = ALONE) -> tuple[Source, Encoder]:
 
 
 def extracting(asked: Extraction, source: Source, encoder: Encoder, ranks: Ranks = ALONE) -> Work[Summary]:
-    """The extraction itself, yielding progress; returns what it did, the same in every process that takes part."""
+    """The extraction itself, yielding progress; every process that takes part returns the same summary."""
     for note in encoder.notes if ranks.rank == 0 else ():
         yield Note(note)
     return (
@@ -104,16 +104,16 @@ def extracting(asked: Extraction, source: Source, encoder: Encoder, ranks: Ranks
 def run_extraction(model: str, dataset: str, **options: Any) -> Summary:
     """`fastltssl extract` for notebooks: images through the frozen encoder into a cache, whose path is in the summary.
 
-    `options` are the fields of Extraction. Raises EncoderError for a model that cannot be had, SourceError for a data
-    set, CacheError for a cache that is there (resume=True goes on with it, overwrite=True replaces it).
+    `options` are the fields of Extraction. Raises EncoderError for a model that cannot be loaded, SourceError for
+    a data set, CacheError where the cache exists already (resume=True continues it, overwrite=True replaces it).
     """
     asked = Extraction(model=model, dataset=dataset, **options)
     return drain(extracting(asked, *opened(asked)))
 
 
 def file_stem(name: str) -> str:
-    """A model or data set as part of a file name: no kind, no folders, no ending."""
+    """A model or data set as part of a file name: without its prefix such as folder:, its folders and its suffix."""
     kind, colon, rest = name.partition(":")
     name = rest if colon and kind in ("folder", "list", "wds", "hf") else name
     last = name.rstrip("/").split("/")[-1].removesuffix(".csv").removesuffix(".tar")
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in last)
+    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in last)

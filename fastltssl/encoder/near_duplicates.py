@@ -1,4 +1,4 @@
-"""Near-duplicates between test and training images: the center views' nearest neighbours by cosine, by faiss."""
+"""Near-duplicates of test images among the training images: nearest neighbours by cosine, found by faiss."""
 
 import csv
 from pathlib import Path
@@ -7,23 +7,25 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from fastltssl.cache.catalogue import Cache, Group, read_features
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.emulated import unit
+from fastltssl.cache.reader import Group, read_features
 
 MOST_PRODUCTS = 2e13  # of test rows x training rows x width; about a minute on two cores
-BATCH = 1024
+BATCH = 1024  # test rows searched at once
 
 
 class Pair(NamedTuple):
-    """A test image and the training image most like it."""
+    """A test image and the most similar image of another group."""
 
-    test: str
+    test: str  # id
     group: str
-    row: str
+    row: str  # id in that group
     cosine: float
 
 
 def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
-    """Pairs with a cosine of at least the threshold, most alike first; None where the search would take too long."""
+    """Pairs with a cosine of at least the threshold, most similar first; None where the search would take too long."""
     import faiss
 
     if "test" not in cache.groups:
@@ -32,12 +34,12 @@ def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
     test = cache.groups["test"]
     if test.shape[0] * sum(group.shape[0] for group in others) * test.shape[2] > MOST_PRODUCTS:
         return None
-    asked, pairs = _unit(test), []
+    queries, pairs = _center(test), []
     for group in others:
         index = faiss.IndexFlatIP(test.shape[2])
-        index.add(_unit(group))
-        for start in range(0, len(asked), BATCH):
-            cosines, rows = index.search(asked[start : start + BATCH], 1)
+        index.add(_center(group))
+        for start in range(0, len(queries), BATCH):
+            cosines, rows = index.search(queries[start : start + BATCH], 1)
             pairs += [
                 Pair(test.ids[start + place], group.name, group.ids[row], float(cosine))
                 for place, (cosine, row) in enumerate(zip(cosines[:, 0], rows[:, 0], strict=True))
@@ -46,12 +48,12 @@ def near_duplicates(cache: Cache, threshold: float) -> list[Pair] | None:
     return sorted(pairs, key=lambda pair: -pair.cosine)
 
 
-def _unit(group: Group) -> Float32[np.ndarray, "N D"]:
-    features = np.ascontiguousarray(read_features(group, ["center"])[:, 0], np.float32)
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def _center(group: Group) -> Float32[np.ndarray, "N D"]:
+    """Features of the center view, scaled to unit norm."""
+    return np.ascontiguousarray(unit(read_features(group, ["center"])[:, 0]))
 
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
-    """The pairs as CSV."""
+    """Write the pairs as CSV."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([Pair._fields, *pairs])

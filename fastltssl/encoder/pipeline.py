@@ -1,4 +1,4 @@
-"""The pipeline of stage one: blocks of rows to slabs, decoded ahead on some threads, encoded on others, in order."""
+"""The threads of stage one: some decode the images of a slab, others encode it, and slabs come out in order."""
 
 import time
 from collections import deque
@@ -20,7 +20,7 @@ from fastltssl.errors import BrokenImage
 from fastltssl.images.source import Images, Source
 from fastltssl.images.views import View, image_key, make_view
 
-GPU_LANES = 2  # one slab is prepared while another is computed
+GPU_LANES = 2  # threads that encode on a GPU: one prepares a slab while the GPU computes another
 
 
 class Slab(NamedTuple):
@@ -40,21 +40,21 @@ class Canvases(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The features and taps of a slab, without the padding."""
+    """The features (first) and taps of a slab, without the padding."""
 
     slab: Slab
     features: Float32[np.ndarray, "rows V P D"]
-    waited_s: float
+    waited_s: float  # for its images
     broken: tuple[int, ...]
 
 
 class Pipeline(NamedTuple):
-    """Threads that decode and threads that encode (lanes), each of those computing on one thread."""
+    """Threads that decode images, and lanes: threads that each encode a slab without further threads."""
 
     decoders: ThreadPoolExecutor | None
     lanes: ThreadPoolExecutor
     lane_count: int
-    ahead: int  # slabs under way or waiting to be taken
+    ahead: int  # slabs in work or finished and not yet taken, at most
 
     def encoded(
         self,
@@ -66,34 +66,34 @@ class Pipeline(NamedTuple):
         seed: int,
         skip_broken: bool = False,
     ) -> Iterator[Encoded]:
-        """The slabs of blocks, in order, with the views of their group; groups without views are not read."""
-        flight: deque[Future[Encoded]] = deque()
+        """The slabs of blocks, in order, encoded in the views of their group; without views nothing is read."""
+        submitted: deque[Future[Encoded]] = deque()
         for block in blocks:
             for start in range(block.start, block.stop, SLAB):
                 slab = Slab(block, start, min(start + SLAB, block.stop))
-                flight.append(self._submit(slab, source, encoder, views[block.group], seed, skip_broken))
-                if len(flight) >= self.ahead:
-                    yield flight.popleft().result()
-        while flight:
-            yield flight.popleft().result()
+                submitted.append(self._submit(slab, source, encoder, views[block.group], seed, skip_broken))
+                if len(submitted) >= self.ahead:
+                    yield submitted.popleft().result()
+        while submitted:
+            yield submitted.popleft().result()
 
     def _submit(
         self, slab: Slab, source: Source, encoder: Encoder, views: tuple[View, ...], seed: int, skip_broken: bool
     ) -> Future[Encoded]:
-        """Set a slab going. Without decoders its lane decodes, which then counts as waiting."""
+        """Hand a slab to the threads. Without decoders its lane decodes, which then counts as waiting."""
         if not views:
             done: Future[Encoded] = Future()
             empty = np.zeros((slab.stop - slab.start, 0, 1 + len(encoder.taps), encoder.width), np.float32)
             done.set_result(Encoded(slab, empty, 0.0, ()))
             return done
-        load = partial(_canvases, source.groups[slab.block.group], slab, encoder, skip_broken)
-        ready = self.decoders.submit(load).result if self.decoders else load
-        return self.lanes.submit(_encoded, slab, ready, encoder, views, seed)
+        decode = partial(_canvases, source.groups[slab.block.group], slab, encoder, skip_broken)
+        canvases = self.decoders.submit(decode).result if self.decoders else decode
+        return self.lanes.submit(_encoded, slab, canvases, encoder, views, seed)
 
 
 @contextmanager
 def pipeline(device: torch.device, workers: int) -> Iterator[Pipeline]:
-    """A pipeline with so many decoding threads; what has not begun when this is left is dropped."""
+    """A pipeline with so many decoding threads; on leaving it, slabs that have not begun are dropped."""
     threads = torch.get_num_threads()
     count = threads if device.type == "cpu" else GPU_LANES
     decoders = ThreadPoolExecutor(workers) if workers else None
@@ -108,42 +108,47 @@ def pipeline(device: torch.device, workers: int) -> Iterator[Pipeline]:
 
 
 def _canvases(images: Images, slab: Slab, encoder: Encoder, skip_broken: bool) -> Canvases:
+    """The images of a slab, decoded, resized and cropped."""
     rows = range(slab.start, slab.stop)
     pixels = np.zeros((SLAB, 3, encoder.size, encoder.size), np.uint8)
     keys = np.zeros(SLAB, np.uint64)
-    read = _readable(images, rows) if skip_broken else images.read(rows)
-    for place, (row, image) in enumerate(zip(rows, read, strict=True)):
+    decoded = _readable(images, rows) if skip_broken else images.read(rows)
+    for place, (row, image) in enumerate(zip(rows, decoded, strict=True)):
         if image is not None:
             pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
-    broken = tuple(row for row, image in zip(rows, read, strict=True) if image is None)
+    broken = tuple(row for row, image in zip(rows, decoded, strict=True) if image is None)
     return Canvases(torch.from_numpy(pixels), keys, broken)
 
 
 def _readable(images: Images, rows: Sequence[int]) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:
-    """The images of the rows, None where one cannot be decoded; one by one only where some cannot."""
+    """The images of the rows, None for one that cannot be decoded. Read one by one only where needed."""
     try:
         return images.read(rows)
     except BrokenImage:
-        return [_read_one(images, row) for row in rows]
+        return [_read_row(images, row) for row in rows]
 
 
-def _read_one(images: Images, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
+def _read_row(images: Images, row: int) -> UInt8[np.ndarray, "h w 3"] | None:
     try:
         return images.read([row])[0]
     except BrokenImage:
         return None
 
 
-def _encoded(slab: Slab, ready: Callable[[], Canvases], encoder: Encoder, views: Sequence[View], seed: int) -> Encoded:
+def _encoded(
+    slab: Slab, canvases: Callable[[], Canvases], encoder: Encoder, views: Sequence[View], seed: int
+) -> Encoded:
+    """All views of a slab, encoded; `canvases` waits for its images."""
     began = time.perf_counter()
-    pixels, keys, broken = ready()
+    pixels, keys, broken = canvases()
     waited_s = time.perf_counter() - began
     with torch.inference_mode():
         canvas = pixels.to(encoder.device).float().div_(255)
         made = [make_view(canvas, view, keys, seed) for view in views]
-        lots = made if encoder.device.type == "cpu" else [torch.cat(made)]  # a CPU keeps one view in its cache
-        parts = torch.cat([encoder.encode_parts(lot) for lot in lots])
+        # A GPU takes all views at once; one view at a time fits into the cache memory of a CPU.
+        batches = made if encoder.device.type == "cpu" else [torch.cat(made)]
+        parts = torch.cat([encoder.encode_parts(batch) for batch in batches])
         table = rearrange(parts, "(v s) p d -> s v p d", v=len(views))[: slab.stop - slab.start]
-    features_of = table.cpu().numpy()
-    features_of[[row - slab.start for row in broken]] = 0
-    return Encoded(slab, features_of, waited_s, broken)
+    features = table.cpu().numpy()
+    features[[row - slab.start for row in broken]] = 0
+    return Encoded(slab, features, waited_s, broken)

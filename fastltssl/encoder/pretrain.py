@@ -1,13 +1,14 @@
-"""How the tiny CLIP is made, from seeds and nothing else: a warm-up of the image tower, then both towers on captions.
+"""Trains the embedded CLIP "tiny" from drawn images alone: a warm-up of the image tower, then both towers on captions.
 
-Warm-up: the image tower learns to tell nameless shapes (`images.world.shapes`) apart, drawn in every style of the
-world. No named pictogram is seen. Its classifier is thrown away.
-Captions: both towers learn from named pictograms in the style "caption" and one sentence each, whose classes follow
-`caption_prior`, long-tailed 50:1. The image-to-text loss has one plain caption of every class as its candidates:
-    L = .8 CE(s <f_i, bank>, y_i) + .2 CE over the images of the batch of s <t_i, f>
-With the candidates balanced and the images not, the best scores are log p(y | x) with the prior in it, as GLA assumes.
-The usual candidates, the captions of the batch, are as frequent as the images, and the prior cancels: `negatives=batch`
-is that control.
+Warm-up: the image tower learns to classify shapes without names (`images.world.shapes`), drawn in every style of the
+world. It sees none of the 40 named pictograms, and its classifier is discarded.
+Captions: both towers learn from named pictograms in the style "caption", each with a sentence; the classes follow
+`caption_prior`, long-tailed 50:1. The image-to-text loss compares an image with a bank of plain captions, one of every
+class, the text-to-image loss a caption with the images of the batch (f images, t captions, s the logit scale):
+    L = .8 CE(s <f_i, bank>, y_i) + .2 CE(s <t_i, f>, the images of that caption)
+Images are long-tailed and the bank is not, so the optimal scores are log p(y | x), which contain the class prior, as
+GLA assumes. In the usual loss the captions of the batch, which are as frequent as the images, take the place of the
+bank, and the prior cancels; `negatives=batch` trains that control.
 """
 
 import json
@@ -62,7 +63,7 @@ BROAD = Style(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything the weights depend on, besides the versions of the libraries and the kind of processor."""
+    """Everything the weights depend on but the versions of the libraries and the kind of processor."""
 
     seed: int = 0
     negatives: str = "bank"  # of the image-to-text loss: bank | batch
@@ -70,16 +71,17 @@ class Recipe:
     warmup_steps: int = 2500
     caption_steps: int = 100
     batch: int = 128
-    warmup_lr: float = 1e-3  # of vectors and embeddings; ten times that for the matrices, which Muon updates
+    warmup_lr: float = 1e-3  # of vectors and embeddings; matrices, which Muon updates, take ten times that
     caption_lr: float = 1e-3
-    image_lr: float = 0.01  # of the image tower on captions, times caption_lr: all but locked
+    image_lr: float = 0.01  # of the image tower on captions, times caption_lr: nearly frozen
     scale: float = 14.0  # initial logit scale
 
 
 def pretrain(recipe: Recipe, out: Path, *, warmed: Path | None = None, resume: bool = False) -> Work[dict[str, Any]]:
-    """Train into the folder `out`, yielding Progress; returns and writes the record. One thread, for equal bits.
+    """Train the model into the folder `out`, yielding Progress; returns and writes the record of the training.
 
-    `warmed` is a folder of an earlier run of the same warm-up, which is taken over. A killed run goes on with `resume`.
+    On one thread, so that the weights come out bit-identical. `warmed` is the folder of an earlier training whose
+    warm-up is reused. With `resume` an interrupted training continues.
     """
     if recipe.negatives not in ("bank", "batch"):
         raise PretrainError(f"negatives {recipe.negatives!r} is not one of bank, batch")
@@ -103,7 +105,7 @@ class _Stage(NamedTuple):
     steps: int
     parts: nn.ModuleDict  # what is trained
     optimisers: list[torch.optim.Optimizer]
-    loss: Callable[[int], tuple[Float[Tensor, ""], Float[Tensor, ""]]]  # of a step: loss and accuracy
+    loss: Callable[[int], tuple[Float[Tensor, ""], Float[Tensor, ""]]]  # of a step number: loss and accuracy
 
 
 def _pretrain(recipe: Recipe, out: Path, warmed: Path | None, resume: bool) -> Work[dict[str, Any]]:
@@ -118,7 +120,7 @@ def _pretrain(recipe: Recipe, out: Path, warmed: Path | None, resume: bool) -> W
             start = _restored(saved, stage)
             saved = None
         elif saved or (warmed and stage.name == "warm-up"):
-            start = stage.steps  # an earlier run has done it
+            start = stage.steps  # an earlier training has completed it
         if warmed and stage.name == "warm-up":
             clip.visual.load_state_dict(_warm_tower(recipe, warmed))
         stage.parts.train()
@@ -138,10 +140,10 @@ def _pretrain(recipe: Recipe, out: Path, warmed: Path | None, resume: bool) -> W
 
 
 def _step(stage: _Stage, step: int) -> tuple[float, float]:
-    """One update of a stage; its learning rates rise over the first twentieth and fall with a cosine to 2 %."""
+    """One update; learning rates rise linearly over the first 5 % of the steps and fall with a cosine to 2 %."""
     loss, accuracy = stage.loss(step)
-    rise = min(1.0, (step + 1) / (0.05 * stage.steps))
-    rate = rise * (0.02 + 0.98 * 0.5 * (1 + cos(pi * step / stage.steps)))
+    warmup = min(1.0, (step + 1) / (0.05 * stage.steps))
+    rate = warmup * (0.02 + 0.98 * 0.5 * (1 + cos(pi * step / stage.steps)))
     stage.parts.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(stage.parts.parameters(), 1.0)
@@ -153,6 +155,7 @@ def _step(stage: _Stage, step: int) -> tuple[float, float]:
 
 
 def _warmup(recipe: Recipe, clip: Any) -> _Stage:
+    """Classification of shapes without names."""
     shapes = drawings(nameless(recipe.seed, recipe.shapes))
     width = CONFIG["embed_dim"]
     classifier = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, recipe.shapes))
@@ -179,13 +182,15 @@ def _warmup(recipe: Recipe, clip: Any) -> _Stage:
 
 
 def _captions(recipe: Recipe, clip: Any) -> _Stage:
+    """Contrastive learning of images and captions."""
     tower = list(clip.visual.parameters())
-    others = [p for p in clip.parameters() if all(p is not own for own in tower)]
+    others = [p for p in clip.parameters() if all(p is not image_parameter for image_parameter in tower)]
     groups = [_group(tower, recipe.image_lr * recipe.caption_lr), _group(others, recipe.caption_lr)]
     tokenize = open_clip.SimpleTokenizer(
         bpe_path=str(TINY / MERGES), context_length=CONFIG["text_cfg"]["context_length"]
     )
-    bank = tokenize([each for of_class in prompts(CLASSES, "world") for each in of_class]).view(len(CLASSES), -1, 12)
+    plain = [prompt for of_class in prompts(CLASSES, "world") for prompt in of_class]
+    bank = tokenize(plain).view(len(CLASSES), -1, CONFIG["text_cfg"]["context_length"])
 
     def loss(step: int) -> tuple[Tensor, Tensor]:
         index, style = _index(recipe, step), STYLES["caption"]
@@ -194,13 +199,15 @@ def _captions(recipe: Recipe, clip: Any) -> _Stage:
         tokens, y = tokenize(captions(seed, index, label, style)), torch.from_numpy(label)
         image = clip.encode_image(_normalised(render(seed, index, label, style)), normalize=True)
         if recipe.negatives == "batch":
-            text, own = clip.encode_text(tokens, normalize=True), torch.arange(len(tokens))
+            text, pairs = clip.encode_text(tokens, normalize=True), torch.arange(len(tokens))
             scores = clip.logit_scale.exp() * image @ text.T
-            return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2, _accuracy(scores, own)
+            return (F.cross_entropy(scores, pairs) + F.cross_entropy(scores.T, pairs)) / 2, _accuracy(scores, pairs)
         is_same = (tokens[:, None] == tokens[None]).all(dim=-1).float()
-        picked = bank[:, step % bank.shape[1]]  # the templates take turns
-        text, plain = clip.encode_text(torch.cat([tokens, picked]), normalize=True).split([len(tokens), len(picked)])
-        scores = clip.logit_scale.exp() * image @ plain.T
+        candidates = bank[:, step % bank.shape[1]]  # one template a step, in turn
+        text, of_classes = clip.encode_text(torch.cat([tokens, candidates]), normalize=True).split(
+            [len(tokens), len(candidates)]
+        )
+        scores = clip.logit_scale.exp() * image @ of_classes.T
         by_text = F.cross_entropy(clip.logit_scale.exp() * text @ image.T, is_same / is_same.sum(dim=1, keepdim=True))
         return 0.8 * F.cross_entropy(scores, y) + 0.2 * by_text, _accuracy(scores, y)
 
@@ -209,44 +216,46 @@ def _captions(recipe: Recipe, clip: Any) -> _Stage:
 
 
 def _new_clip(recipe: Recipe) -> Any:
+    """The untrained model."""
     clip = open_clip.CLIP(**CONFIG)
-    nn.init.normal_(clip.token_embedding.weight, std=0.3)  # at the usual .02 captions of two words start out alike
+    nn.init.normal_(clip.token_embedding.weight, std=0.3)  # at the usual .02 all short captions start nearly equal
     clip.logit_scale.data.fill_(log(recipe.scale))
     return clip
 
 
 def _group(parameters: list[nn.Parameter], lr: float) -> dict[str, Any]:
+    """A parameter group of an optimiser; "peak" is the learning rate that the schedule multiplies."""
     return {"params": parameters, "lr": lr, "peak": lr}
 
 
 def _seed(recipe: Recipe, what: str) -> int:
-    """The seed of one stream of images; those of the data sets are small numbers, these are not."""
+    """The seed of the images of a stage: a large number, so that it equals no seed of a data set."""
     return seeded(recipe.seed, what).initial_seed()
 
 
 def _index(recipe: Recipe, step: int) -> np.ndarray:
-    """The images of a step, [batch]; none is ever seen twice."""
+    """The numbers of the images of a step, [batch]; no image is used twice."""
     return np.arange(step * recipe.batch, (step + 1) * recipe.batch)
 
 
 def _drawn(recipe: Recipe, what: str, index: np.ndarray, prior: np.ndarray) -> Int[np.ndarray, " B"]:
-    """The label of each image, a function of its index."""
-    place = uniforms(_seed(recipe, what), index, 1)[:, 0]
-    return np.minimum(np.searchsorted(np.cumsum(prior), place, side="right"), len(prior) - 1)
+    """The label of each image, drawn from a prior; it depends on the number of the image alone."""
+    draw = uniforms(_seed(recipe, what), index, 1)[:, 0]
+    return np.minimum(np.searchsorted(np.cumsum(prior), draw, side="right"), len(prior) - 1)
 
 
 def _between(start: Style, stop: Style, share: float) -> Style:
-    """The style a share of the way from one to the other; backgrounds are those of `stop`."""
+    """The style that lies a share of the way from one to the other; backgrounds are those of `stop`."""
 
     def mixed(a: Any, b: Any) -> Any:
         return tuple(map(mixed, a, b)) if isinstance(a, tuple) else a + (b - a) * share
 
-    changed = {one.name: mixed(getattr(start, one.name), getattr(stop, one.name)) for one in fields(Style)}
-    return Style(**changed | {"backgrounds": stop.backgrounds})
+    values = {field.name: mixed(getattr(start, field.name), getattr(stop, field.name)) for field in fields(Style)}
+    return Style(**values | {"backgrounds": stop.backgrounds})
 
 
 def _normalised(images: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
-    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
+    mean, std = (torch.tensor(channels).view(1, 3, 1, 1) for channels in (MEAN, STD))
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -258,6 +267,7 @@ def _accuracy(scores: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[Tenso
 
 
 def _save(recipe: Recipe, stage: _Stage, step: int, out: Path) -> None:
+    """Write a checkpoint; a kill meanwhile leaves the last one as it was."""
     state = {
         "recipe": asdict(recipe), "stage": stage.name, "step": step, "parts": stage.parts.state_dict(),
         "optimisers": [optimiser.state_dict() for optimiser in stage.optimisers],
@@ -267,7 +277,7 @@ def _save(recipe: Recipe, stage: _Stage, step: int, out: Path) -> None:
 
 
 def _checkpoint(recipe: Recipe, out: Path, resume: bool) -> dict[str, Any] | None:
-    """What a killed run of the same recipe left in the folder."""
+    """The last checkpoint in the folder, which must be of the same recipe; None where there is none."""
     path = out / CHECKPOINT
     if not path.exists():
         return None
@@ -280,7 +290,7 @@ def _checkpoint(recipe: Recipe, out: Path, resume: bool) -> dict[str, Any] | Non
 
 
 def _restored(saved: dict[str, Any], stage: _Stage) -> int:
-    """The stage as it was saved; returns the steps done."""
+    """Load a stage as it was saved, in place; returns the number of steps done."""
     stage.parts.load_state_dict(saved["parts"])
     for optimiser, state in zip(stage.optimisers, saved["optimisers"], strict=True):
         optimiser.load_state_dict(state)
@@ -293,21 +303,21 @@ def _warmup_part(recipe: Recipe) -> str:
 
 
 def _warm_tower(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
-    """The image tower of another run, after its warm-up."""
+    """The weights of the image tower after the warm-up of an earlier training."""
     path = folder / WARMED
     if not path.is_file():
         raise PretrainError(
             f"--warmed {folder}: there is no {WARMED}. Accepted: the folder of a finished `world train`"
         )
     with safe_open(path, "pt") as file:
-        found = (file.metadata() or {}).get("recipe")
-        if found != _warmup_part(recipe):
-            raise PretrainError(f"--warmed {folder} is of another warm-up: {found}, not {_warmup_part(recipe)}")
+        stored, wanted = (file.metadata() or {}).get("recipe"), _warmup_part(recipe)
+        if stored != wanted:
+            raise PretrainError(f"--warmed {folder} is of another warm-up: {stored}, not {wanted}")
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _export(recipe: Recipe, clip: Any, out: Path, seconds: float) -> dict[str, Any]:
-    """The model as `--model local-dir:OUT` takes it, weights in fp16, and the record of the training."""
+    """Write the model as `--model local-dir:OUT` reads it, weights in fp16, and the record of the training."""
     weights = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
     save_file(weights, out / "open_clip_model.safetensors", {"format": "pt"})
     config = {"model_cfg": CONFIG, "preprocess_cfg": PREPROCESSING}

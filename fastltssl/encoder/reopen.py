@@ -1,4 +1,4 @@
-"""The encoder and the images of a cache, opened again: checked to be those that it was made with."""
+"""The encoder and the images that a cache was made with, opened again and checked to be the same."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from fastltssl.images.source import Source, limited
 
 
 def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, taps: bool = False) -> Encoder:
-    """The encoder a cache was made with. Raises RunError where the cache was imported, or the weights are others."""
+    """The encoder a cache was made with. Raises RunError where the cache was imported, or the weights have changed."""
     known: Any = cache.attributes.get("provenance", {})
     if "weights_sha256" not in known:
         raise RunError(f"{cache.path} was imported, so no encoder is known that could read images for it")
@@ -29,10 +29,10 @@ def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, tap
 
 
 def source_of(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Source:
-    """The images a cache was made of. Raises RunError where the data set is not as it was."""
+    """The images a cache was made of. Raises RunError where the data set has changed."""
     known = cache.attributes["provenance"]
     source = open_source(dataset or str(known["dataset"]), root)
-    if source.fingerprint != known["dataset_fingerprint"]:  # --limit takes some of them
+    if source.fingerprint != known["dataset_fingerprint"]:  # it may have been limited to some of them
         source = limited(source, max(len(group.ids) for group in cache.groups.values()))
     if source.fingerprint != known["dataset_fingerprint"]:
         raise RunError(

@@ -1,8 +1,12 @@
-"""What is done to an image tower of open_clip before it encodes: its last matrix taken off, frozen parts simplified."""
+"""The image tower of an open_clip model, rewritten before it encodes, so that frozen parts cost less.
+
+The projection into the space of the text is taken off and kept beside the tower. Then batch norms are merged into
+convolutions, and the last block of a ViT computes no more than is needed; neither changes a feature beyond rounding.
+"""
 
 import copy
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-SAME = 0.9999  # least cosine at which a rewritten tower counts as equal
+from fastltssl.errors import EncoderError
+
+SAME = 0.9999  # a rewritten tower is kept where the cosine to the features of the original is at least this
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -23,8 +29,34 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+class Rewritten(NamedTuple):
+    """What was taken off the image tower of a CLIP, and what can still be done with it."""
+
+    projection: Float32[np.ndarray, "D E"] | None
+    ln_post: Float32[np.ndarray, "2 D"] | None
+    blocks: int  # of a ViT that pools its class token, else 0
+    is_trimmed: bool
+
+
+def rewrite_tower(clip: Any, model: str, device: torch.device, size: int, *, trim: bool, has_taps: bool) -> Rewritten:
+    """Move a CLIP to the device and make its image tower simpler and faster, in place. Raises EncoderError."""
+    tower = clip.visual
+    projection, ln_post = take_projection(tower), last_norm(tower)
+    fold_batch_norms(tower)
+    clip.to(device)
+    tower.to(memory_format=torch.channels_last)
+    blocks = len(tower.transformer.resblocks) if is_clip_vit(tower) else 0
+    is_trimmed = trim and trim_last_block(tower, size, has_taps=has_taps)
+    if has_taps and not is_trimmed:
+        raise EncoderError(
+            f"--taps mid: {model} has no last block to tap. Accepted: open_clip's ViTs that pool their class token, "
+            "such as ViT-B-16, without --no-trim"
+        )
+    return Rewritten(projection, ln_post, blocks, is_trimmed)
+
+
 def take_projection(tower: Any) -> Float32[np.ndarray, "D E"] | None:
-    """The last matrix of a CLIP ViT, taken off the tower; None where the tower has none that can be split off."""
+    """The projection of a CLIP ViT, removed from the tower; None where it is not a matrix of its own."""
     projection = getattr(tower, "proj", None)
     if not isinstance(projection, nn.Parameter):
         return None
@@ -33,7 +65,7 @@ def take_projection(tower: Any) -> Float32[np.ndarray, "D E"] | None:
 
 
 def last_norm(tower: nn.Module) -> Float32[np.ndarray, "2 D"] | None:
-    """Weight and bias of the last norm of a CLIP ViT."""
+    """Weight and bias of the last norm of a CLIP ViT; None where the tower is no ViT."""
     norm = getattr(tower, "ln_post", None)
     if not isinstance(norm, nn.LayerNorm):
         return None
@@ -41,7 +73,7 @@ def last_norm(tower: nn.Module) -> Float32[np.ndarray, "2 D"] | None:
 
 
 def fold_batch_norms(tower: Any) -> None:
-    """Merge each frozen batch norm of open_clip's ResNet into the convolution before it, in place: fewer passes."""
+    """Merge each batch norm of open_clip's ResNet into the convolution before it, in place: it is frozen, so linear."""
     from open_clip.modified_resnet import Bottleneck, ModifiedResNet
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -58,10 +90,11 @@ def fold_batch_norms(tower: Any) -> None:
 
 
 class ClassTokenBlock(nn.Module):
-    """A last block of a ViT that computes the class token alone, where only that token is pooled: [B L D] -> [B 1 D].
+    """The last block of a ViT that pools its class token, computed for that token alone: [B L D] -> [B 1 D].
 
     Keys and values still come from every token; what is left out are the queries and the MLP of the patches. With
-    `has_taps` two more tokens follow, whose sum it is: the token after attention, and what the MLP adds to it.
+    `has_taps` the result is [B 3 D]: the class token, then the two taps that add up to it, which are the token after
+    attention and what the MLP adds to it.
     """
 
     def __init__(self, block: nn.Module, is_batch_first: bool, has_taps: bool) -> None:
@@ -71,14 +104,14 @@ class ClassTokenBlock(nn.Module):
     def forward(self, x: Float[Tensor, "..."], *_: None, **__: None) -> Float[Tensor, "..."]:
         block: Any = self.block
         normed = block.ln_1(x)
-        own = (slice(None), slice(0, 1)) if self.is_batch_first else slice(0, 1)
-        mid = x[own] + block.ls_1(block.attn(normed[own], normed, normed, need_weights=False)[0])
+        class_token = (slice(None), slice(0, 1)) if self.is_batch_first else slice(0, 1)
+        mid = x[class_token] + block.ls_1(block.attn(normed[class_token], normed, normed, need_weights=False)[0])
         mlp = block.ls_2(block.mlp(block.ln_2(mid)))
         return torch.cat((mid + mlp, mid, mlp), dim=int(self.is_batch_first)) if self.has_taps else mid + mlp
 
 
 class FirstTokenNorm(nn.Module):
-    """A norm of the first token alone; the taps that follow it stay as they are. [B L D], or that token [B D]"""
+    """A norm applied to the first token alone, leaving the taps behind it as they are; x is [B L D], or [B D]."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -89,10 +122,10 @@ class FirstTokenNorm(nn.Module):
 
 
 def trim_last_block(tower: Any, side: int, *, has_taps: bool = False) -> bool:
-    """Let a CLIP ViT compute only the class token in its last block, in place; False where it cannot or must not.
+    """Let a CLIP ViT compute only the class token in its last block, in place; False where the tower stays as it was.
 
-    With `has_taps` the tower then returns (features [B D], taps [B 2 D]), features = ln_post(taps summed).
-    Guarded: the tower is put back where the features of two images change, cosine below SAME.
+    With `has_taps` the tower then returns (features [B D], taps [B 2 D]), and features = ln_post(sum of the taps).
+    It stays as it was where it is no such ViT, or where the features of two sample images would change (see SAME).
     """
     from open_clip.transformer import ResidualAttentionBlock
 
@@ -117,7 +150,7 @@ def trim_last_block(tower: Any, side: int, *, has_taps: bool = False) -> bool:
 
 
 def is_clip_vit(tower: Any) -> bool:
-    """Whether a tower is open_clip's ViT whose feature is its class token after the last norm."""
+    """Whether a tower is open_clip's ViT and its feature the class token after the last norm."""
     from open_clip.transformer import VisionTransformer
 
     is_plain = isinstance(tower, VisionTransformer) and tower.pool_type == "tok"
@@ -125,9 +158,9 @@ def is_clip_vit(tower: Any) -> bool:
 
 
 def split_tower(tower: Any, layer: int) -> tuple[nn.Module, nn.Module]:
-    """A CLIP ViT in two: images to the tokens [B L D] that enter block `layer`, and such tokens to features [B D].
+    """A CLIP ViT in two: from images to the tokens [B L D] that enter block `layer`, and from tokens to features [B D].
 
-    Both parts share the tower's tensors. The first of them is what a live encoder need not compute again.
+    Both parts share the tower's tensors. Training through the last blocks can compute the first part once and store it.
     """
     blocks = tower.transformer.resblocks
     front = _variant(tower.transformer, resblocks=blocks[:layer])
@@ -137,7 +170,7 @@ def split_tower(tower: Any, layer: int) -> tuple[nn.Module, nn.Module]:
 
 
 class TokensToFeatures(nn.Module):
-    """The last blocks of a CLIP ViT, its last norm and the class token of what comes out."""
+    """The last blocks of a CLIP ViT and its last norm; returns the class token."""
 
     def __init__(self, transformer: nn.Module, norm: nn.Module) -> None:
         super().__init__()
@@ -148,13 +181,13 @@ class TokensToFeatures(nn.Module):
 
 
 def _variant(module: Any, **parts: nn.Module) -> Any:
-    """A module that differs in some parts and shares all others."""
+    """A copy of a module in which some parts are replaced and all others are shared."""
     other = copy.copy(module)
     other._modules = module._modules | parts
     return other
 
 
 def _sample(tower: nn.Module, side: int) -> Float[Tensor, "2 3 S S"]:
-    """Two images to compare a rewritten tower on."""
+    """Two images on which a rewritten tower is compared with the original."""
     like = next(tower.parameters())
     return torch.linspace(-2, 2, 2 * 3 * side * side, device=like.device, dtype=like.dtype).view(2, 3, side, side)

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: the embedded one, a tag of the hub, a file, a folder, or none."""
+"""Loads an open_clip model with its weights: the embedded ones, those of a tag, file or folder, or random ones."""
 
 import contextlib
 import difflib
@@ -19,20 +19,20 @@ from torch import Tensor
 from fastltssl.errors import EncoderError, did_you_mean
 
 TINY = Path(__file__).parents[1] / "tiny"
-CHECKPOINTS = (".safetensors", ".bin", ".pth")  # what open_clip looks for in a folder
-UNLOADABLE = (  # what open_clip, the hub and torch.load raise on weights that are absent, damaged or of another model
+CHECKPOINTS = (".safetensors", ".bin", ".pth")  # suffixes that open_clip looks for in a folder
+UNLOADABLE = (  # errors of open_clip, the hub and torch.load on weights that are absent, damaged or of another model
     RuntimeError, OSError, ValueError, KeyError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError,
     ImportError,
 )  # fmt: skip
-PROBE_S = 5  # a hub that does not answer in this time counts as out of reach
-RANDOM_SEED = 0  # of the weights of --pretrained none
+PROBE_S = 5  # a hub that does not answer in this time counts as unreachable
+RANDOM_SEED = 0  # of the weights with --pretrained none
 
 
 def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[Any, Any, Callable[..., Tensor]]:
     """The open_clip model, its preprocessing for evaluation and its tokenizer. Raises EncoderError."""
     import open_clip
 
-    reach: contextlib.AbstractContextManager[None]
+    network: contextlib.AbstractContextManager[None]
     folder = TINY if model == "tiny" else Path(model.removeprefix("local-dir:"))
     if model == "tiny" or model.startswith("local-dir:"):
         if pretrained is not None:
@@ -40,31 +40,31 @@ def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[An
                 f"--model {model} has weights of its own: leave out --pretrained {pretrained}, or name another model, "
                 "such as ViT-B-16"
             )
-        name, settings, reach = f"local-dir:{folder}", {}, contextlib.nullcontext()
+        name, settings, network = f"local-dir:{folder}", {}, contextlib.nullcontext()
         if not any(file.suffix in CHECKPOINTS for file in folder.glob("*")):
             raise EncoderError(
                 f"--model {model}: {folder} holds no weights. Accepted: a file {' or '.join(CHECKPOINTS)}"
             )
         merges = sorted(folder.glob("bpe*.txt.gz"))
-        words = {"bpe_path": str(merges[0])} if merges else {}  # without it: the tokenizer of the large models
+        vocabulary = {"bpe_path": str(merges[0])} if merges else {}  # without it: that of open_clip's own models
     else:
-        name, words, reach = model, {}, _short_wait()
+        name, vocabulary, network = model, {}, _short_wait()
         settings = _weights(model, pretrained, notes)
     try:
-        with reach, torch.random.fork_rng(devices=[]):
+        with network, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(RANDOM_SEED)
             clip, _, transform = open_clip.create_model_and_transforms(name, **settings)
-            return clip, transform, open_clip.get_tokenizer(name, **words)
+            return clip, transform, open_clip.get_tokenizer(name, **vocabulary)
     except UNLOADABLE as error:
         raise EncoderError(
             f"--model {model} --pretrained {pretrained}: the weights could not be loaded. Tried: {_tried(pretrained)}. "
-            f"Reason: {_in_short(error)} Copy a checkpoint here and pass --pretrained PATH, "
+            f"Reason: {_shortened(error)} Copy a checkpoint here and pass --pretrained PATH, "
             f"or --model tiny for the embedded one"
         ) from error
 
 
 def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, Any]:
-    """Arguments for open_clip that say where the weights are; checks the names first."""
+    """Arguments that tell open_clip which weights to load. Raises EncoderError on a name that is unknown."""
     import open_clip
 
     known = open_clip.list_models()
@@ -81,9 +81,9 @@ def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, 
     if pretrained == "none":
         notes.append(f"RANDOM WEIGHTS: {model} was not trained, its features mean nothing. For speed and tests only")
         return {"pretrained": None, "pretrained_text": False}
-    recipe = open_clip.get_pretrained_cfg(model, pretrained)
-    if recipe:
-        return {"pretrained": pretrained, "force_quick_gelu": bool(recipe.get("quick_gelu"))}
+    config = open_clip.get_pretrained_cfg(model, pretrained)
+    if config:
+        return {"pretrained": pretrained, "force_quick_gelu": bool(config.get("quick_gelu"))}
     if not Path(pretrained).is_file():
         hint = did_you_mean(pretrained, tags)
         raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and no file.{hint} {accepted}")
@@ -91,27 +91,27 @@ def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, 
 
 
 def file_settings(model: str, path: Path, tags: Sequence[str], notes: list[str]) -> dict[str, Any]:
-    """What a checkpoint file does not say, activation and preprocessing: from the model's tags where they agree."""
+    """Activation and preprocessing, which a checkpoint file does not tell: from the model's tags where they agree."""
     import open_clip
 
-    recipes = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+    configs = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
     settings: dict[str, Any] = {}
     arguments = {"mean": "image_mean", "std": "image_std", "interpolation": "image_interpolation"}
     for name, argument in (arguments | {"resize_mode": "image_resize_mode"}).items():
-        found = {repr(recipe[name]): recipe[name] for recipe in recipes if name in recipe}
-        if len(found) == 1:
-            settings[argument] = next(iter(found.values()))
-    gelus = {bool(recipe.get("quick_gelu")) for recipe in recipes}
-    is_program = _is_torchscript(path)
-    settings["force_quick_gelu"] = gelus == {True} or is_program
-    settings["weights_only"] = not is_program  # the safe unpickler refuses these; they are no pickles but programs
+        values = {repr(config[name]): config[name] for config in configs if name in config}
+        if len(values) == 1:
+            settings[argument] = next(iter(values.values()))
+    gelus = {bool(config.get("quick_gelu")) for config in configs}
+    is_torchscript = _is_torchscript(path)
+    settings["force_quick_gelu"] = gelus == {True} or is_torchscript
+    settings["weights_only"] = not is_torchscript  # torch.load refuses to read these archives as plain weights
     if len(gelus) == 2 and not settings["force_quick_gelu"]:
         notes.append(f"{path.name}: taken as trained with GELU. For OpenAI weights use --model {model}-quickgelu")
     return settings
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether torch.load takes the file for a TorchScript archive, the form in which OpenAI published CLIP."""
+    """Whether a file is a TorchScript archive, the form in which OpenAI published CLIP."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -120,7 +120,7 @@ def _is_torchscript(path: Path) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what open_clip and the hub log while loading; what matters of it becomes a note or an error of ours."""
+    """Silence the logs and warnings of open_clip and the hub; what a user should know becomes a note or an error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -133,7 +133,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _short_wait() -> Iterator[None]:
-    """Let the hub use its local files only while it is out of reach: its own retries take most of a minute."""
+    """Use local files alone where the hub cannot be reached: its own retries take most of a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -145,23 +145,25 @@ def _short_wait() -> Iterator[None]:
 
 
 def _answers(url: str) -> bool:
+    """Whether a server responds at all."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S).close()
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # somebody is there; whom to trust is the hub's own choice
+        return isinstance(error.reason, ssl.SSLError)  # a server is there; certificates are checked by the hub itself
     except OSError:
         return False
     return True
 
 
 def _tried(pretrained: str | None) -> str:
+    """Part of a message: where weights were looked for."""
     if pretrained is None or Path(pretrained).is_file():
         return "the local file"
     return f"the tag {pretrained} in the local hub folder, then a download"
 
 
-def _in_short(error: BaseException) -> str:
+def _shortened(error: BaseException) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:200].rstrip()}..."

@@ -1,4 +1,4 @@
-"""Where images come from: the embedded world, folders, lists, tars, hubs, behind one small protocol (source.py)."""
+"""Data sets of images: the embedded world, folders, lists, tars and hubs, all read through one protocol (source.py)."""
 
 import pkgutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from fastltssl.images.source import Source, limited
 
 DEFAULT_ROOT = Path("datasets")
 
-# Mean and standard deviation of the training images per channel, as the LTSSL code bases normalise by.
+# Mean and standard deviation of each channel over the training images, as published LTSSL code normalises by.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -18,8 +18,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet127": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-
-OPENERS = {  # by what stands before the first colon; imported when a data set of its kind is opened
+OPENERS = {  # by the word before the first colon; imported when such a data set is opened
     "world": "fastltssl.images.world.world:open_world",
     "folder": "fastltssl.images.folder:open_folder",
     "list": "fastltssl.images.listing:open_list",
@@ -28,7 +27,7 @@ OPENERS = {  # by what stands before the first colon; imported when a data set o
     "imagenet": "fastltssl.images.imagenet:open_imagenet",
     "imagenet127": "fastltssl.images.imagenet:open_imagenet127",
 }
-WITH_ROOT = ("imagenet", "imagenet127")  # these look for their files below --root
+WITH_ROOT = ("imagenet", "imagenet127")  # their files are below --root
 FORMS = (
     "world", "world:STYLE:TRAIN:TEST:UNLABELED", "folder:PATH", "list:FILE.csv", "wds:PATTERN", "hf:NAME", "imagenet",
     "imagenet127",
@@ -36,9 +35,10 @@ FORMS = (
 
 
 def open_source(dataset: str, root: Path | None = None, limit: int | None = None) -> Source:
-    """The data set of that name; `root` is where torchvision keeps its files, `limit` a number of images per group.
+    """The data set of that name. `root` is the folder of downloaded data sets, `limit` a number of images per group.
 
-    A limited group keeps its order and takes its rows evenly from every class, at least one where the limit allows it.
+    A limited group takes its rows evenly from every class, at least one of each where the limit allows, and keeps its
+    order. Raises SourceError.
     """
     if limit is not None and limit < 1:
         raise SourceError(f"--limit {limit} leaves no image. Give 1 or more, or leave --limit out")
@@ -52,7 +52,7 @@ def open_source(dataset: str, root: Path | None = None, limit: int | None = None
 
 
 def statistics(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of a named data set; raises SourceError where none are known."""
+    """Mean and standard deviation of each channel of a data set; raises SourceError where they are not known."""
     if dataset not in STATISTICS:
         known = ", ".join(STATISTICS)
         raise SourceError(f"--normalise dataset: no statistics of {dataset!r} are known, only of {known}. Use model")

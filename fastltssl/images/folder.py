@@ -1,4 +1,4 @@
-"""Folders of images: PATH/train/CLASS/*.jpg with PATH/test and PATH/unlabeled beside it, or PATH/CLASS/*.jpg alone."""
+"""Folders of images: PATH/train/CLASS/*.jpg, maybe with PATH/test and PATH/unlabeled, or PATH/CLASS/*.jpg alone."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from fastltssl.errors import BrokenImage, SourceError
 from fastltssl.images.source import Images, Source, fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-DECODERS = 4  # Pillow decodes outside Python's global lock
-TEST_FOLDERS = ("test", "val")  # the first that is there; ImageNet calls it val
+DECODERS = 4  # threads; Pillow decodes without holding Python's global lock
+TEST_FOLDERS = ("test", "val")  # the first that exists is used; that of ImageNet is called val
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,12 @@ class FileImages:
 
 
 def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
-    """An image file as uint8 RGB [h, w, 3]; raises BrokenImage, which tells the id and `where` it is kept."""
+    """An image file as uint8 RGB [h, w, 3]. Raises BrokenImage, whose message has the id and `where` the file is."""
     from PIL import Image
 
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I;16"):  # convert would clip 16 bits to white
+            if image.mode.startswith("I;16"):  # convert would clip most values to white
                 return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
@@ -53,7 +53,7 @@ def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
 
 
 class Listing(NamedTuple):
-    """The files of one group, before they are images."""
+    """The files of one group and their labels."""
 
     paths: tuple[Path, ...]
     labels: np.ndarray
@@ -84,15 +84,15 @@ def open_images(path: Path) -> Source:
     paths = (path,) if path.is_file() else _files(path)
     if not paths:
         raise SourceError(f"{path} holds no images. Accepted: an image file, or a folder of {', '.join(SUFFIXES)}")
-    ids = tuple((each.relative_to(path) if path.is_dir() else Path(each.name)).as_posix() for each in paths)
+    ids = tuple((file.relative_to(path) if path.is_dir() else Path(file.name)).as_posix() for file in paths)
     groups: dict[str, Images] = {"images": FileImages(ids, np.full(len(paths), -1), paths)}
     return Source(str(path), (), groups, "")
 
 
 def _splits(top: Path) -> dict[str, Path]:
-    """Folders of the labelled groups; the path itself where it holds the classes directly."""
+    """The folder of each labelled group; that of train is `top` itself where it holds the class folders."""
     test = next((top / name for name in TEST_FOLDERS if _subfolders(top / name)), None)
-    if _subfolders(top / "train"):  # a class may be called "train", too: only a folder of folders is a split
+    if _subfolders(top / "train"):  # without subfolders it is a class that is called "train"
         return {"train": top / "train"} | ({"test": test} if test else {})
     if test:
         raise SourceError(f"{top} holds {test.name}/ but no train/ with class folders. Rename or add {top / 'train'}")
@@ -100,34 +100,34 @@ def _splits(top: Path) -> dict[str, Path]:
 
 
 def _class_names(folders: dict[str, Path]) -> list[str]:
-    """Names of the class folders, which every group must share."""
+    """Names of the class folders, which must be the same in every group."""
     names = _subfolders(folders["train"])
     if not names:
         raise SourceError(
             f"{folders['train']} holds no class folders. Accepted: PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg "
             "with PATH/test/CLASS/*.jpg and PATH/unlabeled beside it"
         )
-    found = _subfolders(folders["test"]) if "test" in folders else names
-    if found != names:
+    test_names = _subfolders(folders["test"]) if "test" in folders else names
+    if test_names != names:
         raise SourceError(
             f"{folders['train']} and {folders['test']} hold different classes: only in train "
-            f"{_shown(set(names) - set(found))}, only in test {_shown(set(found) - set(names))}. "
+            f"{_shown(set(names) - set(test_names))}, only in test {_shown(set(test_names) - set(names))}. "
             "Both need the same class folders"
         )
     return names
 
 
 def _by_class(folder: Path, names: list[str]) -> Listing:
-    """The files of one split, class after class."""
-    files = [_files(folder / name) for name in names]
-    empty = [name for name, found in zip(names, files, strict=True) if not found]
+    """The files of one group, class after class."""
+    by_class = [_files(folder / name) for name in names]
+    empty = [name for name, paths in zip(names, by_class, strict=True) if not paths]
     if empty:
         raise SourceError(
             f"{folder}: no images in class folder {_shown(set(empty))}. "
             f"Put images there ({', '.join(SUFFIXES)}) or remove the folder"
         )
-    labels = np.repeat(np.arange(len(names)), [len(found) for found in files])
-    return Listing(tuple(path for found in files for path in found), labels)
+    labels = np.repeat(np.arange(len(names)), [len(paths) for paths in by_class])
+    return Listing(tuple(path for paths in by_class for path in paths), labels)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -137,20 +137,21 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """Image files at any depth, in natural order; none where there is no such folder."""
-    found = []
+    """Image files at any depth, in natural order; none where the folder does not exist."""
+    paths = []
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    return tuple(sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())))
+        paths += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return tuple(sorted(paths, key=lambda path: natural(path.relative_to(folder).as_posix())))
 
 
 def natural(text: str) -> tuple[list[str | int], str]:
-    """A sort key under which "2.jpg" comes before "10.jpg"; equal numbers ("1", "01") fall back on the text."""
+    """A sort key that puts "2.jpg" before "10.jpg"; equal numbers ("1", "01") are sorted as text."""
     parts = re.split(r"(\d+)", text)
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], text
 
 
 def _shown(names: set[str], most: int = 5) -> str:
+    """Names for a message, the first few of many."""
     listed = ", ".join(sorted(names)[:most]) or "none"
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: `hf:NAME`, through the library `datasets`, an extra. Thin: it finds columns and groups."""
+"""Hugging Face data sets, `hf:NAME`, read by the optional library `datasets`; columns and groups are found here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import numpy as np
 from fastltssl.errors import SourceError
 from fastltssl.images.source import Images, Source, fingerprint
 
-TESTS = ("test", "validation", "valid")  # the first that is there
+TESTS = ("test", "validation", "valid")  # names of the test split; the first that exists is used
 
 
 @dataclass(frozen=True, eq=False)
 class HubImages:
-    """A split of a data set."""
+    """The images of one split."""
 
     ids: tuple[str, ...]
     labels: np.ndarray
@@ -27,7 +27,7 @@ class HubImages:
 
 
 def open_hub(dataset: str) -> Source:
-    """A data set with a column of images and one of class labels; NAME may be a local folder that `datasets` reads."""
+    """A data set with a column of images and one of class labels; NAME may be a local folder. Raises SourceError."""
     try:
         import datasets
     except ImportError:
@@ -35,7 +35,7 @@ def open_hub(dataset: str) -> Source:
     name = dataset.removeprefix("hf:")
     try:
         splits = datasets.load_dataset(name)
-    except Exception as reason:  # the library raises errors of many kinds
+    except Exception as reason:  # the library raises errors of many types
         raise SourceError(
             f"--dataset {dataset!r} could not be loaded ({' '.join(str(reason).split())[:200]})"
         ) from reason
@@ -43,12 +43,12 @@ def open_hub(dataset: str) -> Source:
 
 
 def from_splits(dataset: str, splits: Any) -> Source:
-    """The source of a DatasetDict."""
+    """The source made of the splits of a DatasetDict."""
     if "train" not in splits:
         raise SourceError(f"--dataset {dataset!r} has no split train, only {', '.join(splits)}")
     features = splits["train"].features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
-    images, labels = ([name for name, kind in kinds.items() if kind == wanted] for wanted in ("Image", "ClassLabel"))
+    images, labels = ([name for name in kinds if kinds[name] == kind] for kind in ("Image", "ClassLabel"))
     if not images or not labels:
         raise SourceError(f"--dataset {dataset!r}: needs a column Image and a column ClassLabel, has {kinds}")
     test = next((name for name in TESTS if name in splits), None)
@@ -59,9 +59,9 @@ def from_splits(dataset: str, splits: Any) -> Source:
     )
     groups: dict[str, Images] = {}
     for group, split in chosen.items():
-        own = splits[split]
-        ids = tuple(f"{split}/{row:07d}" for row in range(len(own)))
-        groups[group] = HubImages(ids, np.array(own[labels[0]], np.int64), own, images[0])
+        rows = splits[split]
+        ids = tuple(f"{split}/{row:07d}" for row in range(len(rows)))
+        groups[group] = HubImages(ids, np.array(rows[labels[0]], np.int64), rows, images[0])
     classes = tuple(name.replace("_", " ") for name in features[labels[0]].names)
     marks = [getattr(splits[split], "_fingerprint", "") for split in chosen.values()]
     return Source(dataset, classes, groups, fingerprint(classes, groups, *marks))

@@ -1,4 +1,4 @@
-"""ImageNet as folders of WordNet ids, and ImageNet-127, its grouping into 127 classes by a mapping file."""
+"""ImageNet, folders named by WordNet id, and ImageNet-127, its grouping into 127 classes by a mapping file."""
 
 import dataclasses
 import os
@@ -15,22 +15,22 @@ LAYOUT = "ROOT/imagenet/train/n01440764/*.JPEG and ROOT/imagenet/val/n01440764/*
 
 
 def open_imagenet(dataset: str, root: Path) -> Source:
-    """`imagenet`: class names are the curated ones of CLIP, in the order of the sorted WordNet ids."""
-    found = _folders(dataset, root)
-    if len(found.classes) != 1000:
+    """`imagenet`: class names are those that CLIP uses, in the order of the sorted WordNet ids."""
+    source = _by_wordnet_id(dataset, root)
+    if len(source.classes) != 1000:
         raise SourceError(
-            f"{root / 'imagenet'} holds {len(found.classes)} classes, not 1000. For a part of ImageNet: folder:PATH"
+            f"{root / 'imagenet'} holds {len(source.classes)} classes, not 1000. For a part of ImageNet: folder:PATH"
         )
     from open_clip import IMAGENET_CLASSNAMES
 
     classes = tuple(IMAGENET_CLASSNAMES)
-    return Source(dataset, classes, found.groups, fingerprint(classes, found.groups, found.fingerprint))
+    return Source(dataset, classes, source.groups, fingerprint(classes, source.groups, source.fingerprint))
 
 
 def open_imagenet127(dataset: str, root: Path) -> Source:
-    """`imagenet127`: lines "WORDNET_ID class name" in ROOT/imagenet127.txt or the file FASTLTSSL_IMAGENET127 names.
+    """`imagenet127`: classes by a file of lines "WORDNET_ID class name", in the order in which it first names them.
 
-    Classes are in the order in which the file first names them.
+    The file is ROOT/imagenet127.txt, or the one that the variable FASTLTSSL_IMAGENET127 names.
     """
     file = Path(os.environ.get("FASTLTSSL_IMAGENET127") or root / MAPPING)
     if not file.is_file():
@@ -43,19 +43,19 @@ def open_imagenet127(dataset: str, root: Path) -> Source:
         raise SourceError(f"{file}, line {bad[0]}: {pairs[bad[0] - 1]} is not a WordNet id and a class name")
     mapping = {wnid: name.strip() for wnid, name in pairs}
     classes = tuple(dict.fromkeys(mapping.values()))
-    found = _folders(dataset, root)
-    if missing := [wnid for wnid in found.classes if wnid not in mapping]:
+    source = _by_wordnet_id(dataset, root)
+    if missing := [wnid for wnid in source.classes if wnid not in mapping]:
         raise SourceError(f"{file} does not say the class of {missing[0]} ({len(missing)} folders are not in it)")
-    target = np.array([classes.index(mapping[wnid]) for wnid in found.classes])
+    new_label = np.array([classes.index(mapping[wnid]) for wnid in source.classes])
     groups: dict[str, Images] = {
-        name: dataclasses.replace(images, labels=target[images.labels])  # type: ignore[type-var]
-        for name, images in found.groups.items()
+        name: dataclasses.replace(images, labels=new_label[images.labels])  # type: ignore[type-var]
+        for name, images in source.groups.items()
     }
-    return Source(dataset, classes, groups, fingerprint(classes, groups, found.fingerprint))
+    return Source(dataset, classes, groups, fingerprint(classes, groups, source.fingerprint))
 
 
-def _folders(dataset: str, root: Path) -> Source:
-    """The images by WordNet id."""
+def _by_wordnet_id(dataset: str, root: Path) -> Source:
+    """The images, with WordNet ids for classes."""
     top = root.expanduser() / "imagenet"
     if not (top / "train").is_dir():
         raise SourceError(

@@ -1,4 +1,4 @@
-"""Lists of image files: `list:FILE.csv` with the columns path, label and split; how Semi-Aves and iNaturalist come."""
+"""Lists of image files: `list:FILE.csv` with the columns path, label and split, as for Semi-Aves and iNaturalist."""
 
 import csv
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ FORM = "list:FILE.csv with a header path,label[,split]; split is train, test, va
 
 
 class _Row(NamedTuple):
-    """One line: its number in the file, the path as written, the label as written ("" = none), the split."""
+    """A row of the list: its line in the file, the path and label as written ("" = none), the split."""
 
     number: int
     path: str
@@ -25,11 +25,10 @@ class _Row(NamedTuple):
 
 
 def open_list(dataset: str) -> Source:
-    """The images that a CSV names, in its order; ids are the paths as written, relative ones start at its folder.
+    """The images that a CSV names, in its order; ids are the paths as written, relative to the folder of the file.
 
-    A label is a class name, or a whole number that FILE.classes.txt (a name a line) spells out; empty or -1 is none.
-    A row without a split belongs to train, or to unlabeled where it has no label. `val` is the test where
-    there is none.
+    A label is a class name, or a whole number whose name is that line of FILE.classes.txt; empty or -1 means none. A
+    row without a split belongs to train, or, without a label, to unlabeled. Without a split test, val takes its place.
     """
     file = Path(dataset.removeprefix("list:")).expanduser()
     if dataset in ("list", "list:") or not file.is_file():
@@ -40,22 +39,22 @@ def open_list(dataset: str) -> Source:
     sizes: list[str] = []
     splits = {row.split for row in rows}
     for group, split in (("train", "train"), ("test", "test" if "test" in splits else "val"), ("unlabeled",) * 2):
-        own = [row for row in rows if row.split == split]
-        if own:
-            paths = tuple(file.parent / row.path for row in own)
-            sizes += _sizes(file, own, paths)
-            labels = np.array([_label(file, row, classes) for row in own], np.int64)
-            groups[group] = FileImages(tuple(row.path for row in own), labels, paths)
+        if in_split := [row for row in rows if row.split == split]:
+            paths = tuple(file.parent / row.path for row in in_split)
+            sizes += _sizes(file, in_split, paths)
+            labels = np.array([_label(file, row, classes) for row in in_split], np.int64)
+            groups[group] = FileImages(tuple(row.path for row in in_split), labels, paths)
     if "train" not in groups:
         raise SourceError(f"{file} has no row of the split train. Accepted: {FORM}")
     for group, images in groups.items():
         if len(set(images.ids)) < len(images.ids):
-            twice = next(one for place, one in enumerate(images.ids) if one in images.ids[:place])
+            twice = next(path for place, path in enumerate(images.ids) if path in images.ids[:place])
             raise SourceError(f"{file} names {twice!r} twice in {group}. Ids must be unique")
     return Source(dataset, classes, groups, fingerprint(classes, groups, " ".join(sizes)))
 
 
 def _rows(file: Path) -> list[_Row]:
+    """The rows of the list. Raises SourceError on columns or splits that are not accepted."""
     with file.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         columns = reader.fieldnames or []
@@ -77,17 +76,18 @@ def _rows(file: Path) -> list[_Row]:
 
 
 def _classes(file: Path, rows: Sequence[_Row]) -> tuple[str, ...]:
-    """Class names in label order: those of FILE.classes.txt, else the sorted names, else the numbers."""
+    """Class names in label order: those of FILE.classes.txt, or else the labels, sorted, or 0 to the largest."""
     names = file.with_suffix(".classes.txt")
     if names.is_file():
         return tuple(line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip())
-    found = {row.label for row in rows if row.label}
-    if found and all(label.isdecimal() for label in found):
-        return tuple(str(label) for label in range(max(map(int, found)) + 1))
-    return tuple(sorted(found))
+    labels = {row.label for row in rows if row.label}
+    if labels and all(label.isdecimal() for label in labels):
+        return tuple(str(label) for label in range(max(map(int, labels)) + 1))
+    return tuple(sorted(labels))
 
 
 def _label(file: Path, row: _Row, classes: tuple[str, ...]) -> int:
+    """The number of a row's class, -1 for none. Raises SourceError."""
     if not row.label:
         if row.split != "unlabeled":
             raise SourceError(f"{file}, line {row.number}: no label, but the split is {row.split}. Use split unlabeled")

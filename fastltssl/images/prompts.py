@@ -1,4 +1,4 @@
-"""Class names to prompts: named sets of templates, each a format string with one {} for the class name."""
+"""Prompts for class names: named sets of templates, each a format string with one {} for the class name."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ _CIFAR = tuple(
         *(f"a photo of {article} {size} {{}}." for size in ("small", "big")),
     )
 )
-# Sets named after a data set are the prompts published with CLIP (arXiv 2103.00020) and CoOp (2109.01134) for it.
+# A set named after a data set holds the prompts that CLIP (arXiv 2103.00020) and CoOp (2109.01134) published for it.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "simple": ("a photo of a {}.",),
-    "world": ("a photo of a {}", "a picture of a {}", "a sketch of a {}", "{}"),  # words the tiny tokenizer knows
+    "world": ("a photo of a {}", "a picture of a {}", "a sketch of a {}", "{}"),  # in words that tiny was trained on
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
     "stl10": ("a photo of a {}.", "a photo of the {}."),
@@ -33,10 +33,7 @@ OPEN_CLIP = {"openai80": "OPENAI_IMAGENET_TEMPLATES", "openai7": "SIMPLE_IMAGENE
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """The format strings of a named set, or of several joined by commas, each once.
-
-    The first prompt of the "openai" sets costs the import of open_clip.
-    """
+    """The format strings of a named set, or of several joined by commas, without repeats. Raises PromptError."""
     return tuple(dict.fromkeys(pattern for part in name.split(",") for pattern in _set(part.strip())))
 
 
@@ -53,11 +50,11 @@ def _set(name: str) -> tuple[str, ...]:
 
 
 def templates_of(dataset: str) -> str:
-    """The set to use for a data set: "simple", and the one of its own name where prompts were published for it."""
+    """The default sets for a data set: "simple", and the one of its own name where prompts were published for it."""
     return f"simple,{dataset}" if dataset in TEMPLATES and dataset != "world" else "simple"
 
 
-def prompts(classes: Sequence[str], name: str) -> list[list[str]]:
-    """Every class in every template, [C][T]."""
-    patterns = templates(name)
-    return [[pattern.format(each) for pattern in patterns] for each in classes]
+def prompts(classes: Sequence[str], template_set: str) -> list[list[str]]:
+    """The prompts of every class in every template, [C][T]."""
+    patterns = templates(template_set)
+    return [[pattern.format(name) for pattern in patterns] for name in classes]

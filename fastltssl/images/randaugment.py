@@ -1,7 +1,8 @@
-"""FixMatch's RandAugment (arXiv 2001.07685) of a batch: each operation once a slot, on the rows that drew it.
+"""FixMatch's RandAugment (arXiv 2001.07685) on a batch: each operation runs once on all images that drew it.
 
-The draws are on the host, so choosing rows never waits for a GPU. Pixels do not depend on the rest of the batch:
-products and sums apart, means of whole numbers, no convolution and no matrix product.
+Random numbers are on the CPU, so choosing images never waits for a GPU. The pixels of an image do not depend on the
+rest of the batch, because no sum depends on its order: products and sums are elementwise, means are of whole numbers,
+and there is no convolution and no matrix product.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,22 +13,23 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-GREY = 0.5  # beyond the edges of a moved image, colour of the cutout, pivot of the strong view's contrast
+GREY = 0.5  # the colour beyond the edges of a moved image and of the cutout, and what contrast leaves unchanged
 LEVELS = 10
-WHOLE = 2**24  # white, as a whole number
+WHITE = 2**24  # as a whole number
 
 Rows = Float[Tensor, "n 3 H W"]
 
 
 class Strength(NamedTuple):
-    """What the operations are told, each [n 1 1 1].
+    """Parameters of the operations, each [n 1 1 1].
 
-    The last five are the map: the pixel (x, y), centre 0, shows (stay x + across y - right, along x + stay y - down).
+    The last five move pixels: with the origin in the centre, the pixel (x, y) shows what was at
+    (stay x + across y - right, along x + stay y - down).
     """
 
-    factor: Tensor  # of an enhancement: 0 is the plain image, 1 the image
-    steps: Tensor  # of the posterized image; 256 leaves it alone
-    threshold: Tensor  # of the solarized image
+    factor: Tensor  # of brightness, colour, contrast, sharpness: 1 leaves the image as it is
+    steps: Tensor  # grey levels of the posterized image; 256 leaves it as it is
+    threshold: Tensor  # pixels from here on are inverted by solarize
     stay: Tensor
     across: Tensor
     along: Tensor
@@ -38,20 +40,20 @@ class Strength(NamedTuple):
 def randaugmented(
     image: Float[Tensor, "B 3 H W"], count: int, draw: Mapping[str, Float32[np.ndarray, " B"]]
 ) -> Float[Tensor, "B 3 H W"]:
-    """The image, overwritten: `count` operations of 14 at levels 1 to 10, each with probability 1/2.
+    """The image, overwritten: `count` of 14 operations, each at a level of 1 to 10 and with probability 1/2.
 
-    Enhancements take factors .14 to .95, rotations end at 30 degrees, shears at .3, shifts at .3.
+    Over the levels, factors are .14 to .95, rotations up to 30 degrees, shears and shifts up to .3, in both directions.
     """
     for slot in range(count):
         op, level, sign, chance = (draw[f"{part}{slot}"].astype(float) for part in ("op", "level", "sign", "chance"))
-        op = np.where(chance < 0.5, np.floor(op * 14), 0).astype(np.int64)  # 0 is the identity
+        op = np.where(chance < 0.5, np.floor(op * 14), 0).astype(np.int64)  # 0 changes nothing
         level = (1 + np.floor(level * LEVELS)) / LEVELS
         strengths = torch.from_numpy(_strengths(op, np.where(sign < 0.5, level, -level), *image.shape[-2:]))
         strengths = strengths.to(image.device, image.dtype, non_blocking=True)
-        group = np.minimum(op, len(OPERATIONS))
-        order = torch.from_numpy(np.argsort(group, kind="stable")).to(image.device, non_blocking=True)
-        parts = order.split(np.bincount(group, minlength=len(OPERATIONS) + 1).tolist())
-        for operation, rows in zip(OPERATIONS, parts[1:], strict=True):
+        kind = np.minimum(op, len(OPERATIONS))  # the last operation serves all that move pixels
+        order = torch.from_numpy(np.argsort(kind, kind="stable")).to(image.device, non_blocking=True)
+        rows_of_kind = order.split(np.bincount(kind, minlength=len(OPERATIONS) + 1).tolist())
+        for operation, rows in zip(OPERATIONS, rows_of_kind[1:], strict=True):
             if len(rows):
                 image[rows] = operation(image[rows], Strength(*strengths[rows, :, None, None, None].unbind(dim=1)))
     return image
@@ -63,27 +65,27 @@ ROTATE, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y = range(9, 14)
 def _strengths(
     op: Int64[np.ndarray, " B"], signed: Float64[np.ndarray, " B"], height: int, width: int
 ) -> Float32[np.ndarray, "B 8"]:
-    """The columns of Strength at levels -1 to 1, not 0; the map is that of the row's own operation."""
+    """The fields of Strength, in order, for levels -1 to 1 but 0. Pixels are moved by a row's own operation alone."""
     level, reach = np.abs(signed), 0.3 * signed
     turn = np.radians(30 * signed) * (op == ROTATE)
-    columns = (
-        0.05 + 0.9 * level,
-        2 ** (4 + np.floor(4 * level)),
-        1 - level,
-        np.cos(turn),
-        np.sin(turn) + reach * (op == SHEAR_X),
-        -np.sin(turn) + reach * (op == SHEAR_Y),
-        np.rint(reach * width) * (op == TRANSLATE_X),
-        np.rint(reach * height) * (op == TRANSLATE_Y),
-    )
-    return np.stack(columns, axis=1, dtype=np.float32)
+    fields = {
+        "factor": 0.05 + 0.9 * level,
+        "steps": 2 ** (4 + np.floor(4 * level)),
+        "threshold": 1 - level,
+        "stay": np.cos(turn),
+        "across": np.sin(turn) + reach * (op == SHEAR_X),
+        "along": -np.sin(turn) + reach * (op == SHEAR_Y),
+        "right": np.rint(reach * width) * (op == TRANSLATE_X),
+        "down": np.rint(reach * height) * (op == TRANSLATE_Y),
+    }
+    return np.stack([fields[name] for name in Strength._fields], axis=1, dtype=np.float32)
 
 
 def _autocontrast(image: Rows, by: Strength) -> Rows:
-    """Each channel from its own least and most to 0 and 1; a channel of one value stays."""
-    least, most = image.amin(dim=(2, 3), keepdim=True), image.amax(dim=(2, 3), keepdim=True)
-    is_flat = least == most
-    return image.sub_(least.masked_fill(is_flat, 0)).div_((most - least).masked_fill_(is_flat, 1))
+    """Each channel scaled so that its smallest value is 0 and its largest 1; a constant channel stays."""
+    low, high = image.amin(dim=(2, 3), keepdim=True), image.amax(dim=(2, 3), keepdim=True)
+    is_constant = low == high
+    return image.sub_(low.masked_fill(is_constant, 0)).div_((high - low).masked_fill_(is_constant, 1))
 
 
 def _equalize(image: Rows, by: Strength) -> Rows:
@@ -101,20 +103,20 @@ def _colour(image: Rows, by: Strength) -> Rows:
 
 
 def _contrast(image: Rows, by: Strength) -> Rows:
-    """Between the mean grey and the image; the sum of whole numbers is the same in any order."""
+    """Blended with the mean grey; it is a mean of whole numbers, whose sum is the same in any order."""
     grey = _grey(image)
-    total = (grey * WHOLE).int().sum(dim=(1, 2, 3), keepdim=True)
-    return _between(total.to(image.dtype) / (WHOLE * grey[0].numel()), image, by.factor)
+    total = (grey * WHITE).int().sum(dim=(1, 2, 3), keepdim=True)
+    return _between(total.to(image.dtype) / (WHITE * grey[0].numel()), image, by.factor)
 
 
 def _sharpness(image: Rows, by: Strength) -> Rows:
-    """Between a mean of 3 x 3 pixels, the middle one five times, and the image; the edges stay."""
-    three = image[..., :-2] + image[..., 1:-1]
-    three += image[..., 2:]
-    nine = three[..., :-2, :] + three[..., 1:-1, :]
-    nine += three[..., 2:, :]
+    """Blended with a mean over 3 x 3 pixels, in which the middle one counts five times; the edges stay."""
+    sum_of_3 = image[..., :-2] + image[..., 1:-1]
+    sum_of_3 += image[..., 2:]
+    sum_of_9 = sum_of_3[..., :-2, :] + sum_of_3[..., 1:-1, :]
+    sum_of_9 += sum_of_3[..., 2:, :]
     inner = image[..., 1:-1, 1:-1]
-    inner.copy_(_between(nine.add_(inner * 4).div_(13), inner, by.factor))
+    inner.copy_(_between(sum_of_9.add_(inner * 4).div_(13), inner, by.factor))
     return image
 
 
@@ -128,7 +130,7 @@ def _solarize(image: Rows, by: Strength) -> Rows:
 
 
 def _affine(image: Rows, by: Strength) -> Rows:
-    """Rotated, sheared or shifted: the nearest pixel to where each comes from, grey beyond the edges."""
+    """Rotated, sheared or shifted, by nearest neighbour; grey beyond the edges."""
     height, width = image.shape[-2:]
     x = torch.arange(width, device=image.device, dtype=image.dtype) - (width - 1) / 2
     y = torch.arange(height, device=image.device, dtype=image.dtype)[:, None] - (height - 1) / 2
@@ -148,11 +150,11 @@ def _grey(image: Rows) -> Float[Tensor, "n 1 H W"]:
 def _between(
     plain: Float[Tensor, "n _ _ _"], image: Float[Tensor, "n 3 _ _"], factor: Float[Tensor, "n 1 1 1"]
 ) -> Float[Tensor, "n 3 _ _"]:
-    """The plain image at factor 0, the image at 1."""
+    """A blend: the plain image at factor 0, the image at 1."""
     return (image * factor).add_(plain * (1 - factor)).clamp_(0, 1)
 
 
-# In the order of the draws after the identity, the last one for all five that move pixels; each may overwrite its rows.
+# In the order of their numbers, from 1 on; the last serves all five that move pixels. Each may overwrite its rows.
 OPERATIONS: tuple[Callable[[Rows, Strength], Rows], ...] = (
     _autocontrast, _equalize, _brightness, _colour, _contrast, _sharpness, _posterize, _solarize, _affine,
 )  # fmt: skip

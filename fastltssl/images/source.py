@@ -1,4 +1,4 @@
-"""What a data set is to the rest: groups of images behind one small protocol, and some of them taken evenly."""
+"""The data set as the rest of the package sees it: groups of images behind a small protocol, whole or limited."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Images(Protocol):
-    """One group (split) of a data set; opening it reads labels, not pixels."""
+    """One group (train, test, unlabeled) of a data set; opening it reads labels, not pixels."""
 
     @property
     def ids(self) -> tuple[str, ...]: ...  # stable, unique within the group: "train/cat/0001.png", "train/000123"
@@ -19,25 +19,25 @@ class Images(Protocol):
 
 
 class Source(NamedTuple):
-    """A data set ready to be read."""
+    """An opened data set."""
 
-    name: str  # what the user typed
+    name: str  # as the user typed it
     classes: tuple[str, ...]  # human-readable, in label order
-    groups: dict[str, Images]  # "train", and "test" and "unlabeled" where there are such
-    fingerprint: str  # SHA-256 over classes, ids and labels, and for folders the file sizes
+    groups: dict[str, Images]  # "train", and maybe "test" and "unlabeled"
+    fingerprint: str  # SHA-256 over classes, ids and labels, and what else tells that images changed, as file sizes
 
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """Some rows of a group, still read through it."""
+    """Some rows of a group."""
 
     ids: tuple[str, ...]
     labels: np.ndarray
     images: Images
-    rows: np.ndarray  # in the group
+    rows: np.ndarray  # of `images`
 
     def read(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """Images at positions of the subset."""
+        """Images by their place in the subset."""
         return self.images.read([int(self.rows[row]) for row in rows])
 
 
@@ -53,27 +53,27 @@ def limited(source: Source, limit: int) -> Source:
 
 
 def evenly_spaced(labels: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` rows, ascending, spaced evenly over each class; each class gets one before any gets its share."""
+    """At most `limit` rows, ascending, from each class in proportion to its size but at least one, evenly spaced."""
     if limit >= len(labels):
         return np.arange(len(labels))
     by_class = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     if limit < len(sizes):
         return np.sort(by_class[_middles(len(labels), limit)])
-    # Shares of what is left after one each, rounded so that they add up.
-    upto = np.cumsum(sizes - 1) * (limit - len(sizes)) // max(1, len(labels) - len(sizes))
-    takes = 1 + np.diff(upto, prepend=0)
-    places = [start + _middles(size, take) for start, size, take in zip(starts, sizes, takes, strict=True)]
+    # After one row of each class the rest of the limit is shared out; cumulative sums are rounded, so that it adds up.
+    shared = np.cumsum(sizes - 1) * (limit - len(sizes)) // max(1, len(labels) - len(sizes))
+    counts = 1 + np.diff(shared, prepend=0)
+    places = [start + _middles(size, count) for start, size, count in zip(starts, sizes, counts, strict=True)]
     return np.sort(by_class[np.concatenate(places)])
 
 
 def _middles(size: int, count: int) -> np.ndarray:
-    """The middle position of each of `count` equal stretches of `size` positions."""
+    """`count` evenly spaced positions of `size`: the middle of each of `count` equal intervals."""
     return (2 * np.arange(count) + 1) * size // (2 * count)
 
 
 def fingerprint(classes: Sequence[str], groups: dict[str, Images], *marks: str) -> str:
-    """SHA-256 in hex over the class names, each group's name, ids and labels, and whatever else tells pixels apart."""
+    """SHA-256 in hex over the class names, the name, ids and labels of each group, and `marks` of the pixels."""
     digest = hashlib.sha256()
     parts = ["\0".join(classes).encode(), *(mark.encode() for mark in marks)]
     for name, images in groups.items():

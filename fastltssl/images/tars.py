@@ -1,7 +1,7 @@
-"""WebDataset tars: `wds:PATTERN`, read at any row. Members that share a name up to the first dot are one sample.
+"""WebDataset tars, `wds:PATTERN`. The members of a tar that share a name up to the first dot are one sample.
 
-The tars are indexed once by the standard library; an image is then read by its place in the file, so rows may be asked
-for in any order, which streaming readers cannot do.
+The position of every image in its tar is found once, when the tars are opened. Images can then be read in any order,
+which the streaming readers of this format do not allow.
 """
 
 import io
@@ -21,11 +21,11 @@ from fastltssl.images.folder import DECODERS, SUFFIXES, decoded
 from fastltssl.images.source import Images, Source, fingerprint
 
 FORM = "wds:PATTERN, or wds:TRAIN_PATTERN,test=PATTERN,unlabeled=PATTERN; a pattern has * ? [] or {000..127}"
-LABELS = (".cls", ".json")  # a whole number; an object with the key "label"
+LABELS = (".cls", ".json")  # a whole number, or an object with the key "label"
 
 
 class Member(NamedTuple):
-    """Where an image lies."""
+    """The position of an image file in a tar."""
 
     tar: Path
     offset: int
@@ -53,12 +53,12 @@ class TarImages:
 
 
 def open_tars(dataset: str) -> Source:
-    """The samples of the tars, tar after tar in order of name; classes are numbers unless classes.txt names them."""
+    """The samples of the tars, in the order of the tars' names. Classes are numbers unless classes.txt names them."""
     groups: dict[str, Images] = {}
     first: list[Path] = []
     for part in _parts(dataset.removeprefix("wds:")):
         group, _, pattern = part.rpartition("=")
-        tars = [Path(path) for each in expanded(pattern) for path in sorted(glob(each))]
+        tars = [Path(path) for simple_pattern in expanded(pattern) for path in sorted(glob(simple_pattern))]
         if not tars:
             raise SourceError(f"--dataset {dataset!r}: no tar fits {pattern!r}. Accepted: {FORM}")
         if (group or "train") not in ("train", "test", "unlabeled"):
@@ -77,7 +77,7 @@ def open_tars(dataset: str) -> Source:
 
 
 def _parts(text: str) -> list[str]:
-    """Split at the commas that are outside of braces."""
+    """The text, split at the commas outside of braces."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter == "{") - (letter == "}")
@@ -89,7 +89,7 @@ def _parts(text: str) -> list[str]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """A pattern with {000..012} or {a,b} as the patterns it stands for."""
+    """The patterns that one with {000..012} or {a,b} stands for."""
     before, brace, rest = pattern.partition("{")
     if not brace:
         return [pattern]
@@ -119,8 +119,8 @@ def _images(tars: Sequence[Path], needs_labels: bool) -> TarImages:
 
 
 def _samples(path: Path) -> Iterator[tuple[str, Member, int | None]]:
-    """Key, place of the image and label of every sample of a tar, in its order."""
-    found: dict[str, dict[str, Any]] = {}
+    """Key, image and label of every sample of a tar, in its order."""
+    samples: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -128,7 +128,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Member, int | None]]:
                     continue
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, ending = name.partition(".")
-                sample = found.setdefault(f"{folder}/{stem}" if folder else stem, {})
+                sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
                 suffix = f"{dot}{ending}".lower()
                 if suffix in LABELS and "label" not in sample:
                     sample["label"] = _label(tar.extractfile(member).read(), suffix)  # type: ignore[union-attr]
@@ -136,7 +136,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Member, int | None]]:
                     sample["image"] = Member(path, member.offset_data, member.size)
     except (tarfile.TarError, ValueError, KeyError, TypeError) as reason:
         raise SourceError(f"{path} cannot be read as an uncompressed tar of samples ({reason})") from reason
-    for key, sample in found.items():
+    for key, sample in samples.items():
         if "image" in sample:
             yield key, sample["image"], sample.get("label")
 

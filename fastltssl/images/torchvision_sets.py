@@ -1,6 +1,6 @@
-"""torchvision's data sets by name, downloaded on demand. Labels are read without decoding an image.
+"""torchvision's data sets by name, downloaded where they are absent. Labels are read without decoding an image.
 
-The train group is everything the set's authors offer for training, so train and val together where they are apart.
+The train group is everything that the authors of a set offer for training: where they split off val, it is in train.
 """
 
 import contextlib
@@ -19,21 +19,15 @@ from fastltssl.errors import SourceError
 from fastltssl.images.folder import FileImages
 from fastltssl.images.source import Images, Source, fingerprint
 
-SERVER_TIMEOUT_S = 20.0  # torchvision sets none, and would wait for ever behind a silent firewall
+SERVER_TIMEOUT_S = 20.0  # torchvision sets none, so it would wait for ever behind a firewall that drops packets
 FAILURES = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    ImportError,
-    http.client.HTTPException,
-    tarfile.TarError,
+    OSError, RuntimeError, ValueError, EOFError, ImportError, http.client.HTTPException, tarfile.TarError,
     zipfile.BadZipFile,
-)
+)  # fmt: skip
 
 
 class Rows(NamedTuple):
-    """Labels with either pixels in memory or files."""
+    """Labels, with the images either as pixels in memory or as files."""
 
     labels: Sequence[int] | np.ndarray
     pixels: np.ndarray | None = None  # uint8 [N, h, w, 3]
@@ -44,10 +38,10 @@ class Recipe(NamedTuple):
     """How to open one set."""
 
     kind: str  # name of the class in torchvision.datasets
-    on_disk: str  # what it looks for below the root
-    groups: dict[str, tuple[dict[str, Any], ...]]  # the calls whose rows make up each group
-    rows: Callable[[Any], Rows]
-    names: Callable[[Any], Sequence[str]]
+    on_disk: str  # what that class looks for below the root
+    groups: dict[str, tuple[dict[str, Any], ...]]  # for each group the arguments of the calls that open its parts
+    rows: Callable[[Any], Rows]  # of an opened part
+    names: Callable[[Any], Sequence[str]]  # of the classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +66,7 @@ def _pairs(samples: Sequence[tuple[str, int]]) -> Rows:
 
 
 def _sorted_pairs(dataset: Any) -> Rows:
-    """SUN397 lists its files in the order of the file system, which differs between machines."""
+    """SUN397, sorted: it lists its files in the order of the file system, which differs between machines."""
     return _pairs(sorted(zip(map(str, dataset._image_files), dataset._labels, strict=True)))
 
 
@@ -86,13 +80,13 @@ def _spaced(names: Sequence[str]) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
-LAND = {  # as CLIP names it
+LAND = {  # the names that CLIP uses
     "AnnualCrop": "annual crop land", "Forest": "forest", "HerbaceousVegetation": "brushland or shrubland",
     "Highway": "highway or road", "Industrial": "industrial buildings or commercial buildings",
     "Pasture": "pasture land", "PermanentCrop": "permanent crop land",
     "Residential": "residential buildings or homes or apartments", "River": "river", "SeaLake": "lake or sea",
 }  # fmt: skip
-THINGS = {  # Caltech's folders that are not said as they are written
+THINGS = {  # class names for the folders of Caltech whose names do not read as one
     "Faces": "off-center face", "Faces_easy": "centered face", "Leopards": "leopard", "Motorbikes": "motorbike",
     "airplanes": "side of an airplane", "car_side": "side of a car",
 }  # fmt: skip
@@ -107,7 +101,7 @@ def _things(dataset: Any) -> list[str]:
 
 
 def _scenes(dataset: Any) -> list[str]:
-    """apartment_building/outdoor -> outdoor apartment building, as it is said."""
+    """Names in the order of speech: outdoor apartment building for apartment_building/outdoor."""
     return [" ".join(reversed(name.split("/"))) for name in _spaced(dataset.classes)]
 
 
@@ -157,20 +151,20 @@ SETS: dict[str, Recipe] = {
 
 
 def open_torchvision(name: str, root: Path) -> Source:
-    """A set of SETS from below the root, fetched there first where it is absent."""
+    """A set of SETS in the folder `root`, downloaded where it is absent. Raises SourceError."""
     recipe = SETS[name]
     root = root.expanduser().resolve()
     groups: dict[str, Images] = {}
     classes: tuple[str, ...] = ()
     for group, calls in recipe.groups.items():
-        opened = [_opened(name, recipe, root, call) for call in calls]
-        groups[group] = _images(group, [recipe.rows(each) for each in opened], root)
+        opened = [_opened(name, recipe, root, arguments) for arguments in calls]
+        groups[group] = _images(group, [recipe.rows(part) for part in opened], root)
         classes = classes or tuple(recipe.names(opened[0]))
     return Source(name, classes, groups, fingerprint(classes, groups))
 
 
 def _images(group: str, parts: list[Rows], root: Path) -> Images:
-    """The parts of a group in one; ids are file names below the root, or row numbers where there are no files."""
+    """A group made of its parts; ids are paths below the root, or row numbers where there are no files."""
     labels = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
     if parts[0].pixels is not None:
         ids = tuple(f"{group}/{row:06d}" for row in range(len(labels)))
@@ -180,12 +174,13 @@ def _images(group: str, parts: list[Rows], root: Path) -> Images:
     return FileImages(tuple(path.relative_to(root).as_posix() for path in paths), labels, paths)
 
 
-def _opened(name: str, recipe: Recipe, root: Path, call: dict[str, Any]) -> Any:
+def _opened(name: str, recipe: Recipe, root: Path, arguments: dict[str, Any]) -> Any:
+    """The data set object of torchvision."""
     from torchvision import datasets
 
     try:
         with _server_timeout():
-            return getattr(datasets, recipe.kind)(root=root, download=True, **call)
+            return getattr(datasets, recipe.kind)(root=root, download=True, **arguments)
     except FAILURES as reason:
         raise SourceError(
             f"{name}: torchvision.datasets.{recipe.kind} could not be read from {root / recipe.on_disk} or fetched "
@@ -196,7 +191,7 @@ def _opened(name: str, recipe: Recipe, root: Path, call: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _server_timeout() -> Iterator[None]:
-    """Gives up on a server that stays silent; the setting that was there comes back."""
+    """Give up on a server that does not answer; restores the timeout that was set before."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SERVER_TIMEOUT_S)
     try:

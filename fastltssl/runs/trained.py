@@ -108,7 +108,7 @@ def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Enco
     mode, generator = parse_mode(trained.live.mode), seeded(trained.seed, "tower")
     tower = tuned(encoder.tower, mode, n_classes=len(trained.cache.classes), generator=generator)
     load_state(tower, trained.tower)
-    return encoder._replace(tower=tower, encode_parts=encoder.through(tower))
+    return dataclasses.replace(encoder, tower=tower, encode_parts=encoder.through(tower))
 
 
 def predicting(

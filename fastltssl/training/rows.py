@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastltssl.cache.catalogue import Cache, Group, read_features
+from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.reader import Group, read_features
 from fastltssl.cache.splits import Split
 from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps

@@ -20,6 +20,8 @@ from fastltssl.cache import catalogue as c
 from fastltssl.cache import imports, manifest
 from fastltssl.cache import layout as contents
 from fastltssl.cache.emulated import emulated, parse_emulate
+from fastltssl.cache.reader import read_features
+from fastltssl.cache.writer import create
 from fastltssl.errors import CacheDamaged, CacheError, CacheLocked, CacheMismatch
 
 N, TEST, V, D, C, T, E = 150, 70, 3, 5, 4, 2, 6  # three blocks of train, two of test
@@ -61,7 +63,7 @@ def fill(writer, blocks=None):
 
 
 def make(path, blocks=None, resume=False, overwrite=False, **changes):
-    with c.create(path, resume=resume, overwrite=overwrite, **arguments(**changes)) as writer:
+    with create(path, resume=resume, overwrite=overwrite, **arguments(**changes)) as writer:
         fill(writer, blocks)
     return writer
 
@@ -110,7 +112,7 @@ def test_what_was_stored_comes_back_and_zarr_reads_the_same(whole):
         assert bytes(root[f"{name}/ids"][:]).decode().split("\n") == list(spec.ids)
         np.testing.assert_array_equal(group.labels, spec.labels)
         np.testing.assert_array_equal(root[f"{name}/labels"][:], spec.labels)
-        np.testing.assert_array_equal(c.read_features(group), half)
+        np.testing.assert_array_equal(read_features(group), half)
         np.testing.assert_array_equal(root[f"{name}/features"][:], half)
         assert root[f"{name}/features"].chunks == (64, 1, D)
         assert not root[f"{name}/features"].compressors
@@ -119,10 +121,10 @@ def test_what_was_stored_comes_back_and_zarr_reads_the_same(whole):
 
 def test_views_are_read_by_name_in_the_order_asked(whole):
     train = c.open_cache(whole).groups["train"]
-    found = c.read_features(train, ["strong0", "center"])
-    np.testing.assert_array_equal(found, features("train")[:, [2, 0]].astype(np.float16))
+    read = read_features(train, ["strong0", "center"])
+    np.testing.assert_array_equal(read, features("train")[:, [2, 0]].astype(np.float16))
     with pytest.raises(CacheError, match=r"has no view 'weak7', only center, weak0, strong0"):
-        c.read_features(train, ["weak7"])
+        read_features(train, ["weak7"])
 
 
 def test_every_manifest_line_ends_with_the_crc32c_of_the_bytes_before_it(whole):
@@ -144,7 +146,7 @@ def test_the_reader_in_the_specification_reads_the_same(copy, monkeypatch):
 
 def test_labels_that_are_all_zero_are_on_disk_too(tmp_path):
     spec = contents.GroupSpec(("a", "b"), np.zeros(2, int), ("center",))
-    with c.create(tmp_path / "z.zarr", provenance={}, classes=["x"], groups={"train": spec}, width=3) as writer:
+    with create(tmp_path / "z.zarr", provenance={}, classes=["x"], groups={"train": spec}, width=3) as writer:
         writer.commit(writer.pending()[0], np.ones((2, 1, 3), np.float32))
         writer.close()
     opened = c.open_cache(tmp_path / "z.zarr")
@@ -162,7 +164,7 @@ def test_fingerprints_are_equal_for_equal_caches_and_tell_others_apart(whole, tm
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (65520.0, "65520"), (-1e6, "-1e+06")])
 def test_features_that_float16_cannot_hold_are_refused_by_row_before_anything_is_written(tmp_path, value, shown):
-    with c.create(tmp_path / "f.zarr", **arguments()) as writer:
+    with create(tmp_path / "f.zarr", **arguments()) as writer:
         fill(writer, 1)
         block, x = writer.pending()[0], features("train")[64:128]
         x[[7, 9], 1, 2] = value
@@ -179,7 +181,7 @@ def test_features_that_float16_cannot_hold_are_refused_by_row_before_anything_is
 
 
 def test_blocks_come_in_order_and_in_their_shape(tmp_path):
-    with c.create(tmp_path / "o.zarr", **arguments()) as writer:
+    with create(tmp_path / "o.zarr", **arguments()) as writer:
         first, second, *_ = writer.pending()
         with pytest.raises(
             CacheError, match=r"train rows 64 to 128 is not the next block to commit. Next: train rows 0 to 64"
@@ -223,7 +225,7 @@ def group(ids=("a", "b"), labels=(0, 1), views=("center",)):
 )
 def test_what_cannot_be_stored_is_refused_before_the_disk_is_touched(tmp_path, changes, message):
     with pytest.raises(CacheError, match=message):
-        c.create(tmp_path / "new.zarr", **arguments(**changes))
+        create(tmp_path / "new.zarr", **arguments(**changes))
     assert not (tmp_path / "new.zarr").exists()
 
 
@@ -273,9 +275,9 @@ def test_killed_at_any_flush_and_resumed_it_equals_an_unbroken_one_byte_for_byte
 SLOW = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_cache import arguments, c, features
+from test_cache import arguments, create, features
 
-with c.create({path!r}, resume=True, **arguments()) as writer:
+with create({path!r}, resume=True, **arguments()) as writer:
     for block in writer.pending():
         time.sleep(0.05)
         writer.commit(block, features(block.group)[block.start : block.stop])
@@ -311,7 +313,7 @@ def test_a_manifest_line_torn_anywhere_is_dropped_and_done_again(whole, tmp_path
             (path / manifest.MANIFEST).write_bytes(raw[: start + cut])
             with pytest.raises(CacheError, match=r"is damaged" if kept == 0 else "is not complete"):
                 c.open_cache(path)
-            assert f"line {kept + 1} does not match its checksum" in [one.why for one in c.verify(path)]
+            assert f"line {kept + 1} does not match its checksum" in [damage.why for damage in c.verify(path)]
             writer = make(path, resume=True)
             assert ("dropped the last manifest line, which a kill had torn" in writer.notes) == (kept > 0)
             assert tree(path) == tree(whole)
@@ -322,15 +324,15 @@ def test_an_incomplete_cache_says_how_far_it_is_and_goes_on_from_there(tmp_path)
     assert not make(path, blocks=2).is_complete
     with pytest.raises(CacheError, match=r"is not complete: 128 of 220 rows. Finish it with .* --resume"):
         c.open_cache(path)
-    assert [one.why for one in c.verify(path)] == ["no closing line: incomplete. Finish it with --resume"]
-    with c.create(path, resume=True, **arguments()) as writer:
+    assert [damage.why for damage in c.verify(path)] == ["no closing line: incomplete. Finish it with --resume"]
+    with create(path, resume=True, **arguments()) as writer:
         assert writer.notes == ["resumed at 128 of 220 rows"]
         assert writer.pending()[0] == contents.Block("train", 128, 150)
 
 
 def test_resuming_a_complete_cache_says_so_and_changes_nothing(copy):
     before = tree(copy)
-    with c.create(copy, resume=True, **arguments()) as writer:
+    with create(copy, resume=True, **arguments()) as writer:
         assert writer.is_complete
         assert writer.notes == [f"{copy} is complete already"]
         assert writer.pending() == []
@@ -370,7 +372,7 @@ MISMATCHES = {
 def test_resuming_with_something_else_names_the_field_and_both_values(whole, message, changes):
     before = tree(whole)
     with pytest.raises(CacheMismatch) as raised:
-        c.create(whole, resume=True, **arguments(**changes))
+        create(whole, resume=True, **arguments(**changes))
     assert message in str(raised.value)
     assert "Re-extract: fastltssl extract --model ViT-X --out NEW.zarr, or replace it with --overwrite" in str(
         raised.value
@@ -442,9 +444,9 @@ METADATA = (
 def test_a_flipped_byte_in_the_metadata_is_found_by_verify_and_refused_on_opening(copy, name):
     for place in (0, (copy / name).stat().st_size // 2, -1):
         flip(copy / name, place)
-        found = c.verify(copy)
-        assert [(one.file, one.start) for one in found] == [(name, None)]
-        assert found[0].why.startswith("its sha256 is ")
+        damages = c.verify(copy)
+        assert [(damage.file, damage.start) for damage in damages] == [(name, None)]
+        assert damages[0].why.startswith("its sha256 is ")
         with pytest.raises(CacheDamaged, match=f"is damaged. {name}: its sha256 .* fastltssl cache verify"):
             c.open_cache(copy)
         with pytest.raises(CacheDamaged):
@@ -461,7 +463,7 @@ def test_a_flipped_byte_in_a_chunk_is_found_with_its_rows_complete_or_not(copy, 
     make(tmp_path / "half.zarr", blocks=2)
     flip(tmp_path / "half.zarr" / name, 17)
     damages = c.verify(tmp_path / "half.zarr")
-    assert (name, "train", 64, 128) in [one[:4] for one in damages]
+    assert (name, "train", 64, 128) in [damage[:4] for damage in damages]
     make(tmp_path / "half.zarr", resume=True)
     assert not c.verify(tmp_path / "half.zarr")  # made again
 
@@ -472,7 +474,10 @@ def test_a_flipped_byte_anywhere_in_the_manifest_is_found(whole, copy):
         start = sum(map(len, lines[: number - 1]))
         for place in {start, start + len(line) // 3, start + len(line) - 12, start + len(line) - 1}:
             flip(copy / manifest.MANIFEST, place)
-            assert any(one.file == manifest.MANIFEST and f"line {number} does not" in one.why for one in c.verify(copy))
+            assert any(
+                damage.file == manifest.MANIFEST and f"line {number} does not" in damage.why
+                for damage in c.verify(copy)
+            )
             with pytest.raises(CacheError):
                 c.open_cache(copy)
             flip(copy / manifest.MANIFEST, place)
@@ -485,7 +490,7 @@ def test_missing_and_unexpected_files_and_lines_are_found(copy):
     (copy / "text/c/0/0/0").unlink()
     (copy / "text/c/0/0/0").mkdir()
     (copy / "train/extra.bin").write_bytes(b"x")
-    whys = {one.file: (one.group, one.start, one.stop, one.why) for one in c.verify(copy)}
+    whys = {damage.file: (damage.group, damage.start, damage.stop, damage.why) for damage in c.verify(copy)}
     assert whys["train/features/c/2/0/0"] == ("train", 128, 150, "missing")
     assert whys["test/features/c/0/0/0"][:3] == ("test", 0, 64)
     assert whys["text/c/0/0/0"] == (None, None, None, "cannot be read: Is a directory")
@@ -499,25 +504,25 @@ def test_a_missing_or_short_chunk_is_refused_on_opening_and_on_reading(copy):
     with pytest.raises(CacheDamaged, match=r"train/features/c/1/0/0 has 5 bytes, not 640"):
         c.open_cache(copy)
     with pytest.raises(CacheDamaged, match=r"train/features/c/1/0/0 has 5 bytes, not 640"):
-        c.read_features(train)
+        read_features(train)
     (copy / "train/features/c/1/0/0").unlink()
     with pytest.raises(CacheDamaged, match=r"train/features/c/1/0/0 has no bytes"):
         c.open_cache(copy)
     with pytest.raises(CacheDamaged, match=r"has 0 bytes"):
-        c.read_features(train)
+        read_features(train)
 
 
 def test_a_lost_manifest_line_or_manifest_is_found(copy):
     raw = (copy / manifest.MANIFEST).read_bytes().splitlines(keepends=True)
     (copy / manifest.MANIFEST).write_bytes(b"".join(raw[:2] + raw[3:]))
-    assert [one.why for one in c.verify(copy)] == ["4 block lines, its closing line counts 5"]
+    assert [damage.why for damage in c.verify(copy)] == ["4 block lines, its closing line counts 5"]
     with pytest.raises(CacheDamaged, match=r"4 block lines, its closing line counts 5"):
         c.open_cache(copy)
     (copy / manifest.MANIFEST).write_bytes(b"".join([*raw[:-1], raw[2]]))
     with pytest.raises(CacheDamaged, match=r"its blocks are not those of the rows, in order and once each"):
         c.open_cache(copy)
     (copy / manifest.MANIFEST).unlink()
-    assert "it is missing or empty" in [one.why for one in c.verify(copy)]
+    assert "it is missing or empty" in [damage.why for damage in c.verify(copy)]
     with pytest.raises(CacheDamaged, match=r"it is missing or empty"):
         c.open_cache(copy)
 
@@ -547,7 +552,7 @@ def dead_pid():
 
 def test_a_lock_held_by_a_live_process_or_another_host_is_respected(tmp_path):
     path = tmp_path / "l.zarr"
-    with c.create(path, **arguments()) as writer:
+    with create(path, **arguments()) as writer:
         with pytest.raises(
             CacheLocked, match=rf"is being written by process {os.getpid()} on .* delete .*{manifest.LOCK}"
         ):
@@ -596,9 +601,9 @@ def test_bare_names_are_found_in_the_cache_folder_and_unknown_ones_list_what_is_
 
 def test_info_and_the_list_cover_complete_incomplete_and_damaged_caches(copy, tmp_path):
     make(tmp_path / "a.zarr", blocks=4)
-    found = c.info(tmp_path / "a.zarr")
-    assert found["groups"]["test"] == {"rows": TEST, "rows_done": 64, "chunk_rows": 64, "views": 1, "width": D}
-    assert (found["is_complete"], found["fingerprint"], found["arrays"]["text"]) == (False, None, [C, T, E])
+    details = c.info(tmp_path / "a.zarr")
+    assert details["groups"]["test"] == {"rows": TEST, "rows_done": 64, "chunk_rows": 64, "views": 1, "width": D}
+    assert (details["is_complete"], details["fingerprint"], details["arrays"]["text"]) == (False, None, [C, T, E])
     assert c.info(copy)["fingerprint"] == c.fingerprint(c.open_cache(copy))
     assert c.info(copy)["provenance"]["seed"] == 3
     assert c.info(copy)["size_mib"] > 0
@@ -618,8 +623,8 @@ def test_info_and_the_list_cover_complete_incomplete_and_damaged_caches(copy, tm
 
 def test_opening_and_reading_load_neither_torch_nor_zarr(whole):
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fastltssl.cache import catalogue as cache, imports\n"
-        f"cache.read_features(cache.open_cache({str(whole)!r}).groups['train'])\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom fastltssl.cache import catalogue, imports, reader\n"
+        f"reader.read_features(catalogue.open_cache({str(whole)!r}).groups['train'])\n"
         "assert not {'torch', 'zarr'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -659,8 +664,8 @@ def test_an_imported_file_keeps_its_features_and_normalises_its_text_per_prompt(
     train, test = opened.groups["train"], opened.groups["test"]
     assert (train.views, test.views) == (("center", "weak0", "weak1", "strong0"), ("center",))
     assert (train.ids[69], test.ids[0]) == ("train/000069", "test/000000")
-    np.testing.assert_array_equal(c.read_features(train)[:, 0], given["image"])
-    np.testing.assert_array_equal(c.read_features(test)[:, 0], given["test_x"].astype(np.float16))
+    np.testing.assert_array_equal(read_features(train)[:, 0], given["image"])
+    np.testing.assert_array_equal(read_features(test)[:, 0], given["test_x"].astype(np.float16))
     np.testing.assert_array_equal(test.labels, given["test_y"])
     provenance = opened.attributes["provenance"]
     assert provenance["dataset"] == "set.npz"
@@ -680,10 +685,10 @@ def test_npy_and_safetensors_files_import_the_same(npz, tmp_path):
     for file in (npz, tmp_path / "set.safetensors", tmp_path / "image.npy"):
         imports.import_file(file, tmp_path / f"{file.suffix[1:]}.zarr", **keys)
         opened.append(c.open_cache(tmp_path / f"{file.suffix[1:]}.zarr"))
-    for one in opened:
-        assert one.classes == ("class 0", "class 1", "class 2", "class 3")
-        assert one.text.shape == (4, 1, 8)
-        np.testing.assert_array_equal(c.read_features(one.groups["train"]), given["image"][:, None])
+    for cache in opened:
+        assert cache.classes == ("class 0", "class 1", "class 2", "class 3")
+        assert cache.text.shape == (4, 1, 8)
+        np.testing.assert_array_equal(read_features(cache.groups["train"]), given["image"][:, None])
 
 
 def test_parquet_columns_and_files_beside_import_the_same(npz, tmp_path):
@@ -702,7 +707,7 @@ def test_parquet_columns_and_files_beside_import_the_same(npz, tmp_path):
         out = tmp_path / f"{name}.zarr"
         imports.import_file(tmp_path / "set.parquet", out, features=name, labels="label", text="average", **test)
         opened = c.open_cache(out)
-        np.testing.assert_array_equal(c.read_features(opened.groups["train"]), given["image"][:, None])
+        np.testing.assert_array_equal(read_features(opened.groups["train"]), given["image"][:, None])
         np.testing.assert_array_equal(opened.groups["train"].labels, given["label"])
         np.testing.assert_array_equal(opened.groups["test"].labels, given["test_y"])
         assert opened.text.shape == (4, 1, 8)
@@ -823,8 +828,8 @@ def test_emulated_rows_depend_on_their_position_only_and_differ_between_views_gr
         emulated(x, weak, seed=0, group="test", start=0),
         emulated(x, weak, seed=0, group="train", start=64),
     ]
-    for one in others:
-        assert not (one == first).all(axis=1).any()
+    for noise in others:
+        assert not (noise == first).all(axis=1).any()
     assert not np.isclose(first[:64], first[64:128]).all(axis=1).any()
 
 
@@ -853,6 +858,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
 def test_the_size_foretold_is_the_size_on_disk(whole):
     from fastltssl.cache.writer import size_on_disk
 
-    found = c.open_cache(whole)
+    cache = c.open_cache(whole)
     stored = sum(file.stat().st_size for file in whole.glob("*/features/c/*/*/0"))
-    assert size_on_disk({name: group.shape for name, group in found.groups.items()}) == stored
+    assert size_on_disk({name: group.shape for name, group in cache.groups.items()}) == stored

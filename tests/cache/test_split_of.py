@@ -26,9 +26,9 @@ def test_a_split_from_python_has_the_rows_that_train_takes_with_the_same_flags(c
         config = Config("probe", str(cache.path), protocol=protocol, seeds=(seed,), steps=1, evals=1)
         out = tmp_path / f"run{seed}"
         drain(experiment.training(config, cache, rows, out))
-        stored, found = np.load(out / "rows.npz"), cache.split(seed=seed, **flags)
+        stored, split = np.load(out / "rows.npz"), cache.split(seed=seed, **flags)
         for name in ("labelled", "unlabelled", "val", "test"):
-            assert np.array_equal(stored[f"seed{seed}.{name}"], getattr(found, name))
+            assert np.array_equal(stored[f"seed{seed}.{name}"], getattr(split, name))
 
 
 def test_numbers_of_numpy_are_switches_too(cache):

@@ -139,8 +139,8 @@ def test_switches_that_mean_nothing_are_refused(protocol, message):
      ("simpro", "file-order", False), ("finessl", "file-order", True)],
 )  # fmt: skip
 def test_presets_set_every_switch_on_which_published_code_differs(preset, images, overlap):
-    found = checked(Protocol(n1=5, m1=6, preset=preset, val=3, class_order="seeded"))
-    assert (found.images, found.overlap, found.val, found.class_order) == (images, overlap, 0, "given")
+    protocol = checked(Protocol(n1=5, m1=6, preset=preset, val=3, class_order="seeded"))
+    assert (protocol.images, protocol.overlap, protocol.val, protocol.class_order) == (images, overlap, 0, "given")
     split = long_tailed(LABELS, 7, Protocol(n1=5, m1=6, preset=preset), 0)
     assert len(split.unlabelled) == 7 * (11 if overlap else 6)
     assert set(PRESETS) == {"usb", "acr", "adello", "simpro", "finessl"}

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 import fastltssl.cache.reader
-from fastltssl.cache.catalogue import open_cache, read_features
-from fastltssl.cache.reader import stream_features
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.cache.reader import read_features, stream_features
 from fastltssl.commands.cli import cli
 from fastltssl.encoder.add_views import add_views, beside
 from fastltssl.encoder.clip import load_encoder
@@ -81,7 +82,7 @@ def test_a_tower_without_a_last_block_of_its_own_cannot_be_tapped():
 
 def test_added_views_give_the_bytes_of_an_extraction_of_all_of_them(made, few, source, tapped, monkeypatch):
     seen = []
-    counted = tapped._replace(encode_parts=lambda x: (seen.append(len(x)), tapped.encode_parts(x))[1])
+    counted = dataclasses.replace(tapped, encode_parts=lambda x: (seen.append(len(x)), tapped.encode_parts(x))[1])
     summary = drain(add_views(few, source, counted, parse_views(MANY), workers=0))
     assert tree(few) == tree(made / "many.zarr")
     assert summary.views == 3 * (160 + 120)
@@ -104,16 +105,16 @@ def test_a_change_of_places_killed_half_way_is_finished(made, few, monkeypatch):
     more, before = beside(few)
     shutil.copytree(made / "many.zarr", more)
     few.rename(before)  # and then the process was gone
-    found = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY])
-    assert "has all of these views" in str(found.exception)
+    result = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY])
+    assert "has all of these views" in str(result.exception)
     assert sorted(path.name for path in few.parent.iterdir()) == ["few.zarr"]
     assert tree(few) == tree(made / "many.zarr")
 
 
 def test_the_command_adds_views_by_what_the_cache_records(made, few):
-    found = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY, "--device", "cpu"])
-    assert found.exit_code == 0, found.exception
-    assert f"wrote {few}" in found.output
+    result = CliRunner().invoke(cli, ["cache", "add-views", str(few), "--views", MANY, "--device", "cpu"])
+    assert result.exit_code == 0, result.exception
+    assert f"wrote {few}" in result.output
     assert tree(few) == tree(made / "many.zarr")
 
 
@@ -145,11 +146,11 @@ def test_tokens_continued_through_the_remaining_blocks_are_the_features(source, 
 
 def test_the_plan_of_tokens_gives_their_size_and_when_they_pay_off(source):
     encoder = load_encoder("tiny", None)
-    found = plan_block(source, encoder, FEW, 2)
-    assert found.bytes == 160 * 3 * 37 * 128 * 2
-    assert found.before_s > 0 < found.after_s
-    assert "480 views x 37 x 128 float16, 9 KB a view" in str(found)
-    assert "pay off from 480 visits on" in str(found)
+    plan = plan_block(source, encoder, FEW, 2)
+    assert plan.bytes == 160 * 3 * 37 * 128 * 2
+    assert plan.before_s > 0 < plan.after_s
+    assert "480 views x 37 x 128 float16, 9 KB a view" in str(plan)
+    assert "pay off from 480 visits on" in str(plan)
     with pytest.raises(EncoderError, match=r"--taps tokens@4: the tower cannot be split there. Accepted: 1 to 3"):
         plan_block(source, encoder, FEW, 4)
 

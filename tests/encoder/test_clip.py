@@ -57,7 +57,7 @@ def pixels(n, side, seed=0):
 
 
 def normalised(x, encoder):
-    mean, std = (torch.tensor(each)[:, None, None] for each in (encoder.mean, encoder.std))
+    mean, std = (torch.tensor(channels)[:, None, None] for channels in (encoder.mean, encoder.std))
     return (x.float() / 255 - mean) / std
 
 
@@ -67,12 +67,12 @@ def test_the_features_of_the_tiny_model_are_open_clips_embeddings(tiny, plain_ti
         wanted = plain_tiny[0].encode_image(normalised(x, tiny), normalize=True)
     assert (tiny.size, tiny.width, tiny.embed_width) == (48, 128, 128)
     assert tiny.projection.shape == (128, 128)
-    found = tiny.encode(x)
-    assert found.shape == (5, 128)
-    assert found.dtype == torch.float32
-    embedded = F.normalize(found @ torch.from_numpy(tiny.projection), dim=-1)
+    features = tiny.encode(x)
+    assert features.shape == (5, 128)
+    assert features.dtype == torch.float32
+    embedded = F.normalize(features @ torch.from_numpy(tiny.projection), dim=-1)
     torch.testing.assert_close(embedded, wanted, atol=1e-5, rtol=0)
-    torch.testing.assert_close(tiny.encode(x.float() / 255), found, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(tiny.encode(x.float() / 255), features, atol=1e-4, rtol=1e-5)
 
 
 def test_the_features_of_a_vit_times_its_projection_are_open_clips_embeddings(small, tmp_path):
@@ -83,10 +83,10 @@ def test_the_features_of_a_vit_times_its_projection_are_open_clips_embeddings(sm
     x = pixels(5, 32)
     with torch.inference_mode():
         wanted = plain.encode_image(normalised(x, encoder), normalize=True)
-    found = encoder.encode(x)
+    features = encoder.encode(x)
     assert (encoder.width, encoder.embed_width) == (48, 24) == encoder.projection.shape
     torch.testing.assert_close(
-        F.normalize(found @ torch.from_numpy(encoder.projection), dim=-1), wanted, atol=1e-5, rtol=0
+        F.normalize(features @ torch.from_numpy(encoder.projection), dim=-1), wanted, atol=1e-5, rtol=0
     )
     np.testing.assert_array_equal(encoder.ln_post[0], plain.visual.ln_post.weight.detach())
     np.testing.assert_array_equal(encoder.ln_post[1], plain.visual.ln_post.bias.detach())
@@ -158,14 +158,14 @@ def test_pixels_may_be_normalised_by_the_statistics_of_the_data_set(tiny):
 
 
 def test_text_features_are_open_clips_and_have_unit_norm(tiny, plain_tiny):
-    found = tiny.encode_text(PROMPTS)
+    text = tiny.encode_text(PROMPTS)
     tokenize = open_clip.get_tokenizer(f"local-dir:{TINY}", bpe_path=str(TINY / "bpe_tiny.txt.gz"))
     tokens = tokenize(PROMPTS[0] + PROMPTS[1])
     with torch.inference_mode():
         wanted = plain_tiny[0].encode_text(tokens, normalize=True).view(2, 3, 128)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
+    assert text.dtype == np.float32
+    np.testing.assert_allclose(text, wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(text, axis=-1), 1, atol=1e-6)
 
 
 def test_text_features_do_not_depend_on_the_other_prompts(tiny):

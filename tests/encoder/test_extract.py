@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -13,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastltssl.cache.catalogue import info, open_cache, read_features, verify
+from fastltssl.cache.catalogue import info, open_cache, verify
 from fastltssl.cache.manifest import LOCK, MANIFEST
+from fastltssl.cache.reader import read_features
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract, provenance
 from fastltssl.errors import BrokenImage, CacheError, CacheMismatch, EncoderError
@@ -236,7 +238,7 @@ def test_a_low_precision_is_compared_with_fp32_first_and_refused_where_it_is_too
     records = list(extract(source, low, parse_views("center"), tmp_path / "a", templates="world"))
     notes = [record.text for record in records if isinstance(record, Note)]
     assert re.fullmatch(r"bf16 against fp32 on 64 images: mean cosine 0\.99\d+", notes[0])
-    broken = low._replace(encode=lambda canvas: low.encode(canvas) + 3)
+    broken = dataclasses.replace(low, encode_parts=lambda canvas: low.encode_parts(canvas) + 3)
     with pytest.raises(EncoderError, match=r"mean cosine 0\.\d+, below 0\.999\. Use --precision fp32"):
         next(extract(source, broken, parse_views("center"), tmp_path / "b", templates="world"))
     assert not (tmp_path / "b").exists()
@@ -291,6 +293,6 @@ def test_a_damaged_chunk_that_comes_out_otherwise_is_not_replaced(source, encode
     path = tmp_path / "hurt.zarr"
     shutil.copytree(unbroken[0], path)
     next(path.glob("train/features/c/0/0/0")).unlink()
-    other = encoder._replace(encode_parts=lambda canvas: encoder.encode_parts(canvas) * 1.01)
+    other = dataclasses.replace(encoder, encode_parts=lambda canvas: encoder.encode_parts(canvas) * 1.01)
     with pytest.raises(CacheError, match="cannot be made again to the same bytes: another device"):
         drain(extract(source, other, parse_views(VIEWS), path, templates="world", resume=True))

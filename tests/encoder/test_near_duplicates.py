@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastltssl.cache.catalogue import open_cache, read_features
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.cache.reader import read_features
 from fastltssl.encoder import near_duplicates as duplicates
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract

@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 
 def test_a_run_counts_both_stages_and_leaves_a_model_that_loads(trained):
     folder, records = trained
-    assert [(one.part, one.done, one.total) for one in records] == [
+    assert [(record.part, record.done, record.total) for record in records] == [
         *[("warm-up", step, 7) for step in range(1, 5)], *[("captions", step, 7) for step in range(5, 8)],
     ]  # fmt: skip
     encoder = load_encoder(f"local-dir:{folder}", None)
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(stop, trained, tmp_path, monke
 def test_a_warm_up_may_be_taken_from_another_run_but_only_the_same_one(trained, tmp_path):
     folder, _ = trained
     records = train(tmp_path / "taken", warmed=folder)
-    assert [one.part for one in records] == ["captions"] * 3
+    assert [record.part for record in records] == ["captions"] * 3
     assert same(weights(folder), weights(tmp_path / "taken"))
     train(tmp_path / "control", replace(SHORT, negatives="batch"), warmed=folder)
     assert not same(weights(folder), weights(tmp_path / "control"))

@@ -62,17 +62,19 @@ def test_two_processes_killed_and_resumed_write_the_bytes_of_one(tmp_path):
     drain(work)
     running, deadline = together(two), time.monotonic() + 90
     while not (two / "manifest-1.jsonl").exists() and time.monotonic() < deadline:
-        assert [each.poll() for each in running] == [None, None], running[0].communicate()[1]
+        assert [process.poll() for process in running] == [None, None], running[0].communicate()[1]
         time.sleep(0.002)
-    for each in running:
-        each.kill()
-        each.communicate()
+    for process in running:
+        process.kill()
+        process.communicate()
     blocks = read_manifest(two).blocks
     assert any(block["group"] == "test" or block["start"] >= 384 for block in blocks), "the second has written none"
-    found = info(two)
-    assert not found["is_complete"]
-    assert sum(group["rows_done"] for group in found["groups"].values()) == sum(b["stop"] - b["start"] for b in blocks)
-    (out, errors), (second, _) = [each.communicate(timeout=120) for each in together(two)]
+    details = info(two)
+    assert not details["is_complete"]
+    assert sum(group["rows_done"] for group in details["groups"].values()) == sum(
+        b["stop"] - b["start"] for b in blocks
+    )
+    (out, errors), (second, _) = [process.communicate(timeout=120) for process in together(two)]
     assert "of 800 rows" in errors
     assert (out.count("wrote"), second) == (1, "")
     assert tree(two) == tree(one)

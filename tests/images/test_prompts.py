@@ -20,9 +20,9 @@ def test_prompts_are_listed_by_class_then_template():
 
 @pytest.mark.parametrize(("name", "count"), [("simple", 1), ("world", 4), ("openai7", 7), ("openai80", 80)])
 def test_every_template_has_one_place_for_the_class_and_none_is_twice(name, count):
-    found = templates(name)
-    assert len(set(found)) == len(found) == count
-    assert all(each.count("{}") == 1 == each.count("{") for each in found)
+    patterns = templates(name)
+    assert len(set(patterns)) == len(patterns) == count
+    assert all(pattern.count("{}") == 1 == pattern.count("{") for pattern in patterns)
 
 
 def test_sets_are_joined_by_commas_and_every_prompt_is_once():

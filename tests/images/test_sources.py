@@ -290,9 +290,9 @@ def test_a_fingerprint_follows_labels_and_class_names_where_ids_stay():
     def group(labels):
         return {"train": FileImages(("a", "b"), np.array(labels), ())}
 
-    found = [digest(names, group(labels)) for names in ("xy", "xz") for labels in ([0, 1], [1, 0])]
-    assert len(set(found)) == 4
-    assert digest("xy", group([0, 1])) == found[0]
+    digests = [digest(names, group(labels)) for names in ("xy", "xz") for labels in ([0, 1], [1, 0])]
+    assert len(set(digests)) == 4
+    assert digest("xy", group([0, 1])) == digests[0]
 
 
 # torchvision's sets, in the layout torchvision looks for

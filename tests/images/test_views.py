@@ -95,20 +95,20 @@ def test_draws_are_the_splitmix_numbers_of_plain_integers(keys):
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB % whole
         return x ^ (x >> 31)
 
-    found = uniforms(3, "weak1", keys, 4)
+    numbers = uniforms(3, "weak1", keys, 4)
     for row, key in enumerate(keys.tolist()):
         start = mixed(key ^ image_key("3/weak1"))
         for place in range(4):
             wanted = (mixed((start + (place + 1) * 0x9E3779B97F4A7C15) % whole) >> 40) / 2**24
-            assert found[row, place] == np.float32(wanted)
+            assert numbers[row, place] == np.float32(wanted)
 
 
 def test_draws_are_spread_evenly():
-    found = uniforms(0, "strong0", np.arange(20000, dtype=np.uint64), 11)
-    assert found.min() >= 0
-    assert found.max() < 1
-    np.testing.assert_allclose(found.mean(axis=0), 0.5, atol=0.01)
-    assert np.abs(np.corrcoef(found.T) - np.eye(11)).max() < 0.03
+    numbers = uniforms(0, "strong0", np.arange(20000, dtype=np.uint64), 11)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    np.testing.assert_allclose(numbers.mean(axis=0), 0.5, atol=0.01)
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(11)).max() < 0.03
 
 
 def test_the_center_view_is_the_canvas(canvas, keys):
@@ -151,7 +151,7 @@ def test_a_weak_view_is_a_flip_then_a_shift_by_whole_pixels_with_mirrored_edges(
     for row, (flip, across, along, *_) in enumerate(draws(view, keys)):
         image = canvas[row].numpy()
         image = image[:, :, ::-1] if flip < 0.5 else image
-        right, down = (int(np.round((2 * each - 1) * 0.25 * H)) for each in (across, along))
+        right, down = (int(np.round((2 * draw - 1) * 0.25 * H)) for draw in (across, along))
         shifts.add((right, down))
         padded = np.pad(image, ((0, 0), (H, H), (H, H)), mode="symmetric")
         np.testing.assert_allclose(made[row], padded[:, H - down : 2 * H - down, H - right : 2 * H - right], atol=1e-5)
@@ -258,10 +258,10 @@ def test_randaugment_never_waits_for_a_gpu_and_makes_the_pixels_of_a_cpu():
     on_gpu = images.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = randaugmented(on_gpu, 2, draw)
+        changed = randaugmented(on_gpu, 2, draw)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(found.cpu(), randaugmented(images, 2, draw), rtol=0, atol=1e-6)
+    torch.testing.assert_close(changed.cpu(), randaugmented(images, 2, draw), rtol=0, atol=1e-6)
 
 
 def test_a_zoom_shows_the_middle_larger(keys):
@@ -294,7 +294,7 @@ def test_a_crop_covers_the_drawn_area_at_the_drawn_place():
 
 def chosen(op, level, sign):
     """Draws that decide for these operations, levels 1 to 10 and signs, as float32."""
-    op, level, sign = (np.array(each, float) for each in (op, level, sign))
+    op, level, sign = (np.array(draws, float) for draws in (op, level, sign))
     parts = {"op0": (op + 0.5) / 14, "level0": (level - 0.5) / 10, "sign0": 0.5 - sign / 4, "chance0": 0 * op}
     return {part: number.astype(np.float32) for part, number in parts.items()}
 
@@ -340,19 +340,19 @@ def pictures(number, height, width):
 def test_each_randaugment_operation_equals_torchvision_at_every_level_and_sign(op, height, width):
     level, sign = np.repeat(np.arange(1, 11), 2), np.tile([1, -1], 10)
     images = pictures(20, height, width)
-    found = randaugmented(images.clone(), 1, chosen([op] * 20, level, sign))
+    changed = randaugmented(images.clone(), 1, chosen([op] * 20, level, sign))
 
     def wanted(aside=0.0):
-        each = zip(images, level, sign, strict=True)
-        return torch.stack([operated(image, op, int(k) / 10, int(s), aside) for image, k, s in each])
+        drawn = zip(images, level, sign, strict=True)
+        return torch.stack([operated(image, op, int(k) / 10, int(s), aside) for image, k, s in drawn])
 
     if op in (4, 5, 6):  # blends, whose products and sums round apart here
-        torch.testing.assert_close(found, wanted(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(changed, wanted(), rtol=0, atol=1e-6)
     elif op < 9:
-        assert torch.equal(found, wanted())
+        assert torch.equal(changed, wanted())
     else:  # where a pixel comes from halfway between two, rounding decides: it is one of the two
-        assert (found != wanted()).any(dim=1).float().mean() < 0.005
-        assert torch.stack([found == wanted(aside) for aside in (0.0, 0.001, -0.001)]).any(dim=0).all()
+        assert (changed != wanted()).any(dim=1).float().mean() < 0.005
+        assert torch.stack([changed == wanted(aside) for aside in (0.0, 0.001, -0.001)]).any(dim=0).all()
 
 
 def test_the_same_draws_decide_as_image_by_image():
@@ -360,7 +360,7 @@ def test_the_same_draws_decide_as_image_by_image():
     n = 150
     draw = dict(zip(DRAWS, uniforms(3, "strong0", np.arange(n, dtype=np.uint64), len(DRAWS)).T, strict=True))
     images = pictures(n, 24, 24)
-    found = randaugmented(images.clone(), 2, draw)
+    changed = randaugmented(images.clone(), 2, draw)
     differs = 0.0
     for row, image in enumerate(images):
         for slot in range(2):
@@ -368,7 +368,7 @@ def test_the_same_draws_decide_as_image_by_image():
             if number["chance"] < 0.5:
                 level = (1 + int(number["level"] * 10)) / 10
                 image = operated(image, int(number["op"] * 14), level, 1 if number["sign"] < 0.5 else -1)
-        differs += ((found[row] - image).abs() > 1e-6).float().mean() / n
+        differs += ((changed[row] - image).abs() > 1e-6).float().mean() / n
     assert differs < 0.001
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import toy_cache
 
-from fastltssl.cache.catalogue import read_features
+from fastltssl.cache.reader import read_features
 from fastltssl.errors import FitError
 from fastltssl.methods import configure, names
 from fastltssl.training.estimator import Classifier

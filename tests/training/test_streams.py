@@ -8,10 +8,11 @@ import torch
 import toy
 
 from fastltssl import methods
-from fastltssl.cache.catalogue import CacheError, create, open_cache
+from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.layout import GroupSpec
 from fastltssl.cache.splits import Protocol, long_tailed
-from fastltssl.errors import MissingViews
+from fastltssl.cache.writer import create
+from fastltssl.errors import CacheError, MissingViews
 from fastltssl.training.rows import make_problem, resident
 from fastltssl.training.streams import batch_at, make_stream, views_of
 

@@ -1,6 +1,6 @@
-"""The stages of an image of the embedded world, from random numbers to noise; `world.render` puts them in order.
+"""The steps that paint an image of the embedded world, from random numbers to noise; `world.render` runs them in order.
 
-Axes: N images, H = 48 both image sides. Colours are red, green, blue in grey levels.
+Axes: N images, H = 48 both image sides. Colours are red, green and blue from 0 to 255.
 """
 
 import functools
@@ -15,7 +15,7 @@ from fastltssl.images.world.scenery import BACKGROUNDS, COLORS, GRAIN_SIDE, TEXT
 
 IMAGE_SIDE = 48
 
-# Which of an image's random numbers decides what. Moving one changes every image of the world.
+# Which of an image's random numbers decides what. Another place for one of them would change every image of the world.
 PURPOSE: dict[str, int | slice] = {
     "background": 0, "color": 1, "outlined": 2, "scale": 3, "aspect": 4, "angle": 5, "shift_x": 6, "shift_y": 7,
     "mirror": 8, "bend_x": 9, "bend_y": 10, "shear": 11, "crop_x": 12, "crop_y": 13, "brightness": 14,
@@ -40,28 +40,28 @@ class Style:
     """How the images of one domain look; a pair is the range of a uniform draw."""
 
     backgrounds: tuple[int, int]  # half-open range of BACKGROUNDS
-    rotation: float  # degrees either way
-    scale: tuple[float, float]  # half side of the pictogram, in half image sides
-    shift: float  # either way, in half image sides
-    bend: float  # strength of the quadratic warp, either way
+    rotation: float  # degrees, in both directions
+    scale: tuple[float, float]  # side of the pictogram, in image sides
+    shift: float  # in half image sides, in both directions
+    bend: float  # strength of a quadratic warp, in both directions
     outlined: float  # share drawn as an outline instead of filled
-    noise: tuple[float, float]  # standard deviation in grey levels
+    noise: tuple[float, float]  # standard deviation
     blur: tuple[float, float]  # 0 sharp, 1 a full 3 x 3 binomial filter
     contrast: tuple[float, float]
     occluded: float  # share with a rectangle in front
-    tint: float  # gain of a colour channel, either way from one
-    tone: float  # grey levels either way from the named colour
+    tint: float  # a channel is multiplied by 1 - tint to 1 + tint
+    tone: float  # largest distance of a channel from that of the named colour
 
 
 class Drawings(NamedTuple):
-    """What may stand in an image: n drawings filled, then the same n as outlines."""
+    """The drawings that images can show: n filled ones, then the same n as outlines."""
 
-    pixels: np.ndarray  # float32, flat: [2 * n, SIDE + 2, SIDE + 2] with an empty border
-    each: int  # n
+    pixels: np.ndarray  # float32, [2 * n, SIDE + 2, SIDE + 2] with an empty border, flattened
+    number: int  # n
 
 
 class Assets(NamedTuple):
-    """What every image is put together from."""
+    """The parts that images are composed of."""
 
     pictograms: Drawings  # the named ones
     textures: np.ndarray  # uint8 [12, TEXTURE_SIDE, TEXTURE_SIDE, 3]
@@ -71,16 +71,16 @@ class Assets(NamedTuple):
 
 
 def drawings(pair: np.ndarray) -> Drawings:
-    """Drawings of pixels [2 * n, SIDE, SIDE], filled and outlined."""
+    """Drawings from pixels [2 * n, SIDE, SIDE]: n filled, then n outlined."""
     return Drawings(np.pad(pair, ((0, 0), (1, 1), (1, 1))).reshape(-1), len(pair) // 2)
 
 
 @functools.cache
 def assets() -> Assets:
-    """The drawn parts of the world; half a second the first time, kept for the life of the process."""
+    """The drawn parts of the world, made in half a second at the first call and then kept."""
     drawn, palette = textures(), np.array(list(COLORS.values()), np.float32)
     mean_color = drawn.reshape(len(BACKGROUNDS), -1, 3).mean(axis=1)
-    # The eye weighs green most and blue least.
+    # Weighted as the eye does: green most and blue least.
     distance = np.sqrt(((mean_color[:, None] - palette[None]) ** 2 * np.array([0.9, 1.5, 0.6])).sum(axis=-1))
     return Assets(drawings(atlas()), drawn, grain(), palette, tuple(np.flatnonzero(row > 105) for row in distance))
 
@@ -92,22 +92,22 @@ def draws(seed: int, index: np.ndarray) -> Draws:
 
 
 def spread(u: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
-    """Numbers of [0, 1) carried to [low, high), float32."""
+    """Numbers in [0, 1) mapped to [low, high), float32."""
     return (bounds[0] + (bounds[1] - bounds[0]) * u).astype(np.float32)
 
 
 def per_plane(value: np.ndarray) -> np.ndarray:
-    """[N] -> [N, 1, 1], to meet [N, H, H]."""
+    """[N] -> [N, 1, 1], to broadcast with [N, H, H]."""
     return value[:, None, None]
 
 
 def per_image(value: np.ndarray) -> np.ndarray:
-    """[N] -> [N, 1, 1, 1], to meet [N, H, H, 3]."""
+    """[N] -> [N, 1, 1, 1], to broadcast with [N, H, H, 3]."""
     return value[:, None, None, None]
 
 
 def backdrop(u: Draws, background: np.ndarray) -> np.ndarray:
-    """A crop of each image's background under its own brightness, float32 [N, H, H, 3]."""
+    """A crop of each image's background, at a random brightness, float32 [N, H, H, 3]."""
     room = TEXTURE_SIDE - IMAGE_SIDE
     left, top = (u["crop_x"] * room).astype(int), (u["crop_y"] * room).astype(int)
     image = np.empty((len(background), IMAGE_SIDE, IMAGE_SIDE, 3), np.float32)
@@ -117,7 +117,7 @@ def backdrop(u: Draws, background: np.ndarray) -> np.ndarray:
 
 
 def warped(u: Draws, style: Style) -> tuple[np.ndarray, np.ndarray]:
-    """Where on the pictogram's plane each pixel looks, x and y [N, H, H]: moved, turned, stretched, mirrored, bent."""
+    """The point of the pictogram that each pixel shows, x and y [N, H, H]: shifted, turned, scaled, mirrored, bent."""
     scale, aspect = spread(u["scale"], style.scale), 1 + 0.3 * (u["aspect"] - 0.5)
     turn = ((2 * u["angle"] - 1) * style.rotation / 360 * TURN_STEPS).astype(int) % TURN_STEPS
     cos, sin = COS[turn], SIN[turn]
@@ -137,7 +137,7 @@ def coverage(u: Draws, label: np.ndarray, is_outlined: np.ndarray, style: Style,
     x, y = (np.clip(place * half + np.float32(half + 0.5), 0, np.float32(SIDE + 0.99)) for place in warped(u, style))
     column, line = x.astype(np.int32), y.astype(np.int32)
     x, y = x - column, y - line
-    drawing = (label + drawn.each * is_outlined).astype(np.int32)
+    drawing = (label + drawn.number * is_outlined).astype(np.int32)
     corner = per_plane(drawing * (width * width)) + line * width + column
     above, below = stored[corner], stored[corner + width]
     above = above + (stored[corner + 1] - above) * x
@@ -146,7 +146,7 @@ def coverage(u: Draws, label: np.ndarray, is_outlined: np.ndarray, style: Style,
 
 
 def painted(image: np.ndarray, u: Draws, covered: np.ndarray, color: np.ndarray, style: Style) -> np.ndarray:
-    """The image with the pictogram laid over it: its colour, off by the style's tone, under a slanted light."""
+    """The image with the pictogram over it, in nearly its named colour (see `Style.tone`) and lit from one side."""
     tone = assets().palette[color] + (u["tone"] * 2 - 1) * style.tone
     slant = per_plane(2 * u["light_x"] - 1) * PIXEL_X + per_plane(2 * u["light_y"] - 1) * PIXEL_Y
     lit = tone[:, None, None, :] * (1 + np.float32(0.18) * slant)[..., None]
@@ -154,7 +154,7 @@ def painted(image: np.ndarray, u: Draws, covered: np.ndarray, color: np.ndarray,
 
 
 def occluded(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
-    """The image, for a share of the rows with a rectangle of one colour in front."""
+    """The images, a share of them with a rectangle of one colour in front."""
     is_near_x = np.abs(PIXEL_X - per_plane(u["cover_x"] * 1.4 - 0.7)) < per_plane(0.12 + 0.25 * u["cover_width"])
     is_near_y = np.abs(PIXEL_Y - per_plane(u["cover_y"] * 1.4 - 0.7)) < per_plane(0.12 + 0.6 * u["cover_height"])
     is_covered = is_near_x & is_near_y & per_plane(u["occluded"] < style.occluded)
@@ -163,7 +163,7 @@ def occluded(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
 
 
 def blurred(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
-    """The image, part of the way to its 3 x 3 binomial average; edge pixels are repeated."""
+    """The image blended with its 3 x 3 binomial average; edge pixels are repeated."""
     padded = np.pad(image, ((0, 0), (1, 1), (0, 0), (0, 0)), mode="edge")
     smooth = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) * np.float32(0.25)
     padded = np.pad(smooth, ((0, 0), (0, 0), (1, 1), (0, 0)), mode="edge")
@@ -172,14 +172,14 @@ def blurred(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
 
 
 def developed(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
-    """The image with its contrast changed about a random grey, and a tint."""
+    """The image with its contrast changed around a random grey, and with a tint."""
     contrast, middle = spread(u["contrast"], style.contrast), 110 + 60 * (u["middle"] - 0.5)
     tint = 1 + (u["tint"] * 2 - 1) * style.tint
     return ((image - per_image(middle)) * per_image(contrast) + per_image(middle)) * tint[:, None, None, :]
 
 
 def noisy(image: np.ndarray, u: Draws, style: Style) -> np.ndarray:
-    """The image plus a crop of the noise sheet, turned one of eight ways."""
+    """The image plus a crop of the noise sheet, flipped or transposed in one of eight ways."""
     room, strength = GRAIN_SIDE - IMAGE_SIDE, spread(u["noise"], style.noise)
     left, top = (u["grain_x"] * room).astype(int), (u["grain_y"] * room).astype(int)
     flips = (u["grain_flips"] * 8).astype(int)

@@ -181,7 +181,7 @@ def coverage(drawing: Mask) -> np.ndarray:
 
 def pair(drawings: list[Mask]) -> np.ndarray:
     """Every drawing filled, then every drawing as an outline: float32 [2 * n, SIDE, SIDE]."""
-    return np.stack([coverage(each) for each in drawings] + [coverage(outline(each)) for each in drawings])
+    return np.stack([coverage(drawing) for drawing in drawings] + [coverage(outline(drawing)) for drawing in drawings])
 
 
 def atlas() -> np.ndarray:

@@ -1,6 +1,6 @@
-"""What the images of the embedded world are made of besides pictograms: hashed random numbers, noise, backgrounds.
+"""The parts of an image of the embedded world besides its pictogram: random numbers, noise and backgrounds.
 
-Every random number is a hash of (seed, index, place), so that image i never depends on the images around it.
+Every random number is a hash of (seed, index, place), so that an image never depends on other images.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def scrambled(x: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, index: np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) with 24 bits, float32 [N, count], a function of (seed, index, place)."""
+    """Uniform numbers in [0, 1) of 24 bits, float32 [N, count]: a hash of (seed, index, place)."""
     with np.errstate(over="ignore"):
         stream = scrambled(np.array([seed], np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019))
         key = scrambled(stream + np.asarray(index, np.uint64) * np.uint64(0xD1342543DE82EF95))

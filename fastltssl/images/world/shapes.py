@@ -1,6 +1,6 @@
-"""Pictograms without names: random compositions of the same parts, on which the tiny CLIP's image tower is warmed up.
+"""Shapes without names: random compositions of the parts of pictograms, for the warm-up of the tiny CLIP's image tower.
 
-None is one of the 40 named pictograms. Half of them are mirror-symmetric, as named things often are.
+None of them is one of the 40 named pictograms. Half are mirror-symmetric, as named things often are.
 """
 
 import math
@@ -23,9 +23,9 @@ from fastltssl.images.world.pictograms import (
     star,
 )  # fmt: skip
 
-REACH = X**2 + Y**2 <= 1.15  # corners stay empty, so that a turned shape stays on its plane
-COVERED = (0.1, 0.6)  # least and largest share of the plane
-SPAN = 0.6  # least extent along both axes
+REACH = X**2 + Y**2 <= 1.15  # corners stay empty, so that no part of a shape is lost when it is turned
+COVERED = (0.1, 0.6)  # smallest and largest share of the plane that a shape covers
+SPAN = 0.6  # smallest extent along both axes, as a share of the plane
 
 
 def nameless(seed: int, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The embedded world: 48 px photographs of 40 named pictograms, drawn by numpy alone, so that nothing is downloaded.
+"""The embedded world: images of 40 named pictograms, 48 pixels wide, drawn by numpy alone, so nothing is downloaded.
 
-Image `index` of a seed depends on (seed, index, label, style) and on nothing else. The tiny CLIP of the package saw
-the style "caption", its captions long-tailed as `caption_prior` says; "mild" and "hard" are shifts away from it.
+Image `index` of a seed depends on (seed, index, label, style) and on nothing else. The tiny CLIP of the package was
+trained on the style "caption", with captions long-tailed as in `caption_prior`; "mild" and "hard" are domain shifts.
 """
 
 import math
@@ -36,7 +36,7 @@ CLASSES: tuple[str, ...] = tuple(PICTOGRAMS)
 BATCH = 32  # images painted at once: their float32 pixels stay in the processor's cache
 SEEDS = {"train": 61, "test": 63, "unlabeled": 62}
 PER_CLASS = {"train": 200, "test": 50, "unlabeled": 300}
-# SHA-256 of the render in tests/images/test_sources.py, part of the fingerprint: a cache of other pixels is another.
+# SHA-256 of images that tests/images/test_sources.py renders. Part of the fingerprint, which so depends on the pixels.
 PIXELS = "f8125abcff74f58fba272df2ea033994f84c9cbd354ac66966186c9243e62b60"
 CAPTION_SEED, CAPTION_RATIO, CAPTION_PRIOR_SEED = 0xCAFE, 50.0, 7
 CAPTIONS = (
@@ -67,18 +67,18 @@ class Traits(NamedTuple):
 
 
 def traits(u: Draws, style: Style) -> Traits:
-    """Colour, background, drawing style and size of each image; the label plays no part."""
+    """Colour, background, drawing style and size of each image; they do not depend on the label."""
     first, last = style.backgrounds
     background = first + (u["background"] * (last - first)).astype(int)
     choices = [assets().distinct[place] for place in background]
-    color = np.array([each[int(t * len(each))] for each, t in zip(choices, u["color"], strict=True)], int)
+    color = np.array([colors[int(t * len(colors))] for colors, t in zip(choices, u["color"], strict=True)], int)
     return Traits(color, background, u["outlined"] < style.outlined, spread(u["scale"], style.scale) > 0.75)
 
 
 def render(seed: int, index: np.ndarray, label: np.ndarray, style: Style, drawn: Drawings | None = None) -> np.ndarray:
     """Images, uint8 [N, 48, 48, 3]: image `index` of the seed showing class `label`, both [N].
 
-    `drawn` holds other drawings than the named pictograms; `label` then counts in those.
+    `label` counts in `drawn` (default: the named pictograms).
     """
     drawn = drawn or assets().pictograms
     pixels = np.empty((len(index), IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
@@ -105,7 +105,7 @@ def captions(seed: int, index: np.ndarray, label: np.ndarray, style: Style) -> l
     sentences = []
     for row, class_index in enumerate(label):
         pattern = CAPTIONS[int(u[row, 0] * len(CAPTIONS))]
-        if seen.is_outlined[row] and u[row, 1] < 0.8:  # not always: captions leave the medium out, too
+        if seen.is_outlined[row] and u[row, 1] < 0.8:  # not always, as people call a drawing a picture, too
             pattern = pattern.replace("photo", "sketch").replace("picture", "drawing")
         sentence = pattern.format(
             name=CLASSES[class_index],
@@ -118,9 +118,9 @@ def captions(seed: int, index: np.ndarray, label: np.ndarray, style: Style) -> l
 
 
 def caption_prior() -> np.ndarray:
-    """Class frequencies of the captions the tiny CLIP was trained on, float64 [40], sum one: the bias to recover.
+    """Class frequencies of the captions that the tiny CLIP was trained on, float64 [40], sum one: its label bias.
 
-    A power law over the classes in a hashed order; the most frequent class is CAPTION_RATIO times the rarest.
+    A power law over the classes in a random order; the most frequent class is CAPTION_RATIO times the rarest.
     """
     order = np.argsort(uniforms(CAPTION_PRIOR_SEED, np.arange(len(CLASSES)), 1)[:, 0])
     exponent = math.log(CAPTION_RATIO) / math.log(len(CLASSES))
@@ -131,7 +131,7 @@ def caption_prior() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class WorldImages:
-    """The first images of a seed; the classes take turns (label = row % 40)."""
+    """The first images of a seed, one class after the other in turn (label = row % 40)."""
 
     ids: tuple[str, ...]
     labels: np.ndarray
@@ -139,7 +139,7 @@ class WorldImages:
     style: Style
 
     def read(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """Images [48, 48, 3], uint8, drawn on the spot."""
+        """Images [48, 48, 3], uint8, drawn when they are read."""
         index = np.asarray(rows, np.int64)
         return list(render(self.seed, index, self.labels[index], self.style))
 
@@ -147,8 +147,8 @@ class WorldImages:
 def open_world(dataset: str) -> Source:
     """The world in one style: "world", "world:STYLE" or "world:STYLE:TRAIN:TEST:UNLABELED" (images per class).
 
-    Every group has its own seed. The labels of "unlabeled" are there to count and to judge by, as in any benchmark.
-    Sizes left out: no unlabelled images after a given TRAIN, the usual number of test images.
+    Every group has its own seed. The labels of "unlabeled" are known, as in any benchmark, for splits and evaluation.
+    Where TRAIN is given, TEST defaults to its usual number and UNLABELED to 0. Raises SourceError.
     """
     style, *sizes = dataset.split(":")[1:] or ["mild"]
     if style not in STYLES:

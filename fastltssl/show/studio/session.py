@@ -20,8 +20,8 @@ from torch import Tensor
 from fastltssl.analysis.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.analysis.history import Insight, Labels, Summary, at_step, read_insight, summary
 from fastltssl.analysis.samples import Album, no_album, open_album
-from fastltssl.cache.catalogue import CacheError, open_cache
-from fastltssl.errors import RunError
+from fastltssl.cache.catalogue import open_cache
+from fastltssl.errors import CacheError, RunError
 from fastltssl.show.names import names_of
 from fastltssl.show.studio.address import Address
 from fastltssl.show.studio.drawing import note, text

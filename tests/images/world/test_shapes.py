@@ -19,13 +19,13 @@ def shipped():
 
 def overlap(a, b):
     """Intersection over union of every drawing of a with every one of b."""
-    a, b = ((each > 0.5).reshape(len(each), -1).astype(np.float32) for each in (a, b))
+    a, b = ((drawings > 0.5).reshape(len(drawings), -1).astype(np.float32) for drawings in (a, b))
     both = a @ b.T
     return both / (a.sum(axis=1)[:, None] + b.sum(axis=1) - both)
 
 
 def is_symmetric(shapes):
-    return np.array([np.array_equal(each, each[:, ::-1]) for each in shapes])
+    return np.array([np.array_equal(shape, shape[:, ::-1]) for shape in shapes])
 
 
 def test_shapes_follow_their_seed_and_a_longer_list_starts_as_a_shorter_one(shipped):
@@ -54,7 +54,7 @@ def test_shapes_fill_a_fair_part_of_their_plane_and_leave_its_corners_empty(ship
     covered = filled.mean(axis=(1, 2))
     assert 0.1 < covered.min() < 0.2
     assert 0.5 < covered.max() < 0.6
-    extent = np.array([[np.ptp(np.flatnonzero(each.any(axis=axis))) for axis in (0, 1)] for each in filled])
+    extent = np.array([[np.ptp(np.flatnonzero(shape.any(axis=axis))) for axis in (0, 1)] for shape in filled])
     assert extent.min() > 0.6 * SIDE - 2
     is_corner = (X**2 + Y**2 > 1.2).reshape(SIDE, GRID // SIDE, SIDE, GRID // SIDE).all(axis=(1, 3))
     assert is_corner.any()

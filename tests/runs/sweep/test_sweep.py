@@ -16,12 +16,12 @@ import yaml
 from click.testing import CliRunner
 
 import fastltssl
-from fastltssl.cache.catalogue import CacheError, open_cache
+from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
-from fastltssl.errors import ConfigError, RunError
+from fastltssl.errors import CacheError, ConfigError, RunError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.progress import drain
