@@ -87,10 +87,8 @@ def class_bars(lines: Lines, column: str, unit: str, size: tuple[float, float], 
         halves = [1.96 * _number(line[error]) for line in lines]
         axes.errorbar(range(len(lines)), values, halves, fmt="none", ecolor=INK, elinewidth=0.9)
     axes.axhline(0, color=LINE, linewidth=0.8)
-    axes.set_ylabel(unit)
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit)
 
 
 def count_bars(lines: Lines, size: tuple[float, float], top: float) -> Any:
@@ -106,10 +104,8 @@ def count_bars(lines: Lines, size: tuple[float, float], top: float) -> Any:
         axes.plot(ranks, [line["true"] for line in lines], drawstyle="steps-mid", color=INK, linewidth=1.1,
                   label="true rows")  # fmt: skip
     axes.set_ylim(0, 1.04 * top or 1)
-    axes.set_ylabel("rows of the pool")
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "rows of the pool")
 
 
 def class_points(lines: Lines, columns: dict[str, str], unit: str, size: tuple[float, float]) -> Any:
@@ -119,10 +115,8 @@ def class_points(lines: Lines, columns: dict[str, str], unit: str, size: tuple[f
         values = [_number(line[column]) for line in lines]
         axes.plot(range(len(lines)), values, marker, color=color, label=name, alpha=0.9)
     axes.set_ylim(-3, 103)
-    axes.set_ylabel(unit)
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit)
 
 
 def group_bars(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look]) -> Any:
@@ -138,10 +132,7 @@ def group_bars(lines: Lines, key: str, column: str, unit: str, looks: dict[str, 
             axes.bar_label(bars, fmt="%.0f", fontsize=7, color=INK)
     axes.set_xticks(range(len(GROUPS)), GROUPS)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel("group of the predicted class")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="group of the predicted class")
 
 
 def curves(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look], top: float | None = None) -> Any:
@@ -154,10 +145,7 @@ def curves(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look
         axes.plot(x, y, marker=marker, linestyle=dash, color=color, label=name)
     if top is not None:
         axes.set_ylim(-0.02 * top, 1.04 * top or 1)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="training step")
 
 
 def class_curves(lines: Lines, unit: str) -> Any:
@@ -172,10 +160,7 @@ def class_curves(lines: Lines, unit: str) -> Any:
         x, y = [line["step"] for line in own], [_number(line["value"]) for line in own]
         axes.plot(x, y, color=color, alpha=0.75, linewidth=0.9, label=text)
         named.add(group)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="training step")
 
 
 def histogram(lines: Lines, threshold: float, top: float) -> Any:
@@ -191,10 +176,7 @@ def histogram(lines: Lines, threshold: float, top: float) -> Any:
     axes.axvline(100 * threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {100 * threshold:g} %")
     axes.set_xlim(0, 100.5)
     axes.set_ylim(0, 1.04 * top or 1)
-    axes.set_xlabel("confidence (%)")
-    axes.set_ylabel("rows of the pool")
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "rows of the pool", x_label="confidence (%)")
 
 
 def reliability(lines: Lines) -> Any:
@@ -209,10 +191,7 @@ def reliability(lines: Lines) -> Any:
         axes.scatter(x, y, [4 + 130 * line["rows"] / total for line in own], color=color, alpha=0.8, linewidths=0)
     axes.set_xlim(0, 101)
     axes.set_ylim(0, 102)
-    axes.set_xlabel("confidence (%)")
-    axes.set_ylabel("accuracy (%)")
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "accuracy (%)", x_label="confidence (%)")
 
 
 def heat_map(shares: np.ndarray, lines: Lines, size: tuple[float, float]) -> Any:
@@ -271,6 +250,15 @@ def _class_axis(axis: Any, lines: Lines, width: float) -> None:
         axis.set_ticks(range(len(lines)), [_short(line["class"]) for line in lines])
         axis.set_tick_params(labelsize=points, labelrotation=0 if is_flat else 90)
     axis.set_label_text(f"classes, most labelled first ({max(counts)} to {min(counts)} labelled rows)")
+
+
+def _finished(figure: Any, axes: Any, y_label: str, x_label: str | None = None) -> Any:
+    """The figure with labels at its axes and a legend; the x axis of classes has its label already."""
+    axes.set_ylabel(y_label)
+    if x_label is not None:
+        axes.set_xlabel(x_label)
+    _legend(figure, axes)
+    return figure
 
 
 def _legend(figure: Any, axes: Any) -> None:

@@ -88,12 +88,12 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
     built: dict[int, Page] = {}
 
     def repaint(shown: Shown) -> None:
-        is_new = tabs.active not in built
-        if is_new:
-            built[tabs.active] = list(PAGES.values())[tabs.active](session)
-        built[tabs.active].repaint(shown)
-        if is_new:
-            places[tabs.active].objects = [built[tabs.active].layout]
+        index = tabs.active
+        if index not in built:
+            built[index] = list(PAGES.values())[index](session)
+        built[index].repaint(shown)
+        if not places[index].objects:
+            places[index].objects = [built[index].layout]
 
     def as_file() -> io.BytesIO:
         name = f"{session.run.value} seed{session.seed.value} {list(PAGES)[tabs.active]}"
