@@ -16,6 +16,7 @@ from fastltssl.analysis.pseudo_labels import Choice
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.splits import long_tailed
 from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
+from fastltssl.functional.measures import measure
 from fastltssl.methods import configure
 from fastltssl.progress import Work
 from fastltssl.reading import known, read_yaml, typed
@@ -24,8 +25,6 @@ from fastltssl.runs.experiment import training_together
 from fastltssl.runs.folder import read_config, read_record
 from fastltssl.runs.record import METRICS, difference
 from fastltssl.training.rows import Rows
-
-LOWER_IS_BETTER = ("ece", "mce")
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def _reason(error: Exception) -> str:
 
 def best_of(outcomes: Sequence[Sequence[Outcome]], metric: str) -> list[set[int]]:
     """The places of the best methods in each column; several where one decimal does not tell them apart."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = measure(metric).sign
     found = []
     for column in zip(*outcomes, strict=True):
         records = {place: one.record for place, one in enumerate(column) if one.record and one.record.get(metric)}

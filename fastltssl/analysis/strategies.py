@@ -16,6 +16,7 @@ from torch import Tensor
 from fastltssl.cache.catalogue import Cache
 from fastltssl.errors import RunError
 from fastltssl.functional import metrics
+from fastltssl.functional.measures import measure
 from fastltssl.live.modes import Live
 from fastltssl.methods import configure
 from fastltssl.progress import Work
@@ -59,9 +60,9 @@ FINDINGS = (
     Finding("ULFine trains in less time than FFT", "FFT", "ULFine", "seconds"),
 )
 MEASURES = {  # of a row of the study -> title of its column
-    "bacc": "bAcc %", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE %",
-    "precision": "pl precision %", "false": "false pl", "wrong_confidence": "wrong pl confidence %",
-}  # fmt: skip
+    name: measure(name).column
+    for name in ("bacc", "head", "medium", "tail", "ece", "precision", "false", "wrong_confidence")
+} | {"precision": f"pl {measure('precision').column}"}
 
 
 def arms(base: str, lft: Live, fft: Live) -> list[Arm]:

@@ -22,11 +22,9 @@ from fastltssl.commands.common import (
     usable_device,
 )
 from fastltssl.commands.strategies import lp_lft_fft
+from fastltssl.functional.measures import measure
 
-COLUMNS = {  # measure -> title, digits
-    "kl": ("KL nats", 2), "tail_recall": ("tail recall %", 1), "precision": ("precision %", 1),
-    "mask_rate": ("kept %", 1), "bacc": ("bAcc %", 1),
-}  # fmt: skip
+COLUMNS = {name: measure(name) for name in ("kl", "tail_recall", "precision", "mask_rate", "bacc")}
 
 
 @click.group()
@@ -125,11 +123,11 @@ def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
 
     lines = []
     for one in results:
-        cells = [spread_of(one[name], digits) for name, (_, digits) in COLUMNS.items()]
+        cells = [spread_of(one[name], shown.digits) for name, shown in COLUMNS.items()]
         mark = "below LP+LA" if one["is_below_la"] else ""
         lines.append([one["method"], one["pool"], f"{one['unlabelled'][0]:,}", *cells, mark])
     lines.append(["LP+LA", "none", "0", *["-"] * (len(COLUMNS) - 1), spread_of(probe["bacc"], 1), ""])
-    show(grid(["method", "pool", "rows", *(title for title, _ in COLUMNS.values()), ""], lines))
+    show(grid(["method", "pool", "rows", *(shown.column for shown in COLUMNS.values()), ""], lines))
     show(
         "KL: classes of the accepted pseudo-labels against the true ones; tail recall, precision, kept: accepted labels"
     )

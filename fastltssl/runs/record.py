@@ -11,21 +11,18 @@ import numpy as np
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.functional import metrics
+from fastltssl.functional import measures, metrics
 from fastltssl.functional.statistics import paired_difference
 from fastltssl.methods import values
 from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import Task
 from fastltssl.types import Fitted, Method, is_trained
 
-METRICS = ("top1", "bacc", "gm", "hm", "worst", "head", "medium", "tail", "ece", "mce")
+METRICS = tuple(measures.TEST)
 PSEUDO_LABEL = ("accuracy", "mask_rate", "wrong_confidence")
 AUDIT = {  # curves of the audit, and the factor to the unit of the record: percent, nats, rows
-    "pseudo_accuracy": 100, "pseudo_mask_rate": 100, "pseudo_wrong_confidence": 100, "pseudo_right_confidence": 100,
-    "pseudo_kl": 1, "pseudo_kl_all": 1, "prior_kl": 1, "pseudo_recall": 100,
-    **{f"pseudo_recall_{name}": 100 for name in metrics.GROUPS},
-    **{f"pseudo_false_{name}": 1 for name in metrics.GROUPS},
-}  # fmt: skip
+    name if name == "prior_kl" else f"pseudo_{name}": measure.factor for name, measure in measures.AUDIT.items()
+}
 
 
 class Results(NamedTuple):

@@ -1,5 +1,6 @@
 """A trained run on new images: encoded as its cache was, scored by its method, one row an image."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import NamedTuple

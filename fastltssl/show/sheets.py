@@ -1,56 +1,61 @@
-"""What tables hold: finished runs, or a grid of methods and protocols, as a sheet to render and as lines of a CSV."""
+"""The content of tables: finished runs, or a grid of methods and protocols, as a sheet and as rows of a CSV."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from fastltssl.analysis.grid import Choice, Grid, Outcome, best_of, differences
+from fastltssl.functional.measures import MAIN, measure
 from fastltssl.runs.record import METRICS
 from fastltssl.show.names import label, protocol_line
 from fastltssl.show.tables import Entry, Sheet
 from fastltssl.show.terminal import spread
 
-SHOWN = {"top1": "top-1", "bacc": "bAcc", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE"}
-NAMES = SHOWN | {"gm": "GM", "hm": "HM", "worst": "worst class", "mce": "MCE"}
-BELOW = "*"  # in a cell: below LP+LA
+SHOWN = {name: measure(name).title for name in MAIN}
+BELOW = "*"  # the mark of a cell whose method ends below LP+LA
 
 
 def run_sheet(records: Sequence[dict[str, Any]], minus: Sequence[dict[str, Any]], baseline: dict[str, Any]) -> Sheet:
-    """Runs as rows, best balanced accuracy first; `minus` are their differences to the baseline."""
-    columns = ("method", "pool", *(f"{name} %" for name in SHOWN.values()), "bAcc - baseline", "")
+    """Runs as rows, best balanced accuracy first; `minus` has the difference of each run to the baseline."""
+    columns = ("method", "pool", *(f"{title} %" for title in SHOWN.values()), "bAcc - baseline", "")
     rows = []
-    for record, found in sorted(zip(records, minus, strict=True), key=lambda each: -each[0]["bacc"]["mean"]):
+    for record, difference in sorted(zip(records, minus, strict=True), key=lambda pair: -pair[0]["bacc"]["mean"]):
         protocol = record["protocol"]
         pool = f"{protocol['order']}, gamma {protocol['gamma_u']:g}" if protocol["m1"] else ""
-        means = [record.get(name) for name in SHOWN]
-        cells = ["-" if one is None else f"{one['mean']:.1f} ± {one['std']:.1f}" for one in means]
+        cells = [spread(record.get(name), least_seeds=1) for name in SHOWN]
         mark = "below LP+LA" if record["is_below_la"] else ""
-        last = "baseline" if found["run"] == baseline["run"] else signed(found["bacc"])
+        last = "baseline" if difference["run"] == baseline["run"] else signed(difference["bacc"])
         rows.append(tuple(Entry(text) for text in (label(record), pool, *cells, last, mark)))
     return Sheet(columns, tuple(rows))
 
 
 def grid_sheet(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice | None, metric: str) -> Sheet:
-    """Methods as rows, protocols as columns, published rows of that metric under them; reasons and sources as notes."""
+    """Methods as rows and protocols as columns, with the published rows of that metric under them.
+
+    The notes explain failed cells and name the sources of published numbers.
+    """
     best, minus = best_of(outcomes, metric), differences(outcomes, baseline, metric)
-    reasons = list(dict.fromkeys(one.reason for row in outcomes for one in row if one.record is None))
+    reasons = list(dict.fromkeys(cell.reason for row in outcomes for cell in row if cell.record is None))
     rows = []
-    for place, row in enumerate(outcomes):
-        cells = [
-            Entry("failed", str(reasons.index(one.reason) + 1))
-            if one.record is None
-            else Entry(spread(one.record[metric]), BELOW * one.record["is_below_la"], place in best[column])
-            for column, one in enumerate(row)
+    for index, row in enumerate(outcomes):
+        entries = [
+            Entry("failed", str(reasons.index(cell.reason) + 1))
+            if cell.record is None
+            else Entry(spread(cell.record[metric]), BELOW * cell.record["is_below_la"], index in best[column])
+            for column, cell in enumerate(row)
         ]
-        rows.append((Entry(row[0].cell.choice.label), *cells))
-        if baseline is not None and row[0].cell.choice != baseline:
-            rows.append((Entry(f"  minus {baseline.label}"), *(Entry(signed(one)) for one in minus[place])))
-    shown = [one for one in grid.published if one.metric == metric]
-    sources = list(dict.fromkeys((one.source, one.differs) for one in shown))
-    marks = [chr(ord("a") + sources.index((one.source, one.differs))) for one in shown]
+        choice = row[0].cell.choice
+        rows.append((Entry(choice.label), *entries))
+        if baseline is not None and choice != baseline:
+            rows.append((Entry(f"  minus {baseline.label}"), *(Entry(signed(value)) for value in minus[index])))
+    papers = [paper for paper in grid.published if paper.metric == metric]
+    sources = list(dict.fromkeys((paper.source, paper.differs) for paper in papers))
     published = [
-        (Entry(one.method, mark), *(Entry(_as_printed(each)) for each in one.values))
-        for one, mark in zip(shown, marks, strict=True)
+        (
+            Entry(paper.method, _letter(sources.index((paper.source, paper.differs)))),
+            *(Entry(_as_printed(value)) for value in paper.values),
+        )
+        for paper in papers
     ]
     return Sheet(
         ("method", *grid.configs),
@@ -61,8 +66,13 @@ def grid_sheet(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choi
     )
 
 
+def _letter(index: int) -> str:
+    """The mark of a published source: a, b, c, ..."""
+    return chr(ord("a") + index)
+
+
 def _as_printed(value: float | None) -> str:
-    """A published number with its own decimals, at least one."""
+    """A published number with the decimals it was published with, at least one."""
     if value is None:
         return "-"
     return f"{value:g}" if value % 1 else f"{value:.1f}"
@@ -72,9 +82,9 @@ def _caption(grid: Grid, outcomes: Sequence[Sequence[Outcome]], metric: str) -> 
     config = next(iter(grid.configs.values()))
     seeds = len(config.seeds)
     over = f"mean ± std over {seeds} seeds" if seeds > 1 else f"seed {config.seeds[0]}"
-    emulated = any(one.record and one.record["emulated"] for row in outcomes for one in row)
-    told = f"{config.steps} steps, lr {config.lr:g}{', emulated views' if emulated else ''}"
-    return f"{grid.name} ({config.cache}): {NAMES[metric]} %, {over}, {told}"
+    is_emulated = any(cell.record and cell.record["emulated"] for row in outcomes for cell in row)
+    training = f"{config.steps} steps, lr {config.lr:g}{', emulated views' if is_emulated else ''}"
+    return f"{grid.name} ({config.cache}): {measure(metric).title} %, {over}, {training}"
 
 
 def _notes(
@@ -85,38 +95,40 @@ def _notes(
     reasons: Sequence[str],
     sources: Sequence[tuple[str, str]],
 ) -> tuple[tuple[str, str], ...]:
-    """What the signs mean, and the switches of each column."""
+    """The protocol of each column, and what the marks in the cells mean."""
     notes = []
-    records = [[one.record for one in column if one.record] for column in zip(*outcomes, strict=True)]
-    for name, column in zip(grid.configs, records, strict=True):
-        if column:
-            protocol = column[0]["protocol"]
-            line = protocol_line(column[0]).removeprefix(f"{column[0]['cache']}: ")
+    columns = [[cell.record for cell in column if cell.record] for column in zip(*outcomes, strict=True)]
+    for name, records in zip(grid.configs, columns, strict=True):
+        if records:
+            protocol = records[0]["protocol"]
+            line = protocol_line(records[0]).removeprefix(f"{records[0]['cache']}: ")
             notes.append((f"{name}:", line + (f", {protocol['order']} pool" if protocol["m1"] else "")))
     if baseline is not None:
         single = len(next(iter(grid.configs.values())).seeds) < 2
         interval = "one seed, so no interval" if single else "± half the 95 % interval"
         notes.append((f"minus {baseline.label}:", f"points, paired by seed, {interval}"))
-    if any(record["is_below_la"] for column in records for record in column):
+    if any(record["is_below_la"] for records in columns for record in records):
         notes.append((BELOW, "below LP+LA (the logit-adjusted probe) on the same labels, in balanced accuracy"))
-    notes += [(str(place), reason) for place, reason in enumerate(reasons, 1)]
-    notes += [(chr(ord("a") + place), f"{source}; {differs}") for place, (source, differs) in enumerate(sources)]
-    if other := [f"{one.method} ({NAMES[one.metric]})" for one in grid.published if one.metric != metric]:
-        notes.append(("not shown:", f"published in another metric: {', '.join(other)}"))
+    notes += [(str(number), reason) for number, reason in enumerate(reasons, 1)]
+    notes += [(_letter(index), f"{source}; {differs}") for index, (source, differs) in enumerate(sources)]
+    others = [paper for paper in grid.published if paper.metric != metric]
+    if names := [f"{paper.method} ({measure(paper.metric).title})" for paper in others]:
+        notes.append(("not shown:", f"published in another metric: {', '.join(names)}"))
     return tuple(notes)
 
 
 def grid_lines(
     grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice | None, metric: str
 ) -> list[dict[str, Any]]:
-    """One line for each cell and published number, of whatever metric."""
+    """The grid as CSV rows: one for each cell, and one for each published number of any metric."""
     best, minus = best_of(outcomes, metric), differences(outcomes, baseline, metric)
     lines = []
-    for place, row in enumerate(outcomes):
-        for column, one in enumerate(row):
-            line = {"row": one.cell.choice.label, "column": one.cell.protocol, "is_best": place in best[column]}
-            line |= {"source": "", "differs": "", "reason": one.reason}
-            lines.append(line | (flat(one.record, minus[place][column], metric) if one.record else {}))
+    for index, row in enumerate(outcomes):
+        for column, outcome in enumerate(row):
+            cell = outcome.cell
+            line = {"row": cell.choice.label, "column": cell.protocol, "is_best": index in best[column]}
+            line |= {"source": "", "differs": "", "reason": outcome.reason}
+            lines.append(line | (flat(outcome.record, minus[index][column], metric) if outcome.record else {}))
     for paper in grid.published:
         named = {"row": paper.method, "source": paper.source, "differs": paper.differs}
         known = {name: value for name, value in zip(grid.configs, paper.values, strict=True) if value is not None}
@@ -125,27 +137,28 @@ def grid_lines(
 
 
 def flat(record: dict[str, Any], minus: dict[str, Any] | None, metric: str = "bacc") -> dict[str, Any]:
-    """A record as one line: every switch, every metric with its spread, and its difference to the baseline."""
-    found = {"run": record["run"], "method": record["method"], "settings": json.dumps(record.get("settings", {}))}
-    found |= {"cache": record["cache"]} | record["protocol"] | {"seeds": listed(record["seeds"])}
+    """A record as one CSV row: settings, protocol, mean and std of every metric, and its difference to the baseline."""
+    line = {"run": record["run"], "method": record["method"], "settings": json.dumps(record.get("settings", {}))}
+    line |= {"cache": record["cache"]} | record["protocol"] | {"seeds": listed(record["seeds"])}
     for name in METRICS:
-        one = record.get(name) or {}
-        found |= {f"{name}_mean": one.get("mean"), f"{name}_std": one.get("std")}
-    found |= {f"pseudo_{name}": value for name, value in (record["pseudo_label"] or {}).items()}
+        summary = record.get(name) or {}
+        line |= {f"{name}_mean": summary.get("mean"), f"{name}_std": summary.get("std")}
+    line |= {f"pseudo_{name}": value for name, value in (record["pseudo_label"] or {}).items()}
     ends = {"": "mean", "_low": "low", "_high": "high"}
-    found |= {f"{metric}_difference{end}": (minus or {}).get(key) for end, key in ends.items()}
-    return found | {"seconds": record["seconds"], "is_below_la": record["is_below_la"]}
+    line |= {f"{metric}_difference{end}": (minus or {}).get(key) for end, key in ends.items()}
+    return line | {"seconds": record["seconds"], "is_below_la": record["is_below_la"]}
 
 
-def signed(one: dict[str, Any] | None) -> str:
-    """A paired difference and half its interval."""
-    if one is None:
+def signed(difference: dict[str, Any] | None) -> str:
+    """A difference paired by seed, with its sign, ± half of its 95 % interval."""
+    if difference is None:
         return "-"
-    return f"{one['mean']:+.1f}" + ("" if one["low"] is None else f" ± {(one['high'] - one['low']) / 2:.1f}")
+    low, high = difference["low"], difference["high"]
+    return f"{difference['mean']:+.1f}" + ("" if low is None else f" ± {(high - low) / 2:.1f}")
 
 
 def listed(numbers: list[int]) -> str:
-    """0-4 for consecutive numbers, else 0,3."""
+    """Numbers as text: "0-4" where they are consecutive and more than two, else "0,3"."""
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"{numbers[0]}-{numbers[-1]}"
     return ",".join(map(str, numbers))

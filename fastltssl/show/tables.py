@@ -1,4 +1,4 @@
-"""A sheet of text cells as a terminal table, Markdown or LaTeX (booktabs), and lines as a CSV: rendering alone."""
+"""A sheet of text cells as a terminal table, Markdown or LaTeX (booktabs), and rows as CSV. Only the rendering."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ LATEX = {
 
 
 class Entry(NamedTuple):
-    """A cell: text, a sign that refers to a note, and whether it is in bold."""
+    """A cell: its text, the sign of the note it refers to, and whether it is the best of its column (bold)."""
 
     text: str
     mark: str = ""
@@ -26,9 +26,9 @@ class Entry(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A table: as many columns as cells in each row, `published` under a rule, notes (sign, text) under the table.
+    """A table: one cell for each column in every row; published rows stand under a rule, notes under the table.
 
-    The sign of a note is the mark of the cells it is about, or a word and a colon.
+    A note is a pair (sign, text). Its sign is the mark of the cells that it explains, or a name that ends with a colon.
     """
 
     columns: tuple[str, ...]
@@ -39,10 +39,10 @@ class Sheet(NamedTuple):
 
 
 def terminal(sheet: Sheet) -> Table:
-    """The sheet without caption and notes, the best in bold, published rows under a rule."""
+    """The sheet as a rich table, without its caption and notes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, name in enumerate(sheet.columns):
-        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for index, name in enumerate(sheet.columns):
+        table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
     for row in (*sheet.rows, None, *sheet.published) if sheet.published else sheet.rows:
         if row is None:
             table.add_row(*[Rule(style="dim")] * len(sheet.columns))
@@ -61,12 +61,12 @@ def _sign(mark: str) -> str:
 
 
 def note_lines(sheet: Sheet) -> list[str]:
-    """The notes as lines of plain text."""
+    """The notes as plain text, a line for each."""
     return [f"{_sign(sign)} {text}" for sign, text in sheet.notes]
 
 
 def markdown(sheet: Sheet) -> str:
-    """The sheet as a GitHub table, the caption above and the notes as a list below."""
+    """The sheet as a GitHub table, with its caption above and its notes as a list below."""
     rows = ["| " + " | ".join(map(_escaped, sheet.columns)) + " |", "|" + "---|" * len(sheet.columns)]
     under = ["| *published* |" + " |" * (len(sheet.columns) - 1)] if sheet.published else []
     for row in sheet.rows:
@@ -87,7 +87,7 @@ def _starred(cell: Entry) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """The sheet as a table environment; needs the package booktabs."""
+    """The sheet as a LaTeX table environment; the document must load the package booktabs."""
 
     def lines(rows: Sequence[tuple[Entry, ...]]) -> list[str]:
         return [" & ".join(map(_tex, row)) + r" \\" for row in rows]
@@ -111,8 +111,8 @@ def latex(sheet: Sheet) -> str:
 
 
 def tex_escaped(text: str) -> str:
-    """Text as LaTeX prints it; a hyphen before a number that begins a word is a minus sign."""
-    escaped = "".join(LATEX.get(one, one) for one in " ".join(text.split())).replace("--", "-{}-")
+    """Text with the special characters of LaTeX escaped; the hyphen of a negative number becomes a minus sign."""
+    escaped = "".join(LATEX.get(letter, letter) for letter in " ".join(text.split())).replace("--", "-{}-")
     return re.sub(r"(?<![\w.}-])-(?=\d)", "$-$", escaped)
 
 
@@ -126,10 +126,10 @@ def _superscript(sign: str) -> str:
     return rf"\{'textit' if sign.endswith(':') else 'textsuperscript'}{{{tex_escaped(sign)}}}"
 
 
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    """Lines as a CSV with every name that one of them has."""
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as the text of a CSV file; its columns are all keys that occur in any row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows(rows)
     return text.getvalue()

@@ -299,7 +299,7 @@ def test_a_run_without_a_pool_shows_no_plots_of_another(visit, scored):
     opened = visit("?tab=1&run=probe")
     opened.page.get_by_text("probe makes no pseudo-labels here").wait_for()
     assert not opened.page.get_by_text("Accepted pseudo-labels of each class").first.is_visible()
-    assert "test bACC" in opened.text()
+    assert "test bAcc" in opened.text()
 
 
 def test_names_are_text_and_not_markup():

@@ -21,13 +21,14 @@ from optuna.trial import TrialState
 
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.errors import ConfigError, RunError
+from fastltssl.functional.measures import TEST
 from fastltssl.methods import configure
 from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.sweep.space import Real, Space, grid
 from fastltssl.types import is_trained
 
 SAMPLERS = ("tpe", "random", "grid", "qmc")
-METRICS = {"bacc": 1, "top1": 1, "gm": 1, "hm": 1, "worst": 1, "ece": -1, "mce": -1}  # 1 where more is better
+METRICS = {name: TEST[name].sign for name in ("bacc", "top1", "gm", "hm", "worst", "ece", "mce")}
 ENOUGH = 15  # trials trained to the end, before anything is said of what matters
 TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 

@@ -1,6 +1,6 @@
-"""The parts of a report: runs under their names, figures with their numbers, and why a run has none.
+"""The parts of a report: runs with their names, figures with the numbers behind them, and reasons for missing figures.
 
-Figures are of one seed; those of no step are of its last evaluation.
+A figure shows one seed. A figure that does not run over training shows the last evaluation.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from fastltssl.show.report import figures as draw
 from fastltssl.show.report.figures import BROAD, SMALL, Lines
 from fastltssl.types import OverTime, PerClass
 
-MOST_IN_SMALL = 45  # classes; figures of more are as wide as the page
+MOST_IN_SMALL = 45  # classes; a figure of more classes is as wide as the page
 
 
 class Case(NamedTuple):
@@ -24,75 +24,82 @@ class Case(NamedTuple):
 
     name: str
     insight: Insight
-    found: Summary | None  # of its last pseudo-labels; None where it makes none
+    summary: Summary | None  # of its last pseudo-labels; None if it makes no pseudo-labels
     state: list[PerClass | OverTime]
 
 
 class Plot(NamedTuple):
     """A figure and the numbers behind it."""
 
-    name: str  # of files, see slug
-    caption: str  # the run, or empty for several
+    name: str  # of its files, made by `slug`
+    caption: str  # the name of its run; empty if it shows several runs
     figure: Any
     lines: Lines
-    rows: tuple[tuple[str, ...], ...] = ()  # a small table under it, its first row the header
+    rows: tuple[tuple[str, ...], ...] = ()  # a small table under the figure; the first row is its header
 
 
 class Question(NamedTuple):
+    """What an exhibit shows."""
+
     title: str
-    reading: str  # how its figures are read, a sentence or two
+    reading: str  # how to read its figures, in a sentence or two
 
 
 class Exhibit(NamedTuple):
-    """A question with a figure for each run, or one for all."""
+    """A question with a figure for each run, or with one figure for all runs."""
 
     question: Question
     plots: list[Plot]
-    missing: list[str]  # a sentence for each reason why runs have no figure
+    missing: list[str]  # why runs have no figure, a sentence for each reason
 
 
 class Section(NamedTuple):
+    """A numbered part of the page."""
+
     title: str
     exhibits: list[Exhibit]
-    missing: tuple[str, ...] = ()  # sentences on runs that no exhibit is about
+    missing: tuple[str, ...] = ()  # why runs have no exhibit, a sentence for each reason
 
 
-Lacks = Callable[[Case], str]  # why a run cannot have a figure; empty where it can
+Lacks = Callable[[Case], str]  # the reason why a run has no figure; "" if it has one
 
 
 def cases(insights: Sequence[Insight]) -> list[Case]:
-    """The runs under names of their own, see report.names_of."""
-    names = names_of([one.record for one in insights], [one.folder for one in insights])
-    found = []
-    for one, name in zip(insights, names, strict=True):
-        last = numbers.at_step(one)
-        summary = None if last is None else numbers.summary(one, last, one.recorded.threshold)
-        found.append(Case(name, one, summary, numbers.method_state(one)))
-    return found
+    """The runs with unique names, see `names_of`."""
+    names = names_of([insight.record for insight in insights], [insight.folder for insight in insights])
+    runs = []
+    for insight, name in zip(insights, names, strict=True):
+        labels = numbers.at_step(insight)
+        summary = None if labels is None else numbers.summary(insight, labels, insight.recorded.threshold)
+        runs.append(Case(name, insight, summary, numbers.method_state(insight)))
+    return runs
 
 
 def nothing(case: Case) -> str:
-    """Every run has it."""
+    """No reason: every run has this figure."""
     return ""
 
 
 def no_labels(case: Case) -> str:
-    return "no pseudo-labels are made" if case.found is None else ""
+    """The reason for figures that need pseudo-labels."""
+    return "no pseudo-labels are made" if case.summary is None else ""
 
 
 def no_truth(case: Case) -> str:
-    is_unknown = case.found is not None and case.found.by_class is None
+    """The reason for figures that compare pseudo-labels with true labels."""
+    is_unknown = case.summary is not None and case.summary.by_class is None
     return "the true labels of the pool are not known" if is_unknown else no_labels(case)
 
 
 def no_groups(case: Case) -> str:
+    """The reason for figures that compare them in head, medium and tail."""
     return no_truth(case) or ("its classes have no head, medium and tail" if case.insight.groups is None else "")
 
 
 def plot_each(
     question: Question, runs: Sequence[Case], plot: Callable[[Case], tuple[Any, Lines]], lacks: Lacks
 ) -> Exhibit:
-    """A figure of each run that lacks nothing for it."""
+    """A figure for each run that can have it."""
     shown = [case for case in runs if not lacks(case)]
     plots = [Plot(slug(f"{question.title} {case.name}"), case.name, *plot(case)) for case in shown]
     return Exhibit(question, plots, reasons(runs, lacks))
@@ -106,7 +113,7 @@ def overlaid(
     values: Callable[[Case], np.ndarray],
     lacks: Lacks,
 ) -> Exhibit:
-    """One figure over training, with a curve of each run that lacks nothing for it."""
+    """One figure over training, with a curve for each run that can have one."""
     lines = [
         {"run": case.name, "step": int(step), column: plain(value)}
         for case in runs
@@ -128,30 +135,30 @@ def reasons(runs: Sequence[Case], lacks: Lacks) -> list[str]:
 
 
 def looks_of(runs: Sequence[Case]) -> dict[str, draw.Look]:
-    """How each run is drawn, everywhere the same."""
-    return {case.name: draw.look(place) for place, case in enumerate(runs)}
+    """The look of each run, the same in all figures."""
+    return {case.name: draw.look(index) for index, case in enumerate(runs)}
 
 
 def size_of(case: Case, runs: Sequence[Case], sizes: tuple[Any, Any] = (SMALL, BROAD)) -> tuple[float, float]:
-    """Small where runs stand side by side and their class names can be read so."""
+    """The small size if class names can be read in it; a single run takes the broad size with half as many classes."""
     n_classes = len(case.insight.classes)
     is_broad = n_classes > MOST_IN_SMALL or (len(runs) == 1 and n_classes > MOST_IN_SMALL // 2)
     return sizes[is_broad]
 
 
 def class_lines(insight: Insight, **columns: Any) -> list[dict[str, Any]]:
-    """A line a class, most labelled first, ties by index; columns hold C values, or are None."""
+    """A CSV row for each class, most labelled first, ties by index. A column is an array of C values, or None."""
     order = np.argsort(-insight.recorded.counts, kind="stable")
     names = None if insight.groups is None else [GROUPS[group] for group in insight.groups.tolist()]
     return [
         {"class": insight.classes[k], "group": names and names[k], "labelled": int(insight.counts[k])}
-        | {name: None if each is None else plain(each[k]) for name, each in columns.items()}
+        | {name: None if values is None else plain(values[k]) for name, values in columns.items()}
         for k in order.tolist()
     ]
 
 
 def plain(value: Any) -> float | int | None:
-    """A number as a CSV holds it: None for nan, six digits, whole numbers without a point."""
+    """A number for a CSV: None for nan, six significant digits, whole numbers without a decimal point."""
     number = float(value)
     if number != number:
         return None
@@ -159,5 +166,6 @@ def plain(value: Any) -> float | int | None:
 
 
 def slug(text: str) -> str:
-    """Text as part of a file's name; settings stay apart, such as tau=1 and tau=-1."""
-    return "-".join("".join(one if one.isalnum() or one in "=-._" else " " for one in text.lower()).split())
+    """Text as part of a file name. "=" and "-" stay, so that tau=1 and tau=-1 have different names."""
+    kept = "".join(letter if letter.isalnum() or letter in "=-._" else " " for letter in text.lower())
+    return "-".join(kept.split())

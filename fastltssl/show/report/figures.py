@@ -1,6 +1,6 @@
-"""The figures of a report, each drawn from the lines of its own CSV. matplotlib draws them and is an extra.
+"""The figures of a report, each drawn from the rows of its own CSV. They need matplotlib.
 
-Titles are left to the page. Call everything here within `house_style`.
+The page writes the titles. Call everything here within `house_style`.
 """
 
 import io
@@ -15,15 +15,15 @@ import numpy as np
 
 from fastltssl.errors import FigureError
 from fastltssl.functional.metrics import GROUPS
-from fastltssl.show.study_figures import BLUE, CURVES, ORANGE
+from fastltssl.show import palette
+from fastltssl.show.palette import BLACK, BLUE, CURVES, GREEN, ORANGE, rgb
 
-GREEN, PINK, YELLOW = (CURVES[place][0] for place in (2, 3, 4))
-INK, LINE = "#3b3b3b", "#c8c8c8"  # of text, and of axes and grid; a page puts its own in their place
-GROUP_COLORS = dict(zip(GROUPS, (BLUE, YELLOW, PINK), strict=True))
+INK, LINE = "#3b3b3b", "#c8c8c8"  # colours of text, and of axes and grid; `as_svg` replaces them with the page's
+GROUP_COLORS = dict(zip(GROUPS, palette.GROUP_COLORS, strict=True))
 SMALL, BROAD = (4.8, 3.1), (9.8, 3.4)  # inches
-LEGEND_LINES = 3  # that a figure has room for
-LONGEST_NAME = 20  # letters of a class name on an axis
-SMALLEST_TYPE = 4.2  # points; class names that would be smaller are left out
+LEGEND_LINES = 3  # a legend of more lines makes its figure higher
+LONGEST_NAME = 20  # letters; longer class names are cut on an axis
+SMALLEST_TYPE = 4.2  # points; class names that would have to be smaller are left out
 STYLE: Any = {
     "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": LINE,
     "xtick.color": LINE, "ytick.color": LINE, "grid.color": LINE, "grid.alpha": 0.5, "grid.linewidth": 0.6,
@@ -33,7 +33,7 @@ STYLE: Any = {
     "axes.unicode_minus": False, "text.parse_math": False, "svg.fonttype": "none",
 }  # fmt: skip
 
-Lines = Sequence[dict[str, Any]]  # the rows of a CSV
+Lines = Sequence[dict[str, Any]]  # the rows of a CSV, by column
 
 
 class Look(NamedTuple):
@@ -46,7 +46,7 @@ class Look(NamedTuple):
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """The settings under which figures are drawn and saved. Raises FigureError without matplotlib."""
+    """Draw and save figures with the settings of STYLE. Raises FigureError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -55,14 +55,14 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def look(place: int) -> Look:
-    """How the curve of a run is drawn, by its place among the runs."""
-    color, marker = CURVES[place % len(CURVES)]
-    return Look(INK if color == "#000000" else color, marker, "-" if place < len(CURVES) else ":")
+def look(index: int) -> Look:
+    """How the curve of run number `index` is drawn; dotted from where the colours repeat."""
+    color, marker = CURVES[index % len(CURVES)]
+    return Look(INK if color == BLACK else color, marker, "-" if index < len(CURVES) else ":")
 
 
 def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure without a window, and its axes; inches."""
+    """A figure of that size in inches, and its axes; no window is opened."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -70,79 +70,73 @@ def _canvas(size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def class_bars(lines: Lines, column: str, unit: str, size: tuple[float, float], error: str | None = None) -> Any:
-    """A bar a class, coloured by its group, whose mean is in the legend; `error` names the standard errors."""
+    """A bar for each class, coloured by its group; the legend has the mean of each group.
+
+    `error` is the column of the standard errors, drawn as 95 % intervals.
+    """
     figure, axes = _canvas(size)
     values = [_number(line[column]) for line in lines]
     groups = [line["group"] for line in lines]
     for group in [name for name in (*GROUPS, None) if name in groups]:
-        places = [place for place, each in enumerate(groups) if each == group]
-        heights = [values[place] for place in places]
+        ranks = [rank for rank, name in enumerate(groups) if name == group]
+        heights = [values[rank] for rank in ranks]
         known = [height for height in heights if height == height]
         text = None if group is None or not known else f"{group}: mean {sum(known) / len(known):.3g}"
-        axes.bar(places, heights, 0.78, color=GROUP_COLORS.get(group or "", BLUE), label=text)
+        axes.bar(ranks, heights, 0.78, color=GROUP_COLORS.get(group or "", BLUE), label=text)
     if error:
         halves = [1.96 * _number(line[error]) for line in lines]
         axes.errorbar(range(len(lines)), values, halves, fmt="none", ecolor=INK, elinewidth=0.9)
     axes.axhline(0, color=LINE, linewidth=0.8)
-    axes.set_ylabel(unit)
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit)
 
 
 def count_bars(lines: Lines, size: tuple[float, float], top: float) -> Any:
-    """Accepted pseudo-labels of each class, right ones below and wrong ones on top, and the true rows as a line."""
+    """Accepted pseudo-labels of each class as a bar, wrong ones on top of right ones; the true rows as a line."""
     figure, axes = _canvas(size)
-    places = range(len(lines))
+    ranks = range(len(lines))
     if lines[0]["right"] is None:
-        axes.bar(places, [line["accepted"] for line in lines], 0.78, color=BLUE, label="accepted")
+        axes.bar(ranks, [line["accepted"] for line in lines], 0.78, color=BLUE, label="accepted")
     else:
         right, wrong = [line["right"] for line in lines], [line["accepted"] - line["right"] for line in lines]
-        axes.bar(places, right, 0.78, color=BLUE, label="accepted, right")
-        axes.bar(places, wrong, 0.78, bottom=right, color=ORANGE, label="accepted, wrong")
-        axes.plot(places, [line["true"] for line in lines], drawstyle="steps-mid", color=INK, linewidth=1.1,
+        axes.bar(ranks, right, 0.78, color=BLUE, label="accepted, right")
+        axes.bar(ranks, wrong, 0.78, bottom=right, color=ORANGE, label="accepted, wrong")
+        axes.plot(ranks, [line["true"] for line in lines], drawstyle="steps-mid", color=INK, linewidth=1.1,
                   label="true rows")  # fmt: skip
     axes.set_ylim(0, 1.04 * top or 1)
-    axes.set_ylabel("rows of the pool")
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "rows of the pool")
 
 
 def class_points(lines: Lines, columns: dict[str, str], unit: str, size: tuple[float, float]) -> Any:
-    """A point a class for each column (name -> what the legend calls it), in percent."""
+    """A point for each class and column, in percent; `columns` gives the name of each in the legend."""
     figure, axes = _canvas(size)
-    for (column, text), (color, marker) in zip(columns.items(), ((BLUE, "o"), (GREEN, "^")), strict=True):
+    for (column, name), (color, marker) in zip(columns.items(), ((BLUE, "o"), (GREEN, "^")), strict=True):
         values = [_number(line[column]) for line in lines]
-        axes.plot(range(len(lines)), values, marker, color=color, label=text, alpha=0.9)
+        axes.plot(range(len(lines)), values, marker, color=color, label=name, alpha=0.9)
     axes.set_ylim(-3, 103)
-    axes.set_ylabel(unit)
     _class_axis(axes.xaxis, lines, size[0])
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit)
 
 
 def group_bars(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look]) -> Any:
-    """Bars of head, medium and tail, one of each curve of `looks`."""
+    """Bars for head, medium and tail; the value of `key` says whose bar a line is, and `looks` its colour."""
     figure, axes = _canvas(SMALL)
     names = list(dict.fromkeys(line[key] for line in lines))
     width = 0.82 / len(names)
-    for number, name in enumerate(names):
+    for index, name in enumerate(names):
         heights = {line["group"]: _number(line[column]) for line in lines if line[key] == name}
-        places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(GROUPS))]
-        bars = axes.bar(places, [heights[each] for each in GROUPS], 0.92 * width, color=looks[name].color, label=name)
+        x = [group + (index - (len(names) - 1) / 2) * width for group in range(len(GROUPS))]
+        bars = axes.bar(x, [heights[group] for group in GROUPS], 0.92 * width, color=looks[name].color, label=name)
         if len(names) <= 5:
             axes.bar_label(bars, fmt="%.0f", fontsize=7, color=INK)
     axes.set_xticks(range(len(GROUPS)), GROUPS)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlabel("group of the predicted class")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="group of the predicted class")
 
 
 def curves(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look], top: float | None = None) -> Any:
-    """A curve over training steps for each value of `key`; from 0 to `top` where that is given."""
+    """A curve over training steps for each value of `key`; the y axis runs from 0 to `top` if that is given."""
     figure, axes = _canvas(SMALL)
     for name in dict.fromkeys(line[key] for line in lines):
         own = [line for line in lines if line[key] == name]
@@ -151,10 +145,7 @@ def curves(lines: Lines, key: str, column: str, unit: str, looks: dict[str, Look
         axes.plot(x, y, marker=marker, linestyle=dash, color=color, label=name)
     if top is not None:
         axes.set_ylim(-0.02 * top, 1.04 * top or 1)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="training step")
 
 
 def class_curves(lines: Lines, unit: str) -> Any:
@@ -169,14 +160,11 @@ def class_curves(lines: Lines, unit: str) -> Any:
         x, y = [line["step"] for line in own], [_number(line["value"]) for line in own]
         axes.plot(x, y, color=color, alpha=0.75, linewidth=0.9, label=text)
         named.add(group)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(unit)
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, unit, x_label="training step")
 
 
 def histogram(lines: Lines, threshold: float, top: float) -> Any:
-    """Rows of the pool by confidence, right ones below and wrong ones on top, and the threshold."""
+    """Rows of the pool by confidence, wrong ones on top of right ones, and the threshold as a dashed line."""
     figure, axes = _canvas(SMALL)
     middles = [(line["from_percent"] + line["to_percent"]) / 2 for line in lines]
     width = 0.9 * (lines[0]["to_percent"] - lines[0]["from_percent"])
@@ -188,14 +176,11 @@ def histogram(lines: Lines, threshold: float, top: float) -> Any:
     axes.axvline(100 * threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {100 * threshold:g} %")
     axes.set_xlim(0, 100.5)
     axes.set_ylim(0, 1.04 * top or 1)
-    axes.set_xlabel("confidence (%)")
-    axes.set_ylabel("rows of the pool")
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "rows of the pool", x_label="confidence (%)")
 
 
 def reliability(lines: Lines) -> Any:
-    """Accuracy against confidence for all test rows and each group; points grow with their rows."""
+    """Accuracy against confidence of all test rows and of each group; the area of a point shows its share of rows."""
     figure, axes = _canvas(SMALL)
     axes.plot([0, 100], [0, 100], color=INK, linestyle="--", linewidth=0.9, label="calibrated")
     for name in dict.fromkeys(line["rows_of"] for line in lines):
@@ -206,40 +191,40 @@ def reliability(lines: Lines) -> Any:
         axes.scatter(x, y, [4 + 130 * line["rows"] / total for line in own], color=color, alpha=0.8, linewidths=0)
     axes.set_xlim(0, 101)
     axes.set_ylim(0, 102)
-    axes.set_xlabel("confidence (%)")
-    axes.set_ylabel("accuracy (%)")
-    _legend(figure, axes)
-    return figure
+    return _finished(figure, axes, "accuracy (%)", x_label="confidence (%)")
 
 
 def heat_map(shares: np.ndarray, lines: Lines, size: tuple[float, float]) -> Any:
-    """Shares [C C], true class by pseudo-label: right ones blue, wrong ones orange, as dense as their square root."""
+    """Shares [C C] of pseudo-labels (columns) in each true class (rows): right ones blue, wrong ones orange.
+
+    Opacity is the square root of the share, so that small shares can be seen.
+    """
     from matplotlib.patches import Patch
 
     figure, axes = _canvas(size)
     axes.grid(False)
     picture = np.empty((*shares.shape, 4))
-    picture[..., :3] = _rgb(ORANGE)
-    picture[np.arange(len(shares)), np.arange(len(shares)), :3] = _rgb(BLUE)
+    picture[..., :3] = rgb(ORANGE)
+    picture[np.arange(len(shares)), np.arange(len(shares)), :3] = rgb(BLUE)
     picture[..., 3] = np.sqrt(shares)
     axes.imshow(picture, interpolation="none", aspect="equal")
     _class_axis(axes.xaxis, lines, 0.82 * size[0])
     _class_axis(axes.yaxis, lines, 0.82 * size[0])
     axes.set_xlabel("pseudo-label, most labelled class first")
     axes.set_ylabel("true class, most labelled first")
-    keys = [Patch(color=(*_rgb(ORANGE), math.sqrt(share)), linewidth=0) for share in (0.02, 0.1, 0.5)]
+    keys = [Patch(color=(*rgb(ORANGE), math.sqrt(share)), linewidth=0) for share in (0.02, 0.1, 0.5)]
     names = ["wrong, 2 %", "10 %", "50 %", "right, 100 %"]
     figure.legend([*keys, Patch(color=BLUE, linewidth=0)], names, loc="outside upper left", ncols=4, handlelength=1.2)
     return figure
 
 
 def as_svg(figure: Any, name: str) -> str:
-    """The figure as an <svg> for a page: it takes its ink from the page's colours; `name` keeps its ids apart."""
+    """The figure as an <svg> element that uses the colours of the page; `name` makes its ids unique in the page."""
     import matplotlib
 
-    text, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    text, no_metadata = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     svg = re.sub(r"<!--.*?-->", "", text.getvalue(), flags=re.DOTALL)
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg[svg.index("<svg") :])
     svg = re.sub(r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1">', svg, count=1)
@@ -248,14 +233,14 @@ def as_svg(figure: Any, name: str) -> str:
 
 
 def save(figure: Any, title: str, path: Path) -> Path:
-    """The figure as a file with its title, on white."""
+    """Write the figure with its title to a file, on a white ground."""
     figure.axes[0].set_title(title, loc="left", fontsize=9.5)
     figure.savefig(path, dpi=200, bbox_inches="tight", facecolor="white")
     return path
 
 
 def _class_axis(axis: Any, lines: Lines, width: float) -> None:
-    """Class names along an axis; ranks where they are too many to read."""
+    """Class names along an axis, or ranks if there are too many names to read."""
     counts = [line["labelled"] for line in lines]
     points = min(7.5, 72 * 0.8 * width / len(lines))
     axis.axes.set(**({"xlim": (-0.7, len(lines) - 0.3)} if axis.axis_name == "x" else {}))
@@ -267,23 +252,26 @@ def _class_axis(axis: Any, lines: Lines, width: float) -> None:
     axis.set_label_text(f"classes, most labelled first ({max(counts)} to {min(counts)} labelled rows)")
 
 
+def _finished(figure: Any, axes: Any, y_label: str, x_label: str | None = None) -> Any:
+    """The figure with labels at its axes and a legend; the x axis of classes has its label already."""
+    axes.set_ylabel(y_label)
+    if x_label is not None:
+        axes.set_xlabel(x_label)
+    _legend(figure, axes)
+    return figure
+
+
 def _legend(figure: Any, axes: Any) -> None:
-    """The legend in lines above the axes, where there is anything to name."""
+    """A legend above the axes, if anything has a name; as many columns as the width of the figure has room for."""
     handles, names = axes.get_legend_handles_labels()
     if not handles:
         return
-    widths, room = [4.9 * len(name) + 26 for name in names], 72 * figure.get_figwidth()  # about, in points
+    widths, room = [4.9 * len(name) + 26 for name in names], 72 * figure.get_figwidth()  # roughly, in points
     columns = len(names) if sum(widths) < room else max(1, int(room / max(widths)))
     more = math.ceil(len(names) / columns) - LEGEND_LINES
-    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, more))  # inches a line, so that axes keep their room
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, more))  # inches for each line
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.3,
                   borderaxespad=0.2)  # fmt: skip
-
-
-def _rgb(color: str) -> tuple[float, float, float]:
-    """Red, green and blue in [0, 1] of "#rrggbb"."""
-    red, green, blue = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    return red, green, blue
 
 
 def _short(name: str) -> str:

@@ -1,6 +1,6 @@
-"""A report as one HTML file: it loads nothing, follows the reader's theme, and fits a phone.
+"""A report as one HTML file. It loads nothing, follows the light or dark theme of the browser, and fits a phone.
 
-Everything that comes from a run is escaped, for class names may hold < or &.
+Everything that comes from a run is escaped, since class names may contain < or &.
 """
 
 import base64
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from fastltssl.analysis.history import reporting
 from fastltssl.errors import RunError
+from fastltssl.functional.measures import MAIN, measure
 from fastltssl.show.names import label, mark_below_la, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
@@ -20,15 +21,14 @@ from fastltssl.show.sheets import flat
 from fastltssl.show.tables import as_csv
 from fastltssl.show.terminal import spread
 
-COLUMNS = {"top1": "top-1 %", "bacc": "bAcc %", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE %"}
-AUDITED = {"accuracy": "pl acc %", "mask_rate": "kept %"}
+AUDITED = ("accuracy", "mask_rate")  # columns about pseudo-labels
 LEGEND = (
     "top-1 and bAcc: accuracy of all test rows, and its mean over classes. head, medium, tail: bAcc of a group of "
     "classes. ECE: expected calibration error. pl acc and kept: accuracy of the accepted pseudo-labels, and their "
     "share of the pool. seconds: of training, all seeds. Mean ± standard deviation over seeds. below LP+LA: balanced "
     "accuracy under that of the logit-adjusted probe on the same labels."
 )
-NAMED = 3  # runs in the title
+NAMED = 3  # the title names at most so many runs
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -101,14 +101,14 @@ details { margin: 6px 0; }
 
 
 class Origin(NamedTuple):
-    """What decided the numbers of a run."""
+    """Configuration and environment of a run, which decided its numbers."""
 
-    config: str  # config.yaml as it is
+    config: str  # the text of config.yaml
     environment: dict[str, Any]
 
 
 def read_origin(folder: Path) -> Origin:
-    """Configuration and environment of a run folder. Raises RunError where they cannot be read."""
+    """Configuration and environment of a run folder. Raises RunError if they cannot be read."""
     try:
         return Origin((folder / "config.yaml").read_text(), json.loads((folder / "environment.json").read_text()))
     except (OSError, ValueError) as error:
@@ -116,23 +116,23 @@ def read_origin(folder: Path) -> Origin:
 
 
 def page(runs: Sequence[Case], sections: Sequence[Section], origins: Sequence[Origin]) -> str:
-    """The whole file. Call within run_figures.house_style."""
-    bodies = [("Results", _results(runs)), *((one.title, _section(one)) for one in sections)]
+    """The text of the HTML file. Call within `figures.house_style`."""
+    bodies = [("Results", _results(runs)), *((section.title, _section(section)) for section in sections)]
     bodies.append(("Configuration and environment", _origins(runs, origins)))
-    entries = [f'<li><a href="#s{place}">{title}</a></li>' for place, (title, _) in enumerate(bodies, 1)]
+    entries = [f'<li><a href="#s{number}">{title}</a></li>' for number, (title, _) in enumerate(bodies, 1)]
     parts = [
-        f'<section aria-labelledby="s{place}"><h2 id="s{place}">{place} {title}</h2>\n{body}</section>'
-        for place, (title, body) in enumerate(bodies, 1)
+        f'<section aria-labelledby="s{number}"><h2 id="s{number}">{number} {title}</h2>\n{body}</section>'
+        for number, (title, body) in enumerate(bodies, 1)
     ]
     seeds, names = sorted({case.insight.seed for case in runs}), [case.name for case in runs]
-    told = [f" {case.name}: {reporting(case.insight)}" for case in runs if reporting(case.insight)]
+    notes = [f" {case.name}: {reporting(case.insight)}" for case in runs if reporting(case.insight)]
     return PAGE.substitute(
         title=_escaped(f"Report of {', '.join(names) if len(names) <= NAMED else f'{len(names)} runs'}"),
         style=STYLE,
         contents="".join(entries),
         intro=f"Figures show seed {', '.join(map(str, seeds))}, where they do not run over training at its last "
         "evaluation; the table has all seeds. True labels of the pool are for this analysis alone: no method sees "
-        f"them. The numbers behind each figure are in its CSV.{_escaped(''.join(told))}",
+        f"them. The numbers behind each figure are in its CSV.{_escaped(''.join(notes))}",
         body="\n".join(parts),
     )
 
@@ -142,14 +142,14 @@ def _escaped(text: Any) -> str:
 
 
 def _results(runs: Sequence[Case]) -> str:
-    """A table for each protocol, best balanced accuracy first."""
+    """A table for each protocol; the run of the best balanced accuracy is first."""
     records = mark_below_la([case.insight.record | {"name": case.name} for case in runs])
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         line = protocol_line(record)
         order = f", {record['protocol']['order']} pool" if record["protocol"]["m1"] else ""
         by_protocol.setdefault(line + order, []).append(record)
-    columns = ["run", *COLUMNS.values(), *AUDITED.values(), "seconds", ""]
+    columns = ["run", *(measure(name).column for name in (*MAIN, *AUDITED)), "seconds", ""]
     tables = []
     for line, members in by_protocol.items():
         members.sort(key=lambda record: -record["bacc"]["mean"])
@@ -165,22 +165,22 @@ def _row(record: dict[str, Any]) -> list[str]:
     notes = ["below LP+LA"] * record["is_below_la"]
     if record.get("live"):
         notes.append(f"live: trained through the encoder ({record['live']['mode']})")
-    cells = [spread(record.get(name)) for name in COLUMNS] + [spread(audit.get(name)) for name in AUDITED]
+    cells = [spread(record.get(name)) for name in MAIN] + [spread(audit.get(name)) for name in AUDITED]
     return [record["name"], *cells, f"{record['seconds']:.1f}", "; ".join(notes)]
 
 
 def _table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Rows as a table, the first one its header."""
+    """Rows of text as an HTML table; the first row is its header."""
     head = "".join(f"<th>{_escaped(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in row)}</tr>\n" for row in rows[1:])
     return f'<table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
 def _section(section: Section) -> str:
-    """The exhibits as cards, and why runs are missing from them in a line each."""
-    cards = "\n".join(_card(one) for one in section.exhibits if one.plots)
-    reasons = dict.fromkeys([reason for one in section.exhibits for reason in one.missing] + [*section.missing])
-    missing = "".join(f'<p class="missing">{_escaped(reason)}</p>' for reason in reasons)
+    """The exhibits as cards, followed by a line for each reason why runs are missing from them."""
+    cards = "\n".join(_card(exhibit) for exhibit in section.exhibits if exhibit.plots)
+    reasons = [reason for exhibit in section.exhibits for reason in exhibit.missing] + [*section.missing]
+    missing = "".join(f'<p class="missing">{_escaped(reason)}</p>' for reason in dict.fromkeys(reasons))
     return (f'<div class="cells">{cards}</div>\n' if cards else "") + missing
 
 
@@ -198,32 +198,33 @@ def _is_broad(plot: Plot) -> bool:
 
 
 def _figure(plot: Plot, title: str) -> str:
-    """A figure under the name of its run, with its numbers to take along."""
+    """A figure under the name of its run, with a link to its numbers."""
     about = _escaped(f"{title}, {plot.caption}" if plot.caption else title)
     names_classes = plot.lines and {"class", "true"} & plot.lines[0].keys()
     kind = "broad" if _is_broad(plot) else "dense" if names_classes else ""
     svg = as_svg(plot.figure, plot.name).replace("<svg ", f'<svg role="img" aria-label="{about}" ', 1)
     caption = f"<figcaption>{_escaped(plot.caption)}</figcaption>" if plot.caption else ""
-    worst = f'<div class="scroll">{_table(plot.rows, kind="pairs")}</div>' if plot.rows else ""
+    table = f'<div class="scroll">{_table(plot.rows, kind="pairs")}</div>' if plot.rows else ""
     scroll = f'<div class="scroll">{svg}</div>'
-    return f'<figure class="{kind}">{caption}{scroll}{worst}{_download(plot.name, plot.lines)}</figure>'
+    return f'<figure class="{kind}">{caption}{scroll}{table}{_download(plot.name, plot.lines)}</figure>'
 
 
 def _download(name: str, lines: Lines) -> str:
-    """A link that holds the lines as a CSV."""
+    """A link that contains the rows as a CSV file."""
     content = base64.b64encode(as_csv(lines).encode()).decode()
     return f'<p class="csv"><a download="{name}.csv" href="data:text/csv;base64,{content}">{name}.csv</a></p>'
 
 
 def _origins(runs: Sequence[Case], origins: Sequence[Origin]) -> str:
-    """Each run's configuration and environment, folded."""
+    """Configuration and environment of each run, folded up."""
     blocks = []
     for case, origin in zip(runs, origins, strict=True):
-        told = {"method": label(case.insight.record), "protocol": protocol_line(case.insight.record)}
+        pairs = {"run folder": case.insight.folder, "method": label(case.insight.record)}
+        pairs["protocol"] = protocol_line(case.insight.record)
         for name, value in origin.environment.items():
-            told[name] = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        pairs = _table([("run folder", str(case.insight.folder)), *((k.replace("_", " "), v) for k, v in told.items())],
-                       kind="words")  # fmt: skip
-        text = f"<pre>{html.escape(origin.config)}</pre>"
-        blocks.append(f"<details><summary>{_escaped(case.name)}</summary>{pairs}{text}</details>")
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            pairs[name.replace("_", " ")] = text
+        table = _table([(name, str(value)) for name, value in pairs.items()], kind="words")
+        config = f"<pre>{html.escape(origin.config)}</pre>"
+        blocks.append(f"<details><summary>{_escaped(case.name)}</summary>{table}{config}</details>")
     return f'<div class="card">{"".join(blocks)}</div>\n'

@@ -1,6 +1,6 @@
-"""What a report says of finished runs: for each section its figures, how they are read, and the lines behind them.
+"""The sections of a report: their figures, how to read them, and the numbers behind them.
 
-Percent, but for nats and rows. Figures are of one seed; those of no step are of its last evaluation.
+Numbers are in percent, nats or rows. A figure shows one seed; if it does not run over training, its last evaluation.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 
 from fastltssl.analysis import history as numbers
 from fastltssl.analysis.history import BINS
+from fastltssl.functional.measures import measure
 from fastltssl.functional.metrics import GROUPS
 from fastltssl.show.report import figures as draw
 from fastltssl.show.report.exhibits import (
@@ -88,7 +89,7 @@ CONFUSION = Question(
 
 
 def sections(runs: Sequence[Case]) -> list[Section]:
-    """Everything but the table. Call within run_figures.house_style."""
+    """All sections but the table of results and the configurations. Call within `figures.house_style`."""
     return [
         Section("Accuracy of each class", [_accuracy(runs)]),
         Section("Pseudo-labels of each class", _pseudo_labels(runs)),
@@ -111,20 +112,20 @@ def _accuracy(runs: Sequence[Case]) -> Exhibit:
 
 
 def _pseudo_labels(runs: Sequence[Case]) -> list[Exhibit]:
-    audited = {case.name: case.found.by_class for case in runs if case.found is not None}
-    accepted = {case.name: case.found.accepted for case in runs if case.found is not None}
-    rows = [*accepted.values(), *(one.true for one in audited.values() if one)]
-    top = max((float(each.max()) for each in rows), default=0.0)
+    audits = {case.name: case.summary.by_class for case in runs if case.summary is not None}
+    accepted = {case.name: case.summary.accepted for case in runs if case.summary is not None}
+    rows = [*accepted.values(), *(audit.true for audit in audits.values() if audit)]
+    top = max((float(by_class.max()) for by_class in rows), default=0.0)
 
     def counts(case: Case) -> tuple[Any, Lines]:
-        found = audited[case.name]
-        true, right = (found.true, found.right) if found else (None, None)
+        audit = audits[case.name]
+        true, right = (audit.true, audit.right) if audit else (None, None)
         lines = class_lines(case.insight, true=true, accepted=accepted[case.name], right=right)
         return draw.count_bars(lines, size_of(case, runs), top), lines
 
     def shares(case: Case) -> tuple[Any, Lines]:
-        found = audited[case.name]
-        columns = {f"{name}_percent": 100 * getattr(found, name) for name in ("precision", "recall")}
+        audit = audits[case.name]
+        columns = {f"{name}_percent": 100 * getattr(audit, name) for name in ("precision", "recall")}
         lines = class_lines(case.insight, **columns)
         names = dict(zip(columns, ("precision", "recall"), strict=True))
         return draw.class_points(lines, names, "share (%)", size_of(case, runs)), lines
@@ -142,7 +143,8 @@ def _false(runs: Sequence[Case]) -> list[Exhibit]:
                 for step, value in zip(case.insight.steps, case.insight.curves[f"pseudo_false_{group}"], strict=True)
             ]
     top = max((line["false_rows"] or 0 for lines in by_run.values() for line in lines), default=0)
-    looks = {name: draw.Look(color, draw.CURVES[k][1]) for k, (name, color) in enumerate(draw.GROUP_COLORS.items())}
+    markers = dict(zip(GROUPS, ("o", "s", "^"), strict=True))
+    looks = {group: draw.Look(color, markers[group]) for group, color in draw.GROUP_COLORS.items()}
     ends = [line for lines in by_run.values() for line in lines if line["step"] == lines[-1]["step"]]
     figure = draw.group_bars(ends, "run", "false_rows", unit, looks_of(runs)) if ends else None
 
@@ -155,13 +157,12 @@ def _false(runs: Sequence[Case]) -> list[Exhibit]:
 
 
 def _confidence(runs: Sequence[Case]) -> list[Exhibit]:
-    both = {
-        case.name: (case.found.right_histogram, case.found.wrong_histogram) for case in runs if case.found is not None
-    }
-    top = max((float((right + wrong).max()) for right, wrong in both.values()), default=0.0)
+    summaries = {case.name: case.summary for case in runs if case.summary is not None}
+    rows = [summary.right_histogram + summary.wrong_histogram for summary in summaries.values()]
+    top = max((float(by_bin.max()) for by_bin in rows), default=0.0)
 
     def plot(case: Case) -> tuple[Any, Lines]:
-        right, wrong = both[case.name]
+        right, wrong = summaries[case.name].right_histogram, summaries[case.name].wrong_histogram
         edges = np.linspace(0, 100, BINS + 1)
         lines = [
             {"from_percent": edges[k], "to_percent": edges[k + 1], "right": plain(right[k])}
@@ -173,7 +174,9 @@ def _confidence(runs: Sequence[Case]) -> list[Exhibit]:
     def wrong(case: Case) -> np.ndarray:
         return 100 * case.insight.curves["pseudo_wrong_confidence"]
 
-    curves = overlaid(WRONG_CONFIDENCE, runs, "wrong_confidence_percent", "mean confidence (%)", wrong, no_truth)
+    curves = overlaid(
+        WRONG_CONFIDENCE, runs, "wrong_confidence_percent", measure("wrong_confidence").axis, wrong, no_truth
+    )
     return [curves, plot_each(HISTOGRAM, runs, plot, no_labels)]
 
 
@@ -189,7 +192,9 @@ def _calibration(runs: Sequence[Case]) -> list[Exhibit]:
         ]
         return draw.reliability(lines), lines
 
-    curves = overlaid(ECE, runs, "ece_percent", "ECE (%)", lambda case: 100 * case.insight.curves["ece"], nothing)
+    curves = overlaid(
+        ECE, runs, "ece_percent", measure("ece").axis, lambda case: 100 * case.insight.curves["ece"], nothing
+    )
     return [curves, plot_each(RELIABILITY, runs, plot, nothing)]
 
 
@@ -197,7 +202,7 @@ def _over_training(runs: Sequence[Case]) -> list[Exhibit]:
     def accepted(case: Case) -> np.ndarray:
         if "pseudo_mask_rate" in case.insight.curves:
             return 100 * case.insight.curves["pseudo_mask_rate"]
-        confidence = case.insight.recorded.confidence  # half as precise; where the true labels are not known
+        confidence = case.insight.recorded.confidence  # in float16; there is no curve if true labels are not known
         assert confidence is not None
         return 100 * (confidence >= case.insight.recorded.threshold).mean(axis=1)
 
@@ -205,14 +210,15 @@ def _over_training(runs: Sequence[Case]) -> list[Exhibit]:
         return 100 * case.insight.curves["bacc"]
 
     def no_estimate(case: Case) -> str:
-        is_there = "prior_kl" in case.insight.curves
-        return no_truth(case) or ("" if is_there else "no estimate Q of the prior of the pool is kept")
+        is_recorded = "prior_kl" in case.insight.curves
+        return no_truth(case) or ("" if is_recorded else "no estimate Q of the prior of the pool is kept")
 
+    kl = measure("kl").axis
     return [
-        overlaid(BALANCED, runs, "bacc_percent", "balanced accuracy (%)", bacc, nothing),
-        overlaid(MASK_RATE, runs, "accepted_percent", "rows accepted (%)", accepted, no_labels),
-        overlaid(PRIOR, runs, "kl_nats", "KL (nats)", lambda case: case.insight.curves["prior_kl"], no_estimate),
-        overlaid(ACCEPTED_PRIOR, runs, "kl_nats", "KL (nats)", lambda case: case.insight.curves["pseudo_kl"], no_truth),
+        overlaid(BALANCED, runs, "bacc_percent", measure("bacc").axis, bacc, nothing),
+        overlaid(MASK_RATE, runs, "accepted_percent", measure("mask_rate").axis, accepted, no_labels),
+        overlaid(PRIOR, runs, "kl_nats", kl, lambda case: case.insight.curves["prior_kl"], no_estimate),
+        overlaid(ACCEPTED_PRIOR, runs, "kl_nats", kl, lambda case: case.insight.curves["pseudo_kl"], no_truth),
     ]
 
 
@@ -222,9 +228,9 @@ def _confusion(runs: Sequence[Case]) -> Exhibit:
 
 
 def _confusion_plot(case: Case, runs: Sequence[Case]) -> Plot:
-    assert case.found is not None
-    assert case.found.confusion is not None
-    names, confusion = case.insight.classes, case.found.confusion
+    assert case.summary is not None
+    assert case.summary.confusion is not None
+    names, confusion = case.insight.classes, case.summary.confusion
     order = np.argsort(-case.insight.recorded.counts, kind="stable")
     rows = confusion.numpy()[np.ix_(order, order)]  # most labelled first
     lines = [
@@ -232,8 +238,8 @@ def _confusion_plot(case: Case, runs: Sequence[Case]) -> Plot:
         for k, j in zip(*rows.nonzero(), strict=True)
     ]
     worst = [
-        (names[one.true], names[one.label], f"{one.rows:,}", f"{100 * one.rows / int(confusion[one.true].sum()):.0f} %")
-        for one in numbers.mistakes(confusion, WORST)
+        (names[true], names[label], f"{count:,}", f"{100 * count / int(confusion[true].sum()):.0f} %")
+        for true, label, count in numbers.mistakes(confusion, WORST)
     ]
     header = ("true class", "accepted as", "rows", "of its accepted rows")
     shares = rows / np.maximum(1, rows.sum(axis=1, keepdims=True))
@@ -242,20 +248,20 @@ def _confusion_plot(case: Case, runs: Sequence[Case]) -> Plot:
 
 
 def _state(runs: Sequence[Case]) -> Section:
-    """What each method keeps, one exhibit a title."""
+    """The recorded state of each method; items of the same title share an exhibit."""
     questions = {item.title: Question(item.title, item.reading) for case in runs for item in case.state}
 
     def exhibit(question: Question) -> Exhibit:
-        found = {case.name: item for case in runs for item in case.state if item.title == question.title}
-        holders = [case for case in runs if case.name in found]
-        return plot_each(question, holders, lambda case: _kept(case, found[case.name], size_of(case, runs)), nothing)
+        items = {case.name: item for case in runs for item in case.state if item.title == question.title}
+        holders = [case for case in runs if case.name in items]
+        return plot_each(question, holders, lambda case: _kept(case, items[case.name], size_of(case, runs)), nothing)
 
     missing = reasons(runs, lambda case: "" if case.state else "nothing that the method keeps is recorded")
-    return Section("State of the method", [exhibit(each) for each in questions.values()], tuple(missing))
+    return Section("State of the method", [exhibit(question) for question in questions.values()], tuple(missing))
 
 
 def _kept(case: Case, item: PerClass | OverTime, size: tuple[float, float]) -> tuple[Any, Lines]:
-    """A figure of what a method keeps of each class, or over training."""
+    """The figure and CSV rows of a part of a method's state: by class at the end, or over training."""
     if isinstance(item, PerClass):
         columns = {"value": item.values} | ({} if item.errors is None else {"standard_error": item.errors})
         lines = class_lines(case.insight, **columns)
@@ -264,6 +270,9 @@ def _kept(case: Case, item: PerClass | OverTime, size: tuple[float, float]) -> t
         pairs = zip(item.steps, item.values[:, 0], strict=True)
         lines = [{"run": case.name, "step": int(step), "value": plain(value)} for step, value in pairs]
         return draw.curves(lines, "run", "value", item.unit, {case.name: draw.Look(draw.BLUE)}), lines
-    by_step = [(int(step), class_lines(case.insight, value=v)) for step, v in zip(item.steps, item.values, strict=True)]
-    lines = [{"step": step} | line for step, each in by_step for line in each]
+    lines = [
+        {"step": int(step)} | line
+        for step, values in zip(item.steps, item.values, strict=True)
+        for line in class_lines(case.insight, value=values)
+    ]
     return draw.class_curves(lines, item.unit), lines

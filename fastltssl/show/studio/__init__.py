@@ -1,7 +1,4 @@
-"""The studio: a local page that shows where the bias of a run comes from and tries a cure. Numbers come from layer 4.
-
-The package is called pages because `fastltssl.studio` is the function.
-"""
+"""The studio: a local web page that shows where the bias of a run comes from and tries to correct it."""
 
 import logging
 import secrets
@@ -19,7 +16,7 @@ EVERY = ("0.0.0.0", "::")
 
 @dataclass(frozen=True)
 class Studio:
-    """A studio that is open. A notebook shows it in a frame."""
+    """A studio that is being served. A notebook shows it in a frame."""
 
     address: str
     stop: Callable[[], None]
@@ -36,9 +33,9 @@ def studio(
     dataset: str | None = None,
     root: str | Path | None = None,
 ) -> Studio:
-    """The studio of some run folders, served from a thread of this process; port 0 takes a free one.
+    """Serve the studio of some run folders from a thread of this process; port 0 takes a free port.
 
-    `cache`, `dataset` and `root` say where these are now, where they have moved.
+    `cache`, `dataset` and `root` are needed if the cache or the images have moved since the runs were trained.
     """
     server, address = served(
         tuple(Path(run) for run in runs),
@@ -62,10 +59,10 @@ def served(
     *,
     in_thread: bool = False,
 ) -> tuple[Any, str]:
-    """A server that is not started yet (started, with `in_thread`), and its address.
+    """A server and its address. With `in_thread` the server is running, else it has to be started.
 
-    Open to other hosts it asks for a token, which is part of the address. Raises RunError on a folder that is no run,
-    StudioError without panel and where the port is taken.
+    If other hosts can reach it, it asks for a token, which is part of the address. Raises RunError if a folder is not a
+    run, and StudioError without panel or if the port is taken.
     """
     try:
         import panel as pn
@@ -83,7 +80,7 @@ def served(
     options = Options(folders, cache, dataset, root)
     origins = [f"{name}:{port}" for name in LOCAL] if token is None else ["*"]
     pn.extension()
-    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)  # warns of "*", which the token is for
+    logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)  # it warns of the origin "*", which the token guards
     server = pn.serve(
         {"/": lambda: page(options, token)}, address=host, port=port, websocket_origin=origins, show=False,
         start=in_thread, threaded=in_thread, verbose=False, title="fastltssl studio",
@@ -92,20 +89,20 @@ def served(
 
 
 def _reachable(host: str) -> str:
-    """The host as another machine asks for it: this machine's name, where it listens to every address."""
+    """The host in an address: the name of this machine if it listens on all addresses, IPv6 in brackets."""
     if host in EVERY:
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0. Raises StudioError where it cannot be had."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """The port, or a free port for 0. Raises StudioError if it cannot be opened."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            probe.bind((host, port))
         except OSError as error:
             raise StudioError(
                 f"--host {host} --port {port} cannot be opened ({error}). Choose another --port"
             ) from None
-        return tried.getsockname()[1]
+        return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The address of the page holds what a visitor has moved, so that a link brings it back."""
+"""The address of the page contains the positions of all moved widgets, so that a link restores them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,53 +11,53 @@ import panel as pn
 WRITE = """const address = new URL(window.location)
 for (const [name, value] of new URLSearchParams(cb_obj.value))
   value ? address.searchParams.set(name, value) : address.searchParams.delete(name)
-window.history.replaceState(window.history.state, '', address)"""  # no entry a move: Back leaves the page
+window.history.replaceState(window.history.state, '', address)"""  # adds no entry to the history: Back leaves the page
 
 
 class Address:
-    """What was asked for by the link, and what has been moved since; `line` has to be in the page."""
+    """What the link asked for, and what was moved since. `line`, a hidden widget, must be in the page."""
 
     def __init__(self, asked: dict[str, str]) -> None:
         self.asked = asked
         self.line = pn.widgets.TextInput(visible=False)
         self.line.jscallback(value=WRITE)
-        self.changed: Callable[[], None] = self.write  # called when there is something to write
+        self.changed: Callable[[], None] = self.write  # called when the address should change
         self._told = dict(asked)
 
     def keep(self, parameter: str = "value", /, **widgets: Any) -> None:
-        """Put each widget where the link asks for, as near as it goes, and keep it in the address under its name."""
+        """Set each widget to the nearest value to what the link asks for, and keep it in the address by its name."""
         for name, widget in widgets.items():
             self.restore(name, widget, parameter)
         self.watch(parameter, **widgets)
 
     def watch(self, parameter: str = "value", /, **widgets: Any) -> None:
-        """Keep widgets in the address, wherever they are now."""
+        """Write widgets to the address from their next move on."""
         for name, widget in widgets.items():
             widget.param.watch(partial(self._moved, name), parameter)
 
     def restore(self, name: str, widget: Any, parameter: str = "value") -> None:
-        """Put a widget where the link asks for, once."""
+        """Set a widget to what the link asks for, the first time only."""
         if name in self.asked and put(widget, self.asked[name], parameter):
             del self.asked[name]
 
     def number(self, name: str) -> int | None:
-        """A whole number that the link asks for, from 0."""
+        """A whole number >= 0 that the link asks for, the first time only."""
         text = self.asked.pop(name, "")
         return int(text) if text.isdecimal() else None
 
     def tell(self, name: str, value: Any) -> None:
-        """Write into the address, with the next repaint; None takes the name out of it."""
+        """Write a value to the address with the next repaint; None removes its name."""
         text = "" if value is None else as_text(value)
         if self._told.get(name, "") != text:
             self._told[name] = text
             self.changed()
 
     def write(self) -> None:
-        """Send what was told to the page."""
+        """Send the address to the browser."""
         self.line.value = urlencode(self._told)
 
     def forget(self, *names: str) -> None:
-        """Take names, and those that begin so with a full stop, out of the address and of what the link asked for."""
+        """Remove names from the address and from what the link asked for; "set." stands for all names that begin so."""
         for name in {*self.asked, *self._told}:
             if name in names or f"{name.partition('.')[0]}." in names:
                 self.asked.pop(name, None)
@@ -68,14 +68,14 @@ class Address:
 
 
 def as_text(value: Any) -> str:
-    """A widget's value as an address has it."""
+    """A value of a widget as text in an address."""
     if isinstance(value, tuple | list):
         return "~".join(map(as_text, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def put(widget: Any, text: str, parameter: str = "value") -> bool:
-    """Give a widget the value nearest to what an address says; False, and it stays, where nothing is near."""
+    """Set a widget to the value nearest to a text of an address; False if no value is near, and it stays as it is."""
     if (options := getattr(widget, "options", None)) is not None:
         value = _option(list(options), text)
     elif isinstance(getattr(widget, parameter), str):
@@ -90,7 +90,7 @@ def put(widget: Any, text: str, parameter: str = "value") -> bool:
 
 
 def _option(options: list[Any], text: str) -> Any:
-    """The option that reads so, else the nearest of numbers."""
+    """The option with that text, else the nearest one if options are numbers."""
     by_text = {as_text(option): option for option in options}
     number = _number(text)
     if text in by_text or number is None or not all(isinstance(option, int | float) for option in options):
@@ -99,9 +99,9 @@ def _option(options: list[Any], text: str) -> Any:
 
 
 def _within(widget: Any, text: str) -> Any:
-    """A number, or a pair of them, inside the range of a slider."""
-    found = [_number(part) for part in text.split("~")]
-    inside = [None if each is None else float(np.clip(each, widget.start, widget.end)) for each in found]
+    """A number, or a pair of numbers, clipped to the range of a slider; None if the text is something else."""
+    numbers = [_number(part) for part in text.split("~")]
+    inside = [None if number is None else float(np.clip(number, widget.start, widget.end)) for number in numbers]
     is_pair = isinstance(widget.value, tuple)
     if None in inside or len(inside) != 1 + is_pair:
         return None

@@ -1,8 +1,7 @@
-"""The page of one visitor: side bar, tabs, address, files."""
+"""The web page of one visitor: its side bar, tabs, address and CSV files."""
 
 import hmac
 import io
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,18 @@ from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio import map as map_page
 from fastltssl.show.studio import overview, pseudo_labels, refit, samples
 from fastltssl.show.studio.address import Address
-from fastltssl.show.studio.session import SLIDERS, Options, Session, at_hand, moved, open_session, reset, telling
+from fastltssl.show.studio.session import (
+    SLIDERS,
+    Options,
+    Page,
+    Session,
+    Shown,
+    at_hand,
+    moved,
+    open_session,
+    reset,
+    telling,
+)
 from fastltssl.show.tables import as_csv
 
 PAGES = {
@@ -23,7 +33,7 @@ PAGES = {
     "Samples": samples.page,
     "Map": map_page.page,
 }
-OF_A_RUN = ("set.", "row", "page", "true", "label", "knob")  # what an address says of one run alone
+OF_A_RUN = ("set.", "row", "page", "true", "label", "knob")  # names in an address that are forgotten with the run
 THEME_LINK = (
     '<a class="theme" href="#" style="color:inherit;font-size:14px" onclick="const a=new URL(window.location);'
     "a.searchParams.set('theme','{other}');window.location=a;return false\">{other} theme</a>"
@@ -31,37 +41,37 @@ THEME_LINK = (
 
 
 def page(options: Options, token: str | None) -> Any:
-    """The template for one visitor; where there is a token, a form until it is given."""
+    """The page for one visitor. If there is a token, it shows a form until the visitor gives the token."""
     asked = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items()}
     is_dark = asked.get("theme") == "dark"
-    made: Any = pn.template.BootstrapTemplate(
+    template: Any = pn.template.BootstrapTemplate(
         title="fastltssl studio", theme="dark" if is_dark else "default", sidebar_width=290,
         header_background="#2d3540", collapsed_sidebar=False, busy_indicator=None, raw_css=[d.sheet(is_dark), SHELL],
     )  # fmt: skip
-    made.header.append(pn.pane.HTML(THEME_LINK.format(other="light" if is_dark else "dark"), align="center"))
+    template.header.append(pn.pane.HTML(THEME_LINK.format(other="light" if is_dark else "dark"), align="center"))
     body, side = pn.Column(sizing_mode="stretch_width"), pn.Column(sizing_mode="stretch_width")
     address = Address(asked)
-    made.main.extend([body, address.line])
-    made.sidebar.append(side)
+    template.main.extend([body, address.line])
+    template.sidebar.append(side)
 
     def enter() -> None:
         side.objects, body.objects = _filled(open_session(options, is_dark, address))
 
     if token is None or hmac.compare_digest(asked.get("token", "").encode(), token.encode()):
         enter()
-        return made
-    word = pn.widgets.PasswordInput(label="Token, as the terminal shows it", width=320)
+        return template
+    given = pn.widgets.PasswordInput(label="Token, as the terminal shows it", width=320)
 
-    def tried(_: Any) -> None:
-        if hmac.compare_digest(str(word.value).encode(), token.encode()):
+    def check(_: Any) -> None:
+        if hmac.compare_digest(str(given.value).encode(), token.encode()):
             enter()
             address.tell("token", token)
         else:
-            word.label = "That is not the token that the terminal shows"
+            given.label = "That is not the token that the terminal shows"
 
-    word.param.watch(tried, "value")
-    body.append(word)
-    return made
+    given.param.watch(check, "value")
+    body.append(given)
+    return template
 
 
 SHELL = """
@@ -72,24 +82,24 @@ SHELL = """
 
 
 def _filled(session: Session) -> tuple[list[Any], list[Any]]:
-    """The side bar and the tabs; a tab is built when it is first looked at."""
+    """The contents of the side bar and of the body; a tab is built when it is first opened."""
     places = [pn.Column(sizing_mode="stretch_width", min_height=300) for _ in PAGES]
     tabs = pn.Tabs(*zip(PAGES, places, strict=True), dynamic=True, sizing_mode="stretch_width")
-    built: dict[int, tuple[Any, Callable[[], None], Callable[[], list[dict[str, Any]]]]] = {}
+    built: dict[int, Page] = {}
 
-    def repaint() -> None:
-        if tabs.active not in built:
-            built[tabs.active] = list(PAGES.values())[tabs.active](session)
-            built[tabs.active][1]()
-            places[tabs.active].objects = [built[tabs.active][0]]
-        else:
-            built[tabs.active][1]()
+    def repaint(shown: Shown) -> None:
+        index = tabs.active
+        if index not in built:
+            built[index] = list(PAGES.values())[index](session)
+        built[index].repaint(shown)
+        if not places[index].objects:
+            places[index].objects = [built[index].layout]
 
     def as_file() -> io.BytesIO:
         name = f"{session.run.value} seed{session.seed.value} {list(PAGES)[tabs.active]}"
         download.filename = f"{slug(name)}.csv"
-        lines = built[tabs.active][2]() or [{"note": "nothing is shown here"}]
-        return io.BytesIO(as_csv(lines).encode())
+        lines = built[tabs.active].lines(session.shown) if session.shown else []
+        return io.BytesIO(as_csv(lines or [{"note": "nothing is shown here"}]).encode())
 
     session.repaint = repaint
     session.address.changed = partial(moved, session)
@@ -103,6 +113,7 @@ def _filled(session: Session) -> tuple[list[Any], list[Any]]:
 
 
 def _side_bar(session: Session, download: Any) -> list[Any]:
+    """The widgets that choose a run and move its scores, and the buttons under them."""
     dark = session.is_dark
     back = pn.widgets.Button(label="As trained", sizing_mode="stretch_width")
 
@@ -124,7 +135,7 @@ def _side_bar(session: Session, download: Any) -> list[Any]:
 
 
 def _follow(session: Session, tabs: Any) -> None:
-    """Repaint when a widget moves, and keep the tab in the address."""
+    """Repaint when a widget of the side bar moves or another tab is opened, and keep the tab in the address."""
 
     def other_run(_: Any) -> None:
         session.address.forget(*OF_A_RUN)

@@ -1,6 +1,6 @@
-"""How every page draws: one palette, one kind of card, and sources that are filled in place.
+"""The building blocks of all tabs: cards, plots, tables and colours.
 
-Colours are Okabe and Ito's. A plot says how it is read in the line under its title.
+A card says under its title how to read its plot. A plot keeps its source, whose columns are replaced when it changes.
 """
 
 import html
@@ -22,17 +22,19 @@ from bokeh.models import (
 from bokeh.models.annotations import Legend, Span
 from bokeh.plotting import figure
 
-from fastltssl.show.study_figures import BLUE as BLUE
-from fastltssl.show.study_figures import CURVES as CURVES
-from fastltssl.show.study_figures import GREY as GREY
-from fastltssl.show.study_figures import ORANGE as ORANGE
+from fastltssl.show.palette import BLACK, CURVES
+from fastltssl.show.palette import BLUE as BLUE
+from fastltssl.show.palette import GREEN as GREEN
+from fastltssl.show.palette import GREY as GREY
+from fastltssl.show.palette import GROUP_COLORS as GROUP_COLORS
+from fastltssl.show.palette import ORANGE as ORANGE
+from fastltssl.show.palette import PINK as PINK
+from fastltssl.show.palette import SKY as SKY
 
-GREEN, PINK, YELLOW, SKY = (CURVES[place][0] for place in (2, 3, 4, 5))
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")
-GROUP_COLORS = (BLUE, YELLOW, PINK)  # head, medium, tail
-FEW = 2000  # values of a column that go along with the others in one message
-LONG = 18  # letters of a class name along an axis
-LABELLED_CLASSES = 60  # above this many, class names are in the tooltips only
+FEW = 2000  # values; a shorter column is sent as a list, in one message with the others
+LONG = 18  # letters; longer class names are cut on an axis
+LABELLED_CLASSES = 60  # an axis of more classes has no names; they are in the tooltips
 INK = {False: ("#3d4450", "#e3e6ea"), True: ("#d5d9df", "#3a4149")}  # is_dark -> text, lines
 
 CSS = """
@@ -60,77 +62,80 @@ DARK = ":host, :root { --ink: #e4e7eb; --soft: #9aa3af; --line: #3a4149; --paper
 
 
 def sheet(is_dark: bool) -> str:
-    """The style of cards, tables and numbers."""
+    """The CSS of cards, tables and numbers, in the light or the dark theme."""
     return (DARK if is_dark else LIGHT) + CSS
 
 
 def text(markup: str, is_dark: bool, **settings: Any) -> pn.pane.HTML:
-    """A pane of HTML in the style of the pages."""
+    """A pane of HTML with the CSS of `sheet`."""
     settings = {"sizing_mode": "stretch_width", "margin": (0, 5)} | settings
     return pn.pane.HTML(markup, stylesheets=[sheet(is_dark)], **settings)
 
 
 def note(message: str) -> str:
+    """A message as a paragraph of small text."""
     return f'<p class="note">{html.escape(message)}</p>'
 
 
 def card(title: str, reading: str, body: Any, is_dark: bool, **settings: Any) -> pn.Column:
-    """A plot under its title and the sentence that says how to read it."""
+    """A plot or other content under its title and a sentence on how to read it."""
     head = text(f'<h3>{html.escape(title)}</h3><p class="reading">{html.escape(reading)}</p>', is_dark)
     settings = {"sizing_mode": "stretch_width", "margin": 6, "styles": {"height": "calc(100% - 12px)"}} | settings
     return pn.Column(head, body, css_classes=["plate"], stylesheets=[sheet(is_dark)], **settings)
 
 
 def grid(*cards: Any, columns: int = 2) -> pn.GridBox:
-    """Cards side by side, equally wide."""
+    """Cards side by side, of equal width."""
     return pn.GridBox(*cards, ncols=columns, sizing_mode="stretch_width")
 
 
 def plot(x: str, y: str, is_dark: bool, height: int = 250, **settings: Any) -> Any:
-    """An empty figure with named axes, in the colours of the theme."""
+    """An empty plot with labelled axes, in the colours of the theme."""
     ink, line = INK[is_dark]
     settings = {"tools": "pan,box_zoom,wheel_zoom,reset,save", "sizing_mode": "stretch_width"} | settings
-    made = figure(height=height, x_axis_label=x, y_axis_label=y, **settings)
-    made.toolbar.autohide = True
-    made.toolbar.logo = None
-    made.background_fill_color = made.border_fill_color = None
-    made.outline_line_color = None
-    made.min_border_left = 52
-    for axis in made.axis:
+    drawn = figure(height=height, x_axis_label=x, y_axis_label=y, **settings)
+    drawn.toolbar.autohide = True
+    drawn.toolbar.logo = None
+    drawn.background_fill_color = drawn.border_fill_color = None
+    drawn.outline_line_color = None
+    drawn.min_border_left = 52
+    for axis in drawn.axis:
         axis.axis_label_text_font_style = "normal"
         axis.axis_label_text_color = axis.major_label_text_color = ink
         axis.axis_label_text_font_size = "12px"
         axis.axis_line_color = axis.major_tick_line_color = line
         axis.minor_tick_line_color = None
-    made.xgrid.grid_line_color = None
-    made.ygrid.grid_line_color = line
-    return made
+    drawn.xgrid.grid_line_color = None
+    drawn.ygrid.grid_line_color = line
+    return drawn
 
 
-def pane(made: Any) -> pn.pane.Bokeh:
-    return pn.pane.Bokeh(made, sizing_mode="stretch_width", theme=None, margin=0)
+def pane(target: Any) -> pn.pane.Bokeh:
+    return pn.pane.Bokeh(target, sizing_mode="stretch_width", theme=None, margin=0)
 
 
-def hover(made: Any, tips: Sequence[tuple[str, str]], *renderers: Any, **settings: Any) -> None:
-    """A tooltip over some of the glyphs."""
-    made.add_tools(HoverTool(tooltips=list(tips), renderers=list(renderers), **settings))
+def hover(target: Any, tips: Sequence[tuple[str, str]], *renderers: Any, **settings: Any) -> None:
+    """Add a tooltip to some of the glyphs of a plot."""
+    target.add_tools(HoverTool(tooltips=list(tips), renderers=list(renderers), **settings))
 
 
-def legend(made: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool) -> Any:
-    """A line of names above the plot; returned so that a name can change."""
+def legend(target: Any, items: Sequence[tuple[str, Sequence[Any]]], is_dark: bool) -> Any:
+    """Add a legend in one line above the plot; it is returned so that `rename` can change a name."""
     ink, _ = INK[is_dark]
-    added = Legend(items=[(name, list(each)) for name, each in items], orientation="horizontal", spacing=14, margin=0)
+    added = Legend(
+        items=[(name, list(glyphs)) for name, glyphs in items], orientation="horizontal", spacing=14, margin=0
+    )
     added.label_text_color = ink
     added.label_text_font_size = "12px"
     added.background_fill_color = added.border_line_color = None
     added.glyph_width = added.glyph_height = 14
-    made.add_layout(added, "above")
+    target.add_layout(added, "above")
     return added
 
 
-def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -> None:
-    """Class names along an axis whose places are ranks; ranks where they are too many to read."""
-    axis = made.xaxis[0] if axis is None else axis
+def class_axis(target: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -> None:
+    """Name the ranks along an axis (default: x) by their classes; ranks stay if there are too many names to read."""
+    axis = target.xaxis[0] if axis is None else axis
     if len(names) > LABELLED_CLASSES:
         if isinstance(axis.formatter, CustomJSTickFormatter):
             axis.ticker, axis.formatter, axis.major_label_orientation = (
@@ -145,40 +150,43 @@ def class_axis(made: Any, names: Sequence[Any] | np.ndarray, axis: Any = None) -
     axis.ticker = FixedTicker(ticks=list(range(len(names))))
     axis.formatter = CustomJSTickFormatter(code="return names[tick] ?? ''", args={"names": names})
     axis.major_label_text_font_size = "11px" if len(names) <= 30 else "9.5px"
-    if axis in made.xaxis:
+    if axis in target.xaxis:
         axis.major_label_orientation = math.pi / 2
 
 
 def rename(legend: Any, place: int, name: str) -> None:
-    """Give an item of a legend another name."""
+    """Give the item at `place` of a legend another name."""
     if legend.items[place].label != literal(name):
         legend.items[place].label = literal(name)
 
 
-def scrubber(made: Any, is_dark: bool) -> Span:
-    """The line that marks the step in view."""
+def scrubber(target: Any, is_dark: bool) -> Span:
+    """Add a vertical dotted line, such as that of the step in view."""
     line = Span(dimension="height", line_color=INK[is_dark][0], line_dash="dotted", line_width=1.2)
-    made.add_layout(line)
+    target.add_layout(line)
     return line
 
 
 def source(name: str, /, **columns: Any) -> ColumnDataSource:
-    """Columns of a plot, found in the page by name."""
+    """The columns of a plot; `name` identifies them in the page."""
     return ColumnDataSource({column: list(values) for column, values in columns.items()}, name=name)
 
 
 def numbers(items: Sequence[tuple[str, str, str]]) -> str:
-    """Large figures in a row: what it is, its value, and a line under it."""
-    each = (f'<div class="number"><span>{n}</span><b>{v}</b><span>{u}</span></div>' for n, v, u in items)
-    return f'<div class="numbers">{"".join(each)}</div>'
+    """Large numbers side by side; an item is a title, a value and a line under the value."""
+    boxes = (
+        f'<div class="number"><span>{title}</span><b>{value}</b><span>{under}</span></div>'
+        for title, value, under in items
+    )
+    return f'<div class="numbers">{"".join(boxes)}</div>'
 
 
 class Markup(str):
-    """A cell of a table that is HTML already."""
+    """A cell of a table that is HTML; other text is escaped."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first column to the left; cells are text, or Markup."""
+    """A table as HTML, with its first column aligned to the left."""
     rows = [[cell if isinstance(cell, Markup) else html.escape(str(cell)) for cell in row] for row in rows]
     head = "".join(f"<th>{column}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
@@ -191,20 +199,20 @@ def percent(value: float | None) -> str:
 
 
 def look(place: int, is_dark: bool) -> tuple[str, str, str]:
-    """Colour, marker and dash of a run by its place among the runs; dotted from where colours come again."""
+    """Colour, marker and dash of the run at `place` among all runs; dotted from where the colours repeat."""
     color = CURVES[place % len(CURVES)][0]
-    ink = INK[is_dark][0] if color == "#000000" else color
-    return ink, MARKERS[place % len(MARKERS)], "solid" if place < len(CURVES) else "dotted"
+    color = INK[is_dark][0] if color == BLACK else color
+    return color, MARKERS[place % len(MARKERS)], "solid" if place < len(CURVES) else "dotted"
 
 
 def chip(place: int, is_dark: bool) -> str:
-    """The colour of a run beside its name: full, or a dotted frame where its curves are dotted."""
+    """A small square in the colour of a run; if its curves are dotted, only a dotted frame."""
     color, _, dash = look(place, is_dark)
     style = f"background:{color}" if dash == "solid" else f"border:2px dotted {color}"
     return f'<span class="chip" style="{style}"></span>'
 
 
 def column(values: Any) -> Any:
-    """Values for a source, as doubles: a list where they are few, as each array is two messages of its own."""
-    found = np.asarray(values, dtype=np.float64)
-    return found.tolist() if len(found) <= FEW else found
+    """Values for a source, as float64. A list if they are few, since each array takes two more messages."""
+    array = np.asarray(values, dtype=np.float64)
+    return array.tolist() if len(array) <= FEW else array

@@ -1,4 +1,4 @@
-"""What a method keeps of each class or over training, and the label bias with its error bars."""
+"""Cards about the state that a method keeps, and about the label bias of the zero-shot model."""
 
 from typing import Any
 
@@ -11,48 +11,50 @@ from fastltssl.types import OverTime, PerClass
 
 
 def cards(shown: Shown, dark: bool) -> list[Any]:
-    """What the method keeps of each class or over training, and the label bias with its error bars."""
-    found: list[PerClass | OverTime] = []
+    """A card for the label bias with its error bars, and one for each part of the method's state."""
+    items: list[PerClass | OverTime] = []
     bias = shown.scored and shown.scored.label_bias
     if bias:
         values = (bias.log_bias - bias.log_bias.mean()).numpy()
         reading = "Classes above 0 are predicted too often by the zero-shot model. Bars: 1.96 standard errors."
-        found.append(PerClass("Label bias", "log bias, less its mean (nats)", reading, values,
+        items.append(PerClass("Label bias", "log bias, less its mean (nats)", reading, values,
                               1.96 * bias.standard_error.numpy()))  # fmt: skip
-    found += method_state(shown.insight)
+    items += method_state(shown.insight)
     return [
-        _per_class(each, shown, dark) if isinstance(each, PerClass) else _curve(each, shown, dark) for each in found
+        _per_class(item, shown, dark) if isinstance(item, PerClass) else _over_time(item, shown, dark) for item in items
     ]
 
 
-def _per_class(found: PerClass, shown: Shown, dark: bool) -> Any:
+def _per_class(item: PerClass, shown: Shown, dark: bool) -> Any:
+    """A bar for each class, or a point with its error bar if there are errors."""
     order = shown.ranked
-    values, names = found.values[order], [shown.insight.classes[k] for k in order]
-    made = d.plot("classes, most labelled first", found.unit, dark, 270)
-    own = d.source(found.title, x=range(len(order)), y=d.column(values), name=names)
-    if found.errors is None:
-        glyph = made.vbar("x", top="y", width=0.8, source=own, color=d.BLUE, line_color=None)
+    values, names = item.values[order], [shown.insight.classes[k] for k in order]
+    plot = d.plot("classes, most labelled first", item.unit, dark, 270)
+    own = d.source(item.title, x=range(len(order)), y=d.column(values), name=names)
+    if item.errors is None:
+        glyph = plot.vbar("x", top="y", width=0.8, source=own, color=d.BLUE, line_color=None)
     else:
-        errors = np.where(np.isfinite(found.errors), found.errors, 0)[order]
+        errors = np.where(np.isfinite(item.errors), item.errors, 0)[order]
         own.data.update(low=d.column(values - errors), high=d.column(values + errors))
-        glyph = made.scatter("x", "y", source=own, size=7, color=d.BLUE)
-        made.segment("x", "low", "x", "high", source=own, line_color=d.BLUE, line_width=1.2)
-    d.hover(made, [("class", "@name"), (found.unit, "@y{0.000}")], glyph)
-    d.class_axis(made, names)
-    return d.card(found.title, found.reading, d.pane(made), dark)
+        glyph = plot.scatter("x", "y", source=own, size=7, color=d.BLUE)
+        plot.segment("x", "low", "x", "high", source=own, line_color=d.BLUE, line_width=1.2)
+    d.hover(plot, [("class", "@name"), (item.unit, "@y{0.000}")], glyph)
+    d.class_axis(plot, names)
+    return d.card(item.title, item.reading, d.pane(plot), dark)
 
 
-def _curve(found: OverTime, shown: Shown, dark: bool) -> Any:
-    made = d.plot("training step", found.unit, dark, 270)
-    many, groups = found.values.shape[1] > 1, shown.insight.groups
-    for k in range(found.values.shape[1]):
-        color = d.GROUP_COLORS[int(groups[k])] if many and groups is not None else d.BLUE
-        name = shown.insight.classes[k] if many else found.title
-        own = d.source(f"{found.title}/{k}", x=found.steps, y=d.column(found.values[:, k]))
-        own.data.update(name=[name] * len(found.steps))
-        line = made.line("x", "y", source=own, line_color=color, line_width=1.2 if many else 2, alpha=0.7)
-        if not many:
-            made.scatter("x", "y", source=own, color=color, size=6)
-        d.hover(made, [("", "@name"), ("step", "@x"), (found.unit, "@y{0.00}")], line)
-    tail = " Blue head, yellow medium, pink tail." if many and groups is not None else ""
-    return d.card(found.title, found.reading + tail, d.pane(made), dark)
+def _over_time(item: OverTime, shown: Shown, dark: bool) -> Any:
+    """A curve over training, or one for each class in the colour of its group."""
+    plot = d.plot("training step", item.unit, dark, 270)
+    is_by_class, groups = item.values.shape[1] > 1, shown.insight.groups
+    for k in range(item.values.shape[1]):
+        color = d.GROUP_COLORS[int(groups[k])] if is_by_class and groups is not None else d.BLUE
+        name = shown.insight.classes[k] if is_by_class else item.title
+        own = d.source(f"{item.title}/{k}", x=item.steps, y=d.column(item.values[:, k]))
+        own.data.update(name=[name] * len(item.steps))
+        line = plot.line("x", "y", source=own, line_color=color, line_width=1.2 if is_by_class else 2, alpha=0.7)
+        if not is_by_class:
+            plot.scatter("x", "y", source=own, color=color, size=6)
+        d.hover(plot, [("", "@name"), ("step", "@x"), (item.unit, "@y{0.00}")], line)
+    colors = " Blue head, yellow medium, pink tail." if is_by_class and groups is not None else ""
+    return d.card(item.title, item.reading + colors, d.pane(plot), dark)

@@ -1,4 +1,4 @@
-"""Knobs of the method, a button that trains again from the cache, and the curve of one knob."""
+"""The knobs of the method, training again with other values from the cache, and the curve of one knob."""
 
 import asyncio
 import html
@@ -18,180 +18,187 @@ from fastltssl.analysis.history import Insight
 from fastltssl.analysis.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
 from fastltssl.errors import UnknownKnob
 from fastltssl.functional.heads import HEADS
+from fastltssl.functional.measures import measure
 from fastltssl.progress import Progress, drain
 from fastltssl.runs.config import Config
 from fastltssl.runs.folder import new_folder
 from fastltssl.show.studio import drawing as d
-from fastltssl.show.studio.session import Session, Shown, at_hand, insights_of, scored_of
+from fastltssl.show.studio.session import Page, Session, Shown, at_hand, insights_of, scored_of
 from fastltssl.types import is_trained
 
-TABLE = {  # measure -> title
-    "bacc": "bACC", "top1": "top-1", "head": "head", "medium": "medium", "tail": "tail", "ece": "ECE",
-    "pseudo_accuracy": "pseudo-labels right", "pseudo_mask_rate": "accepted",
+TABLE = ("bacc", "top1", "head", "medium", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate")  # columns
+LOOKS = {  # of the curves of a knob: colour, marker
+    "bacc": (d.BLUE, "circle"), "tail": (d.PINK, "square"), "pseudo_accuracy": (d.GREEN, "triangle"),
+    "pseudo_mask_rate": (d.ORANGE, "diamond"), "val_bacc": (d.SKY, "plus"),
 }  # fmt: skip
 COUNTS = (5, 9, 15)  # points of a curve
-REFUSED = (ValueError, RuntimeError, OSError)  # a knob or an option that does not go, too little memory, a full disk
-
-SHOWN = {  # measure -> legend, colour, marker
-    "bacc": ("bACC", d.BLUE, "circle"), "tail": ("tail", d.PINK, "square"),
-    "pseudo_accuracy": ("pseudo-labels right", d.GREEN, "triangle"),
-    "pseudo_mask_rate": ("accepted", d.ORANGE, "diamond"), "val_bacc": ("validation bACC", d.SKY, "plus"),
-}  # fmt: skip
+REFUSED = (ValueError, RuntimeError, OSError)  # an invalid value of a knob, too little memory, a full disk
 
 
-def page(session: Session) -> tuple[Any, Any, Any]:
-    """The layout, what repaints it, and the CSV of what it shows."""
+def page(session: Session) -> Page:
+    """The tab "Refit"."""
     form, table = pn.FlexBox(sizing_mode="stretch_width"), d.text("", session.is_dark)
     message = d.text("", session.is_dark)
-    train, begin_training = _training(session, form, message, table)
-    sweep, begin_sweep, own = _sweeping(session, form, message)
-    state: dict[str, Any] = {"run": None}
+    training, sweep = _Training(session, form, message, table), _Sweep(session, form, message)
+    drawn: dict[str, Any] = {"run": None}
 
-    def repaint() -> None:
-        shown = session.shown
-        assert shown is not None
+    def repaint(shown: Shown) -> None:
         table.object = _table(session)
-        if state["run"] == shown.key:
+        if drawn["run"] == shown.key:
             return
-        state["run"] = shown.key
+        drawn["run"] = shown.key
         message.object = d.note(shown.why) if shown.why else ""
-        for widget in form.objects:  # of the run before
+        for widget in form.objects:  # those of the previous run
             session.address.tell(f"set.{widget.label}", None)
         form.objects = _form(shown.insight.config)
         session.address.keep(**{f"set.{widget.label}": widget for widget in form.objects})
-        begin_training(shown)
-        begin_sweep(shown)
+        training.begin(shown)
+        sweep.begin(shown)
 
     reading = "Percent, at the last step; changed: what differs from the run in the side bar."
     runs = d.card("Runs at their last step", reading, table, session.is_dark)
-    return pn.Column(train, runs, sweep, sizing_mode="stretch_width"), repaint, lambda: _lines(session, own)
+    layout = pn.Column(training.card, runs, sweep.card, sizing_mode="stretch_width")
+    return Page(layout, repaint, lambda shown: _lines(session, sweep.points))
 
 
-def _training(session: Session, form: Any, message: Any, table: Any) -> tuple[Any, Any]:
-    """The card that trains again and keeps what came of it, and what fits it to another run."""
-    train = pn.widgets.Button(label="Train again", button_type="primary", width=140)
-    which = pn.widgets.Select(label="Refit", options=[], width=140, visible=False)
-    keep = pn.widgets.Button(label="Keep this run", width=140, visible=False, align="end")
-    progress = pn.indicators.Progress(value=0, max=100, width=220, visible=False, bar_color="primary")
+class _Training:
+    """The card that trains the run again with the values of the form, and keeps what was trained."""
 
-    def offer(names: list[str]) -> None:
-        which.param.update(options=names, value=names[-1] if names else None)
-        which.visible = keep.visible = bool(names)
+    def __init__(self, session: Session, form: Any, message: Any, table: Any) -> None:
+        self.session, self.form, self.message, self.table = session, form, message, table
+        self.train = pn.widgets.Button(label="Train again", button_type="primary", width=140)
+        self.which = pn.widgets.Select(label="Refit", options=[], width=140, visible=False)
+        self.keep = pn.widgets.Button(label="Keep this run", width=140, visible=False, align="end")
+        self.progress = pn.indicators.Progress(value=0, max=100, width=220, visible=False, bar_color="primary")
+        self.train.on_click(self.retrain)
+        self.keep.on_click(self.keep_run)
+        reading = "From the cache, with the run's own split, seed and batches: what changes is the knobs alone."
+        buttons = pn.Row(pn.Column(self.train, align="end"), self.which, self.keep, self.progress)
+        body = pn.Column(form, buttons, message, sizing_mode="stretch_width")
+        self.card = d.card("Train again", reading, body, session.is_dark)
 
-    async def retrain(_: Any) -> None:
-        train.disabled = train.loading = progress.visible = True
+    def begin(self, shown: Shown) -> None:
+        """Another run is in view."""
+        self.train.disabled = shown.scored is None or self.train.loading
+
+    async def retrain(self, _: Any) -> None:
+        self.train.disabled = self.train.loading = self.progress.visible = True
         try:
-            config = _config(session, form)
-            name = await _refit(session, config, progress)
+            config = _config(self.session, self.form)
+            name = await _refit(self.session, config, self.progress)
         except REFUSED as error:
-            message.object = d.note(str(error))
+            self.message.object = d.note(str(error))
         else:
             beyond = methods.outside(methods.configure(config.method, config.settings))
             text = f"{name} is trained and stands beside the others on the overview."
-            message.object = d.note(" ".join([text, *(f"{each}." for each in beyond)]))
-            session.run.param.update(options=list(session.runs))
-            table.object = _table(session)
-            offer([*which.options, name])
+            self.message.object = d.note(" ".join([text, *(f"{warning}." for warning in beyond)]))
+            self.session.run.param.update(options=list(self.session.runs))
+            self.table.object = _table(self.session)
+            self.offer([*self.which.options, name])
         finally:
-            train.loading = progress.visible = False
-            train.disabled = session.shown is None or session.shown.scored is None
+            self.train.loading = self.progress.visible = False
+            self.train.disabled = self.session.shown is None or self.session.shown.scored is None
 
-    def keep_run(_: Any) -> None:
-        folder = session.runs[which.value]
+    def offer(self, names: list[str]) -> None:
+        """Offer to keep one of the new runs."""
+        self.which.param.update(options=names, value=names[-1] if names else None)
+        self.which.visible = self.keep.visible = bool(names)
+
+    def keep_run(self, _: Any) -> None:
+        """Copy the chosen new run from its temporary folder to the run folders."""
+        folder = self.session.runs[self.which.value]
         config = at_hand(folder, None).config
         target = new_folder(config)
         shutil.copytree(folder, target, dirs_exist_ok=True)
-        offer([name for name in which.options if name != which.value])
-        seeds = max((at_hand(each, None).config.seeds for each in session.runs.values()), key=len)
-        words = ["compare", str(session.folder), str(target)]
-        if len(seeds) > 1:  # the refit has one
+        self.offer([name for name in self.which.options if name != self.which.value])
+        seeds = max((at_hand(run, None).config.seeds for run in self.session.runs.values()), key=len)
+        words = ["compare", str(self.session.folder), str(target)]
+        if len(seeds) > 1:  # the new run has a single seed
             words = ["train", config.method, "--config", f"{target}/config.yaml", "--seeds", ",".join(map(str, seeds))]
-        message.object = d.note(f"Kept as {target}. Next: {shlex.join(['fastltssl', *words])}")
-
-    def begin(shown: Shown) -> None:
-        train.disabled = shown.scored is None or train.loading
-
-    train.on_click(retrain)
-    keep.on_click(keep_run)
-    reading = "From the cache, with the run's own split, seed and batches: what changes is the knobs alone."
-    buttons = pn.Row(pn.Column(train, align="end"), which, keep, progress)
-    body = pn.Column(form, buttons, message, sizing_mode="stretch_width")
-    return d.card("Train again", reading, body, session.is_dark), begin
+        self.message.object = d.note(f"Kept as {target}. Next: {shlex.join(['fastltssl', *words])}")
 
 
-def _sweeping(session: Session, form: Any, message: Any) -> tuple[Any, Any, Any]:
-    """The card that draws the curve of a knob, what fits it to another run, and the source of the curve."""
-    knob = pn.widgets.Select(label="Knob", options=[], width=190)
-    count = pn.widgets.Select(label="Points", options=list(COUNTS), value=COUNTS[0], width=80)
-    draw = pn.widgets.Button(label="Draw the curve", width=140, align="end")
-    made, own = _curve_plot(session.is_dark)
-    drawn, controls = d.pane(made), pn.Row(knob, count, draw)
-    body = pn.Column(controls, sizing_mode="stretch_width")
+class _Sweep:
+    """The card that draws the measures of the run over the values of one knob."""
 
-    def show(key: Any, name: str, values: list[float], found: dict[str, Any]) -> None:
-        if session.shown is None or session.shown.key != key:  # another run is in view by now
-            return
-        nothing = [float("nan")] * len(values)
-        columns = {each: d.column(100 * np.asarray(found.get(each, nothing))) for each in MEASURES}
-        own.tags = [name]
-        own.data = {"x": d.column(values)} | columns
-        made.xaxis.axis_label = name
-        body.objects = [controls, drawn]
+    def __init__(self, session: Session, form: Any, message: Any) -> None:
+        self.session, self.form, self.message = session, form, message
+        self.knob = pn.widgets.Select(label="Knob", options=[], width=190)
+        self.count = pn.widgets.Select(label="Points", options=list(COUNTS), value=COUNTS[0], width=80)
+        self.draw = pn.widgets.Button(label="Draw the curve", width=140, align="end")
+        self.plot, self.points = _curve_plot(session.is_dark)
+        self.pane, self.controls = d.pane(self.plot), pn.Row(self.knob, self.count, self.draw)
+        self.body = pn.Column(self.controls, sizing_mode="stretch_width")
+        self.draw.on_click(self.sweep)
+        session.address.keep(points=self.count)
+        session.address.watch(knob=self.knob)
+        reading = (
+            "One run a point, trained together over the range the knob is meant for. Test rows are for looking: choose "
+            "on validation rows (fastltssl sweep)."
+        )
+        self.card = d.card("A small sweep", reading, self.body, session.is_dark)
 
-    async def sweep(_: Any) -> None:
-        document: Any = pn.state.curdoc
-        draw.disabled = draw.loading = True
-        try:
-            assert session.shown is not None
-            key, config, name = session.shown.key, _config(session, form), knob.value
-            values = knob_range(config, name, count.value)
-            work = partial(curve, config, _scored(session), name, values)
-            found = await asyncio.get_running_loop().run_in_executor(None, work)
-        except REFUSED as error:
-            message.object = d.note(str(error))
-        else:
-            document.add_next_tick_callback(partial(show, key, name, values, found))  # its models want the lock
-        finally:
-            draw.loading, draw.disabled = False, not can_draw()
-
-    def can_draw() -> bool:
-        return session.shown is not None and session.shown.scored is not None and bool(knob.options)
-
-    def begin(shown: Shown) -> None:
+    def begin(self, shown: Shown) -> None:
+        """Another run is in view: offer its knobs, without a curve."""
         config = shown.insight.config
         method = methods.configure(config.method, config.settings)
-        real = [name for name, each in methods.fields(method).items() if each.metadata["kind"] == "knob"]
-        options = real + (["lr", "weight_decay"] if is_trained(method) else [])
-        knob.param.update(options=options, value=options[0] if options else None)
-        session.address.restore("knob", knob)
-        draw.disabled, body.objects = not can_draw(), [controls]
-        own.tags, own.data = [], {name: [] for name in own.data}
+        knobs = [name for name, field in methods.fields(method).items() if field.metadata["kind"] == "knob"]
+        options = knobs + (["lr", "weight_decay"] if is_trained(method) else [])
+        self.knob.param.update(options=options, value=options[0] if options else None)
+        self.session.address.restore("knob", self.knob)
+        self.draw.disabled, self.body.objects = not self.can_draw(), [self.controls]
+        self.points.tags, self.points.data = [], {name: [] for name in self.points.data}
 
-    draw.on_click(sweep)
-    session.address.keep(points=count)
-    session.address.watch(knob=knob)
-    reading = (
-        "One run a point, trained together over the range the knob is meant for. Test rows are for looking: choose on "
-        "validation rows (fastltssl sweep)."
-    )
-    return d.card("A small sweep", reading, body, session.is_dark), begin, own
+    def can_draw(self) -> bool:
+        shown = self.session.shown
+        return shown is not None and shown.scored is not None and bool(self.knob.options)
+
+    async def sweep(self, _: Any) -> None:
+        document: Any = pn.state.curdoc
+        self.draw.disabled = self.draw.loading = True
+        try:
+            assert self.session.shown is not None
+            key, config, name = self.session.shown.key, _config(self.session, self.form), self.knob.value
+            values = knob_range(config, name, self.count.value)
+            work = partial(curve, config, _scored(self.session), name, values)
+            curves = await asyncio.get_running_loop().run_in_executor(None, work)
+        except REFUSED as error:
+            self.message.object = d.note(str(error))
+        else:
+            show = partial(self.show, key, name, values, curves)
+            document.add_next_tick_callback(show)  # models may only change while the document is locked
+        finally:
+            self.draw.loading, self.draw.disabled = False, not self.can_draw()
+
+    def show(self, key: Any, name: str, values: list[float], curves: dict[str, Any]) -> None:
+        """Show curves that were computed for the run `key`, unless another run has come into view since."""
+        if self.session.shown is None or self.session.shown.key != key:
+            return
+        missing = [float("nan")] * len(values)
+        columns = {measured: d.column(100 * np.asarray(curves.get(measured, missing))) for measured in MEASURES}
+        self.points.tags = [name]
+        self.points.data = {"x": d.column(values)} | columns
+        self.plot.xaxis.axis_label = name
+        self.body.objects = [self.controls, self.pane]
 
 
 def _curve_plot(dark: bool) -> tuple[Any, Any]:
-    made = d.plot("value of the knob", "at the last step (%)", dark, 280)
-    own = d.source("sweep", x=[], **{name: [] for name in MEASURES})
+    """The empty plot of the curves of a knob, and the source of its points."""
+    plot = d.plot("value of the knob", "at the last step (%)", dark, 280)
+    points = d.source("sweep", x=[], **{name: [] for name in MEASURES})
     items = []
-    for name, (title, color, marker) in SHOWN.items():
-        made.line("x", name, source=own, line_color=color, line_width=2)
-        dots = made.scatter("x", name, source=own, color=color, marker=marker, size=7)
-        d.hover(made, [("value", "@x"), (title, f"@{name}{{0.0}} %")], dots)
+    for name, (color, marker) in LOOKS.items():
+        title = measure(name).title
+        plot.line("x", name, source=points, line_color=color, line_width=2)
+        dots = plot.scatter("x", name, source=points, color=color, marker=marker, size=7)
+        d.hover(plot, [("value", "@x"), (title, f"@{name}{{0.0}} %")], dots)
         items.append((title, [dots]))
-    d.legend(made, items, dark)
-    return made, own
+    d.legend(plot, items, dark)
+    return plot, points
 
 
 def _config(session: Session, form: Any) -> Any:
-    """The run's config with what the form says. Raises UnknownKnob."""
+    """The configuration of the run with the values of the form. Raises UnknownKnob."""
     settings, options = _read(form)
     return changed(at_hand(session.folder, session.seed.value), settings, options)
 
@@ -204,33 +211,33 @@ def _form(config: Any) -> list[Any]:
     """A widget for each knob of the method and each option of its training."""
     method = methods.configure(config.method, config.settings)
     known, values = methods.fields(method), methods.values(method)
-    found: list[Any] = []
+    widgets: list[Any] = []
     for name, value in values.items():
         if name == "head":
-            found.append(pn.widgets.Select(label=name, options=list(HEADS), value=value, width=150))
+            widgets.append(pn.widgets.Select(label=name, options=list(HEADS), value=value, width=150))
             continue
-        meant = known[name].metadata
-        if meant["kind"] == "choice":
-            made: Any = pn.widgets.Select(label=name, options=list(meant["options"]), value=value, width=150)
+        about = known[name].metadata
+        if about["kind"] == "choice":
+            widget: Any = pn.widgets.Select(label=name, options=list(about["options"]), value=value, width=150)
         else:
-            made = pn.widgets.TextInput(label=name, value=f"{value:g}" if isinstance(value, float) else str(value),
-                                        width=150)  # fmt: skip
-        made.description = meant["doc"]
-        found.append(made)
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            widget = pn.widgets.TextInput(label=name, value=text, width=150)
+        widget.description = about["doc"]
+        widgets.append(widget)
     for name in _options(method):
-        found.append(pn.widgets.TextInput(label=name, value=f"{getattr(config, name):g}", width=150))
-    return found
+        widgets.append(pn.widgets.TextInput(label=name, value=f"{getattr(config, name):g}", width=150))
+    return widgets
 
 
 def _options(method: Any) -> list[str]:
-    """What can be changed of a method's training."""
+    """The training options that have an effect on this method."""
     if not is_trained(method):
         return []
     return [name for name in OPTIONS if name != "batch_u" or any(method.views)]
 
 
 def _read(form: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the method, and the options beside them. Raises UnknownKnob on a value that is none."""
+    """The settings of the method and the training options in the form. Raises UnknownKnob if one is not a number."""
     values = {widget.label: widget.value for widget in form.objects}
     options: dict[str, Any] = {}
     for name in [name for name in OPTIONS if name in values]:
@@ -246,7 +253,7 @@ def _read(form: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 async def _refit(session: Session, config: Any, progress: Any) -> str:
-    """Train in a thread, moving the bar; returns the name of the new run, which is now among those of the visitor."""
+    """Train in a thread with a progress bar; returns the name of the new run, which the visitor can choose then."""
     top = Path(tempfile.mkdtemp(prefix="fastltssl-refit-"))
     pn.state.on_session_destroyed(lambda _: shutil.rmtree(top, ignore_errors=True))
     folder = top / "run"
@@ -266,43 +273,43 @@ async def _refit(session: Session, config: Any, progress: Any) -> str:
 
 
 def _table(session: Session) -> str:
-    titles = (*TABLE.values(), "changed")
+    """All runs at their last step, as HTML."""
     rows = []
-    for name, insight, cells, away in _at_last(session):
+    for name, insight, cells, changes in _at_last(session):
         head = f"{d.chip(list(session.runs).index(name), session.is_dark)}{html.escape(name)}, seed {insight.seed}"
-        text = ", ".join(away[:4]) + (" ..." if len(away) > 4 else "")
+        text = ", ".join(changes[:4]) + (" ..." if len(changes) > 4 else "")
         rows.append([d.Markup(head), *(d.percent(cell) for cell in cells), text])
-    return d.table(["run", *titles], rows)
+    return d.table(["run", *(measure(column).title for column in TABLE), "changed"], rows)
 
 
 def _at_last(session: Session) -> Iterator[tuple[str, Insight, list[float | None], list[str]]]:
-    """Every run with its measures of TABLE at the last step, as fractions, and what it changes."""
+    """Every run with its values of TABLE at the last step, as fractions, and where it differs from the run in view."""
     first = at_hand(session.folder, None).config
     for name, insight in insights_of(session).items():
-        cells = [float(insight.curves[each][-1]) if each in insight.curves else None for each in TABLE]
+        cells = [float(insight.curves[column][-1]) if column in insight.curves else None for column in TABLE]
         yield name, insight, cells, _changes(insight.config, first)
 
 
 def _changes(config: Config, first: Config) -> list[str]:
-    """Where a run differs from the one in the side bar: method, data and split first, else training and knobs."""
+    """Where a run differs from another: the method, else the data and split, else training options and knobs."""
     if config.method != first.method:
         return [f"method {config.method}"]
     if (config.cache, config.protocol) != (first.cache, first.protocol):
         return ["another cache or protocol"]
-    own, before = (methods.values(methods.configure(each.method, each.settings)) for each in (config, first))
-    trained = [name for name in OPTIONS if getattr(config, name) != getattr(first, name)]
-    return [f"{name} {getattr(config, name):g}" for name in trained] + [
-        f"{name} {value}" for name, value in own.items() if before.get(name) != value
+    knobs, before = (methods.values(methods.configure(run.method, run.settings)) for run in (config, first))
+    options = [name for name in OPTIONS if getattr(config, name) != getattr(first, name)]
+    return [f"{name} {getattr(config, name):g}" for name in options] + [
+        f"{name} {value}" for name, value in knobs.items() if before.get(name) != value
     ]
 
 
-def _lines(session: Session, own: Any) -> list[dict[str, Any]]:
-    """The runs at their last step, and the curve of the sweep."""
-    found: list[dict[str, Any]] = []
-    for name, insight, cells, away in _at_last(session):
-        measured = {f"{each}_percent": cell and 100 * cell for each, cell in zip(TABLE, cells, strict=True)}
-        found.append({"run": name, "seed": insight.seed} | measured | {"changed": ", ".join(away)})
-    names = [*own.tags, *(f"{name}_percent" for name in MEASURES)]
-    rows = zip(*(own.data[name] for name in ("x", *MEASURES)), strict=True)
+def _lines(session: Session, points: Any) -> list[dict[str, Any]]:
+    """The runs at their last step, and the points of the sweep."""
+    lines: list[dict[str, Any]] = []
+    for name, insight, cells, changes in _at_last(session):
+        measured = {f"{column}_percent": cell and 100 * cell for column, cell in zip(TABLE, cells, strict=True)}
+        lines.append({"run": name, "seed": insight.seed} | measured | {"changed": ", ".join(changes)})
+    names = [*points.tags, *(f"{name}_percent" for name in MEASURES)]
+    rows = zip(*(points.data[name] for name in ("x", *MEASURES)), strict=True)
     sweep = {"run": f"sweep of {session.run.value}", "seed": session.seed.value}
-    return found + [sweep | dict(zip(names, row, strict=True)) for row in rows]
+    return lines + [sweep | dict(zip(names, row, strict=True)) for row in rows]

@@ -1,4 +1,4 @@
-"""A gallery of pseudo-labels that are wrong and sure of it, and one of them from close by."""
+"""A gallery of pseudo-labels, at first the most confident wrong ones, and a closer look at one of them."""
 
 import html
 from typing import Any
@@ -11,81 +11,99 @@ from bokeh.palettes import Cividis256
 from fastltssl.analysis.samples import Wanted, branch_scores, chosen, ids_of, neighbours, thumbnails
 from fastltssl.functional import metrics
 from fastltssl.show.studio import drawing as d
-from fastltssl.show.studio.session import Session, Shown, moved
+from fastltssl.show.studio.session import Page, Session, Shown, at_hand, moved
 
 COLUMNS, ROWS = 8, 3  # of the gallery
 FRAME = 100  # pixels of an image and its frame
-LETTERS = 15  # of an id, a line in a frame without an image
-CLASSES = 6  # of one sample, most likely first
+LETTERS = 15  # of an id, in each line of a frame without an image
+CLASSES = 6  # the number of likeliest classes shown for one sample
 ANY = "any"
 
 
-def page(session: Session) -> tuple[Any, Any, Any]:
-    """The layout, what repaints it, and the CSV of what it shows."""
-    dark = session.is_dark
-    filters = _filters(session)
-    made, own, pictures = _gallery(dark)
-    line, detail = d.text("", dark), pn.Column(sizing_mode="stretch_width")
-    found: dict[str, Any] = {"rows": np.array([], dtype=int), "row": session.address.number("row")}
-    gallery = d.pane(made)
+def page(session: Session) -> Page:
+    """The tab "Samples"."""
+    dark, view = session.is_dark, _Gallery(session)
+    clear = pn.widgets.Button(label="Forget the map's choice", width=170, align="end")
+    clear.on_click(view.forget_selection)
+    reading = "Most confident first. Orange frames are wrong, blue ones right; click one to look closer."
+    filters = pn.FlexBox(*view.filters.values(), clear)
+    body = pn.Column(filters, view.note, view.plot, sizing_mode="stretch_width")
+    layout = pn.Column(d.card("Samples", reading, body, dark), view.detail, sizing_mode="stretch_width")
+    return Page(layout, view.repaint, lambda shown: _lines(shown, view.rows))
 
-    def repaint() -> None:
-        shown = session.shown
-        assert shown is not None
+
+class _Gallery:
+    """The widgets of the gallery, and what they show."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.filters = _filters(session)
+        plot, self.frames, self.pictures = _gallery_plot(session.is_dark)
+        self.plot, self.note = d.pane(plot), d.text("", session.is_dark)
+        self.detail = pn.Column(sizing_mode="stretch_width")
+        self.rows = np.array([], dtype=int)  # of the pool, those that the filters let through
+        self.row = session.address.number("row")  # the sample looked at closely
+        self.run: Any = None  # the key of the run that `row` is of; None: of the run that the address names
+        self.detailed: Any = None  # what the closer look shows
+        self.frames.selected.on_change("indices", self.select)
+        session.address.keep(**self.filters)
+        for widget in self.filters.values():
+            widget.param.watch(lambda _: moved(session), "value")
+
+    def repaint(self, shown: Shown) -> None:
         names = [ANY, *shown.insight.classes]
         for name in ("true", "label"):
-            if filters[name].options != names:
-                filters[name].options = names
-        gallery.visible = shown.labels is not None
+            if self.filters[name].options != names:
+                self.filters[name].options = names
+        self.plot.visible = shown.labels is not None
         if shown.labels is None:
-            found["rows"], detail.objects = np.array([], dtype=int), []
-            own.data, pictures.data = ({name: [] for name in each.data} for each in (own, pictures))
-            line.object = d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
+            self.rows, self.detail.objects = np.array([], dtype=int), []
+            for source in (self.frames, self.pictures):
+                source.data = {name: [] for name in source.data}
+            self.note.object = d.note(f"{shown.insight.config.method} makes no pseudo-labels here. {shown.why}")
             return
-        found["rows"] = rows = chosen(shown.insight, shown.labels, shown.truth, _wanted(session, filters))
-        pages = max(1, -(-len(rows) // (COLUMNS * ROWS)))
-        filters["page"].param.update(options=list(range(1, pages + 1)), value=min(filters["page"].value, pages))
-        start = (filters["page"].value - 1) * COLUMNS * ROWS
-        _fill(session, own, pictures, rows[start : start + COLUMNS * ROWS])
-        picked = "" if session.brushed is None else f" Of the {len(session.brushed):,} picked on the map."
-        line.object = d.note(f"{len(rows):,} of {len(shown.labels.label):,} rows.{picked} {session.album.why}")
-        is_other = found.get("run", shown.key) != shown.key
-        if is_other or found["row"] is None or found["row"] >= len(shown.labels.label):
-            found["row"] = int(rows[0]) if len(rows) else None
-            session.address.tell("row", None)
-        seen = shown.key, found["row"], shown.knobs, shown.place
-        if found["row"] is None:
-            detail.objects = []
-        elif found.get("seen") != seen:
-            detail.objects = _closer(session, found["row"])
-        found["run"], found["seen"] = shown.key, seen
+        brushed = self.session.brushed
+        self.rows = chosen(shown.insight, shown.labels, shown.truth, _wanted(shown, self.filters, brushed))
+        pages = max(1, -(-len(self.rows) // (COLUMNS * ROWS)))
+        number = self.filters["page"]
+        number.param.update(options=list(range(1, pages + 1)), value=min(number.value, pages))
+        start = (number.value - 1) * COLUMNS * ROWS
+        _fill(self.session, shown, self.frames, self.pictures, self.rows[start : start + COLUMNS * ROWS])
+        picked = "" if brushed is None else f" Of the {len(brushed):,} picked on the map."
+        count = f"{len(self.rows):,} of {len(shown.labels.label):,} rows."
+        self.note.object = d.note(f"{count}{picked} {self.session.album.why}")
+        self.repaint_detail(shown, len(shown.labels.label))
 
-    def picked(attribute: str, old: Any, new: list[int]) -> None:
-        if new and session.shown is not None:
-            found["row"] = int(own.data["row"][new[0]])
-            session.address.tell("row", found["row"])
-            detail.objects = _closer(session, found["row"])
+    def repaint_detail(self, shown: Shown, count: int) -> None:
+        """Look closely at the chosen row of the `count` in the pool, or at the first row if none of them is chosen."""
+        is_other_run = self.run not in (None, shown.key)
+        if is_other_run or self.row is None or self.row >= count:
+            self.row = int(self.rows[0]) if len(self.rows) else None
+            self.session.address.tell("row", None)
+        wanted = shown.key, self.row, shown.knobs, shown.place
+        if self.row is None:
+            self.detail.objects = []
+        elif self.detailed != wanted:
+            self.detail.objects = _closer(self.session, shown, self.row)
+        self.run, self.detailed = shown.key, wanted
 
-    def unbrush(_: Any) -> None:
-        session.brushed = None
-        moved(session)
+    def select(self, attribute: str, old: Any, new: list[int]) -> None:
+        """A frame was clicked in the browser."""
+        if new and self.session.shown is not None:
+            self.row = int(self.frames.data["row"][new[0]])
+            self.session.address.tell("row", self.row)
+            self.detail.objects = _closer(self.session, self.session.shown, self.row)
 
-    own.selected.on_change("indices", picked)
-    session.address.keep(**filters)
-    for widget in filters.values():
-        widget.param.watch(lambda _: moved(session), "value")
-    clear = pn.widgets.Button(label="Forget the map's choice", width=170, align="end")
-    clear.on_click(unbrush)
-    reading = "Most confident first. Orange frames are wrong, blue ones right; click one to look closer."
-    body = pn.Column(pn.FlexBox(*filters.values(), clear), line, gallery, sizing_mode="stretch_width")
-    layout = pn.Column(d.card("Samples", reading, body, dark), detail, sizing_mode="stretch_width")
-    return layout, repaint, lambda: _lines(session, found["rows"])
+    def forget_selection(self, _: Any) -> None:
+        """Show all rows again instead of those that are selected on the map."""
+        self.session.brushed = None
+        moved(self.session)
 
 
 def _filters(session: Session) -> dict[str, Any]:
-    """What picks the samples, by the names that the address has for them."""
-    assert session.shown is not None
-    names, first = [ANY, *session.shown.insight.classes], session.address.number("page") or 1
+    """The widgets that filter the samples, by their names in the address."""
+    classes = at_hand(session.folder, session.seed.value).classes
+    names, first = [ANY, *classes], session.address.number("page") or 1
     return {
         "show": pn.widgets.Select(label="Show", options=["wrong", "right", "all"], width=90),
         "true": pn.widgets.Select(label="True class", options=names, value=ANY, width=150),
@@ -96,9 +114,9 @@ def _filters(session: Session) -> dict[str, Any]:
     }
 
 
-def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
-    assert session.shown is not None
-    classes = list(session.shown.insight.classes)
+def _wanted(shown: Shown, filters: dict[str, Any], rows: np.ndarray | None) -> Wanted:
+    """What the filters ask for, among `rows` if they are given."""
+    classes = list(shown.insight.classes)
     true, label, group = (filters[name].value for name in ("true", "label", "group"))
     low, high = filters["confidence"].value
     return Wanted(
@@ -108,28 +126,26 @@ def _wanted(session: Session, filters: dict[str, Any]) -> Wanted:
         group=metrics.GROUPS.index(group) if group in metrics.GROUPS else None,
         low=low,
         high=high,
-        rows=session.brushed,
+        rows=rows,
     )
 
 
-def _gallery(dark: bool) -> tuple[Any, Any, Any]:
-    """The grid of images, of which a tap picks one, the source of its frames and that of what is in them."""
-    made = d.plot("", "", dark, 158 * ROWS, tools="tap", x_range=(-0.55, COLUMNS - 0.45), y_range=(ROWS - 0.42, -0.36),
+def _gallery_plot(dark: bool) -> tuple[Any, Any, Any]:
+    """The empty grid of images, the source of their frames, and the source of the images and captions."""
+    plot = d.plot("", "", dark, 158 * ROWS, tools="tap", x_range=(-0.55, COLUMNS - 0.45), y_range=(ROWS - 0.42, -0.36),
                   toolbar_location=None)  # fmt: skip
-    for axis in made.axis:
+    for axis in plot.axis:
         axis.visible = False
-    made.ygrid.visible, made.min_border_left = False, 0
+    plot.ygrid.visible, plot.min_border_left = False, 0
     ink = d.INK[dark][0]
-    own = d.source(
-        "gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[]
-    )  # fmt: skip
-    pictures = d.source("pictures", x=[], y=[], url=[], inside=[], below=[], place=[])  # a tap selects frames alone
-    frame = made.rect(
+    frames = d.source("gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[])
+    pictures = d.source("pictures", x=[], y=[], url=[], inside=[], below=[], place=[])  # apart: clicks select frames
+    frame = plot.rect(
         "x",
         "y",
         FRAME,
         FRAME,
-        source=own,
+        source=frames,
         width_units="screen",
         height_units="screen",
         fill_color=d.GREY,
@@ -140,37 +156,26 @@ def _gallery(dark: bool) -> tuple[Any, Any, Any]:
         nonselection_fill_alpha=0.12,
         selection_line_width=5,
     )
-    made.image_url(
-        "url",
-        "x",
-        "y",
-        FRAME - 8,
-        FRAME - 8,
-        w_units="screen",
-        h_units="screen",
-        anchor="center",
-        source=pictures,
-    )
-    made.text("x", "y", text="inside", source=pictures, text_align="center", text_baseline="middle", text_color=ink,
+    side = FRAME - 8
+    plot.image_url("url", "x", "y", side, side, w_units="screen", h_units="screen", anchor="center", source=pictures)
+    plot.text("x", "y", text="inside", source=pictures, text_align="center", text_baseline="middle", text_color=ink,
               text_font_size="10px")  # fmt: skip
-    made.text("x", "place", text="below", source=pictures, text_align="center", text_baseline="top", text_color=ink,
+    plot.text("x", "place", text="below", source=pictures, text_align="center", text_baseline="top", text_color=ink,
               text_font_size="11px")  # fmt: skip
-    d.hover(made, [("id", "@id"), ("true class", "@true"), ("pseudo-label", "@label"),
+    d.hover(plot, [("id", "@id"), ("true class", "@true"), ("pseudo-label", "@label"),
                    ("confidence", "@confidence{0.0} %")], frame)  # fmt: skip
-    made.select_one(TapTool).renderers = [frame]
-    return made, own, pictures
+    plot.select_one(TapTool).renderers = [frame]
+    return plot, frames, pictures
 
 
-def _fill(session: Session, own: Any, pictures: Any, rows: np.ndarray) -> None:
-    shown = session.shown
-    assert shown is not None
+def _fill(session: Session, shown: Shown, frames: Any, pictures: Any, rows: np.ndarray) -> None:
     assert shown.labels is not None
     names, places = shown.insight.classes, np.arange(len(rows))
-    label, confidence = (each[rows.tolist()].tolist() for each in shown.labels)
+    label, confidence = (values[rows.tolist()].tolist() for values in shown.labels)
     truth = [-1] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
     ids = ids_of(shown.insight, rows)
     urls = thumbnails(session.album, _group(shown), ids)
-    own.selected.indices = []
+    frames.selected.indices = []
     corner = {"x": d.column(places % COLUMNS), "y": d.column(places // COLUMNS)}
     pictures.data = corner | {
         "place": d.column(places // COLUMNS + 0.34),
@@ -178,10 +183,10 @@ def _fill(session: Session, own: Any, pictures: Any, rows: np.ndarray) -> None:
         "inside": ["" if url else _folded(image_id) for url, image_id in zip(urls, ids, strict=True)],
         "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
     }
-    own.data = corner | {
+    frames.data = corner | {
         "url": urls,
         "row": rows.tolist(),
-        "color": [d.GREY if a < 0 else d.BLUE if a == b else d.ORANGE for a, b in zip(truth, label, strict=True)],
+        "color": [d.GREY if t < 0 else d.BLUE if t == k else d.ORANGE for t, k in zip(truth, label, strict=True)],
         "true": [names[k] if k >= 0 else "not known" for k in truth],
         "label": [names[k] for k in label],
         "confidence": d.column(100 * np.asarray(confidence)),
@@ -190,47 +195,35 @@ def _fill(session: Session, own: Any, pictures: Any, rows: np.ndarray) -> None:
 
 
 def _folded(image_id: str) -> str:
-    """The end of an id in lines that fit into a frame."""
+    """The last 60 letters of an id, in lines that fit into a frame."""
     tail = image_id[-4 * LETTERS :]
     return "\n".join(tail[start : start + LETTERS] for start in range(0, len(tail), LETTERS))
 
 
 def _caption(names: tuple[str, ...], true: int, label: int, confidence: float) -> str:
-    first = names[true] if true >= 0 else "?"
-    return f"{first[:18]}\nas {names[label][:16]} {100 * confidence:.0f} %"
+    true_name = names[true] if true >= 0 else "?"
+    return f"{true_name[:18]}\nas {names[label][:16]} {100 * confidence:.0f} %"
 
 
 def _group(shown: Shown) -> str | None:
-    """The group of the cache that the pool is of, where that is known."""
+    """The group of the cache that the pool is taken from, if it is known."""
     return shown.scored.task.split.unlabelled_group if shown.scored else None
 
 
-def _closer(session: Session, row: int) -> list[Any]:
-    """One sample: its image, the scores of its branches, of its views, and its labelled neighbours."""
-    shown, dark = session.shown, session.is_dark
-    assert shown is not None
+def _closer(session: Session, shown: Shown, row: int) -> list[Any]:
+    """Cards about one sample: its image, its scores by branch and by view, and the nearest labelled images."""
+    dark = session.is_dark
     if shown.labels is None:
         return []
-    names, image_id = shown.insight.classes, ids_of(shown.insight, np.array([row]))[0]
+    names = shown.insight.classes
     true, label = None if shown.truth is None else int(shown.truth[row]), int(shown.labels.label[row])
-    picture = thumbnails(session.album, _group(shown), [image_id])[0]
-    lines = [
-        ("id", image_id),
-        ("true class", names[true] if true is not None else "not known"),
-        ("pseudo-label", names[label]),
-        ("confidence", f"{100 * float(shown.labels.confidence[row]):.1f} %"),
-    ]
-    image = (
-        f'<img src="{picture}" width="128" style="image-rendering: pixelated; align-self: start">' if picture else ""
-    )
-    cells = d.table(["sample", ""], [[name, value] for name, value in lines])
-    head = f'<div style="display: flex; gap: 16px">{image}<div style="flex: 1">{cells}</div></div>'
+    head = _head(session, shown, row, true, label)
     if shown.scored is None:
         body = d.text(head + d.note(shown.why), dark)
         return [d.card("This sample", "Its pseudo-label as recorded at the step.", body, dark)]
     scored = shown.scored
-    near = "".join(_neighbour(session, one) for one in neighbours(scored, row))
-    scores = {name: each.softmax(dim=-1).numpy() for name, each in branch_scores(scored, row).items()}
+    near = "".join(_neighbour(session, shown, neighbour) for neighbour in neighbours(scored, row))
+    scores = {name: branch.softmax(dim=-1).numpy() for name, branch in branch_scores(scored, row).items()}
     top = _classes(scores, [label] if true is None else [label, true])
     return [
         d.grid(
@@ -245,38 +238,59 @@ def _closer(session: Session, row: int) -> list[Any]:
     ]  # fmt: skip
 
 
-def _neighbour(session: Session, one: Any) -> str:
-    picture = thumbnails(session.album, "train", [one.image_id])[0]
-    assert session.shown is not None
-    name = session.shown.insight.classes[one.label]
-    tip, name = html.escape(one.image_id), html.escape(name)
+def _head(session: Session, shown: Shown, row: int, true: int | None, label: int) -> str:
+    """The image of a sample beside a table of its labels."""
+    assert shown.labels is not None
+    names, image_id = shown.insight.classes, ids_of(shown.insight, np.array([row]))[0]
+    picture = thumbnails(session.album, _group(shown), [image_id])[0]
+    image = (
+        f'<img src="{picture}" width="128" style="image-rendering: pixelated; align-self: start">' if picture else ""
+    )
+    table = d.table(
+        ["sample", ""],
+        [
+            ["id", image_id],
+            ["true class", names[true] if true is not None else "not known"],
+            ["pseudo-label", names[label]],
+            ["confidence", f"{100 * float(shown.labels.confidence[row]):.1f} %"],
+        ],
+    )
+    return f'<div style="display: flex; gap: 16px">{image}<div style="flex: 1">{table}</div></div>'
+
+
+def _neighbour(session: Session, shown: Shown, neighbour: Any) -> str:
+    picture = thumbnails(session.album, "train", [neighbour.image_id])[0]
+    tip, name = html.escape(neighbour.image_id), html.escape(shown.insight.classes[neighbour.label])
     image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else f"{tip}<br>"
-    return f'<div class="note" style="width:92px" title="{tip}">{image}{name}<br>cosine {one.cosine:.2f}</div>'
+    text = f"{image}{name}<br>cosine {neighbour.cosine:.2f}"
+    return f'<div class="note" style="width:92px" title="{tip}">{text}</div>'
 
 
-def _classes(scores: dict[str, np.ndarray], kept: list[int]) -> list[int]:
-    """The likeliest classes of any branch, the ones that matter first."""
-    best = np.max([each[0] for each in scores.values()], axis=0)
-    return list(dict.fromkeys([*kept, *np.argsort(-best)[:CLASSES].tolist()]))[:CLASSES]
+def _classes(scores: dict[str, np.ndarray], first: list[int]) -> list[int]:
+    """The classes `first`, then the likeliest classes of any branch."""
+    best = np.max([probs[0] for probs in scores.values()], axis=0)
+    return list(dict.fromkeys([*first, *np.argsort(-best)[:CLASSES].tolist()]))[:CLASSES]
 
 
 def _branches(scores: dict[str, np.ndarray], top: list[int], names: tuple[str, ...], dark: bool) -> Any:
-    made = d.plot("probability (%)", "", dark, 60 + 40 * len(top), x_range=(0, 100))
+    """Bars of the probability of each class by each branch, on the center view."""
+    plot = d.plot("probability (%)", "", dark, 60 + 40 * len(top), x_range=(0, 100))
     height, items = 0.8 / len(scores), []
-    for place, (name, each) in enumerate(scores.items()):
-        y = np.arange(len(top)) - 0.4 + height * (place + 0.5)
-        own = d.source(f"branch/{name}", y=y, p=100 * each[0][top], name=[names[k] for k in top])
-        bars = made.hbar("y", right="p", height=height * 0.9, source=own, color=d.CURVES[place][0], line_color=None)
-        d.hover(made, [("class", "@name"), (name, "@p{0.0} %")], bars)
+    for index, (name, probs) in enumerate(scores.items()):
+        y = np.arange(len(top)) - 0.4 + height * (index + 0.5)
+        own = d.source(f"branch/{name}", y=y, p=100 * probs[0][top], name=[names[k] for k in top])
+        bars = plot.hbar("y", right="p", height=height * 0.9, source=own, color=d.CURVES[index][0], line_color=None)
+        d.hover(plot, [("class", "@name"), (name, "@p{0.0} %")], bars)
         items.append((name, [bars]))
-    made.y_range.flipped = True
-    d.legend(made, items, dark)
-    d.class_axis(made, [names[k] for k in top], made.yaxis[0])
-    return d.pane(made)
+    plot.y_range.flipped = True
+    d.legend(plot, items, dark)
+    d.class_axis(plot, [names[k] for k in top], plot.yaxis[0])
+    return d.pane(plot)
 
 
 def _views(probs: np.ndarray, views: tuple[str, ...], top: list[int], names: tuple[str, ...], dark: bool) -> Any:
-    made = d.plot("view", "", dark, 60 + 40 * len(top), tools="reset,save")
+    """A heat map of the probability of each class on each view, by the run."""
+    plot = d.plot("view", "", dark, 60 + 40 * len(top), tools="reset,save")
     cells = [(v, c) for v in range(len(views)) for c in range(len(top))]
     shade = [Cividis256[min(255, int(256 * probs[v][top[c]]))] for v, c in cells]
     own = d.source("views", x=[v for v, _ in cells], y=[c for _, c in cells], color=shade)
@@ -287,25 +301,23 @@ def _views(probs: np.ndarray, views: tuple[str, ...], top: list[int], names: tup
         text=[f"{100 * float(probs[v][top[c]]):.0f}" for v, c in cells],
         ink=["#111111" if probs[v][top[c]] > 0.5 else "#ffffff" for v, c in cells],
     )
-    tiles = made.rect("x", "y", 0.98, 0.96, source=own, color="color")
+    tiles = plot.rect("x", "y", 0.98, 0.96, source=own, color="color")
     if len(views) <= 20:
-        made.text("x", "y", text="text", source=own, text_align="center", text_baseline="middle", text_color="ink",
+        plot.text("x", "y", text="text", source=own, text_align="center", text_baseline="middle", text_color="ink",
                   text_font_size="10px")  # fmt: skip
-    d.hover(made, [("view", "@view"), ("class", "@name"), ("probability", "@p{0.0} %")], tiles)
-    made.y_range.flipped = True
-    made.ygrid.visible = False
-    d.class_axis(made, list(views))
-    d.class_axis(made, [names[k] for k in top], made.yaxis[0])
-    return d.pane(made)
+    d.hover(plot, [("view", "@view"), ("class", "@name"), ("probability", "@p{0.0} %")], tiles)
+    plot.y_range.flipped = True
+    plot.ygrid.visible = False
+    d.class_axis(plot, list(views))
+    d.class_axis(plot, [names[k] for k in top], plot.yaxis[0])
+    return d.pane(plot)
 
 
-def _lines(session: Session, rows: np.ndarray) -> list[dict[str, Any]]:
+def _lines(shown: Shown, rows: np.ndarray) -> list[dict[str, Any]]:
     """Every row that the filters let through, most confident first."""
-    shown = session.shown
-    if shown is None or shown.labels is None or not len(rows):
+    if shown.labels is None or not len(rows):
         return []
-    names = shown.insight.classes
-    ids = ids_of(shown.insight, rows)
+    names, ids = shown.insight.classes, ids_of(shown.insight, rows)
     label, confidence = shown.labels.label[rows].tolist(), (100 * shown.labels.confidence[rows]).tolist()
     truth = [None] * len(rows) if shown.truth is None else shown.truth[rows.tolist()].tolist()
     return [

@@ -1,6 +1,6 @@
-"""What one visitor looks at: the widgets of the side bar, and the numbers they ask for.
+"""The state of one visitor: the widgets of the side bar, and the numbers that they ask for.
 
-Runs and caches are read once and shared by all visitors; everything else belongs to one page.
+Runs and caches are read once and shared by all visitors; everything else belongs to one visitor.
 """
 
 import time
@@ -26,16 +26,16 @@ from fastltssl.show.names import names_of
 from fastltssl.show.studio.address import Address
 from fastltssl.show.studio.drawing import note, text
 
-WAIT_MS = 15  # moves of a slider that arrive within this time are drawn once, while it is dragged
-DRAGGED_S = 0.06  # since the last move: a slider that rested longer is followed at once
-QUICK_MS = 1  # instead of the 50 ms for which panel collects what a widget sends; WAIT_MS does that here
+WAIT_MS = 15  # while a slider is dragged, all its moves within this time are drawn at once
+DRAGGED_S = 0.06  # a move that comes later than this after the last repaint is drawn without waiting
+QUICK_MS = 1  # panel collects the moves of a widget for 50 ms before it sends them; WAIT_MS replaces that here
 SLIDERS = ("threshold", "temperature", "tau", "bias", "eta", "prior")
-UNREADABLE = (RunError, CacheError, OSError)  # a cache that is gone, or a run that no cache explains
-_WRITTEN: dict[Path, int] = {}  # when a run was last seen to be written
+UNREADABLE = (RunError, CacheError, OSError)  # the cache or the run is gone, or the two do not belong together
+_WRITTEN: dict[Path, int] = {}  # by run folder: its last known time of writing
 
 
 class Options(NamedTuple):
-    """Where things are, as the command line has it."""
+    """The paths given on the command line."""
 
     folders: tuple[Path, ...]
     cache: str | None = None
@@ -44,41 +44,70 @@ class Options(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """The numbers of one moment: a run, a step and the sliders."""
+    """The numbers in view: of a run, a step and the positions of the sliders."""
 
-    key: Any  # of the run: another one where it was trained anew, or its cache came back
+    key: Any  # of the run; changes if it is trained again, or if its cache appears or disappears
     insight: Insight
-    scored: Scored | None
-    why: str  # there is no cure, "" where there is one
-    place: int  # of the evaluation
-    knobs: Knobs
+    scored: Scored | None  # None if the cache cannot be read; the sliders are disabled then
+    why: str  # the reason for that, else ""
+    place: int  # index of the evaluation
+    knobs: Knobs  # the positions of the sliders
     truth: Int[Tensor, " M"] | None
     labels: Labels | None
     summary: Summary | None
-    metrics: dict[str, float | None] | None  # of the test rows under the sliders; None before the last step
-    before: Summary | None  # of the run as it was trained
+    metrics: dict[str, float | None] | None  # of the test rows with the sliders applied; None before the last step
+    before: Summary | None  # with the sliders at neutral, which is the run as it was trained
     metrics_before: dict[str, float | None] | None
 
     @property
     def ranked(self) -> list[int]:
-        """Classes by labelled rows, most first."""
-        return self.insight.counts.argsort(descending=True, stable=True).tolist()
+        return ranked(self.insight)
+
+
+class Page(NamedTuple):
+    """A tab of the studio, for one visitor."""
+
+    layout: Any  # the panel object in the tab
+    repaint: Callable[[Shown], None]  # update the layout to other numbers
+    lines: Callable[[Shown], list[dict[str, Any]]]  # what the tab shows, as rows of a CSV
+
+
+class Result(NamedTuple):
+    """A finished run with the sliders applied."""
+
+    labels: Labels | None  # of the pool
+    metrics: dict[str, float | None] | None  # of the test rows
+
+
+class Computed(NamedTuple):
+    """What `look` computed last; a result is computed again only if a slider other than the threshold moves."""
+
+    key: Any  # of the run
+    before: Summary | None
+    metrics_before: dict[str, float | None] | None
+    knobs: Knobs  # of the result, with the threshold at 0
+    result: Result
+
+
+def ranked(insight: Insight) -> list[int]:
+    """Class indices, most labelled first."""
+    return insight.counts.argsort(descending=True, stable=True).tolist()
 
 
 def written(folder: Path) -> int:
-    """When a run was written; where it is gone or being trained anew, when it was last seen."""
+    """The time at which a run was written; the last known one if the run is gone or is being trained again."""
     with suppress(OSError):
         _WRITTEN[folder] = (folder / "metrics.json").stat().st_mtime_ns
     return _WRITTEN.get(folder, 0)
 
 
 def at_hand(folder: Path, seed: int | None) -> Insight:
-    """The history of a run, kept in memory until it is trained anew. Raises RunError where there never was one."""
+    """The history of a run, kept in memory until the run is trained again. Raises RunError if there never was one."""
     return _insight(folder, seed, written(folder))
 
 
 def scored_of(folder: Path, seed: int, cache: str | None) -> Scored:
-    """A run with its cache; the last few are kept in memory. Raises one of UNREADABLE."""
+    """A run with its scores from the cache; the last four are kept in memory. Raises the errors in UNREADABLE."""
     return _scored(folder, seed, cache, written(folder))
 
 
@@ -95,6 +124,7 @@ def _scored(folder: Path, seed: int, cache: str | None, written_ns: int) -> Scor
 
 @lru_cache(maxsize=4)
 def album_of(cache: str, dataset: str | None, root: Path | None) -> Album:
+    """The images of a cache; an album without images if they cannot be found."""
     try:
         return open_album(open_cache(cache), dataset, root)
     except (CacheError, OSError) as error:
@@ -103,7 +133,7 @@ def album_of(cache: str, dataset: str | None, root: Path | None) -> Album:
 
 @dataclass
 class Session:
-    """The widgets of one visitor, what they show, and what is repainted when they move."""
+    """The widgets of one visitor, the numbers they show, and the function that repaints the tab in view."""
 
     options: Options
     is_dark: bool
@@ -114,12 +144,12 @@ class Session:
     step: Any = None
     sliders: dict[str, Any] = field(default_factory=dict)
     shown: Shown | None = None
-    brushed: np.ndarray | None = None  # rows of the pool picked on the map
-    repaint: Callable[[], None] = lambda: None
-    notice: Any = None  # a pane above the tabs, for what cannot be read
-    labelled: dict[Any, Any] = field(default_factory=dict)  # the last pseudo-labels and test metrics, by what made them
-    is_waiting: bool = False
-    drawn_s: float = 0.0  # when the plots were last repainted
+    brushed: np.ndarray | None = None  # rows of the pool that are selected on the map
+    repaint: Callable[[Shown], None] = lambda shown: None
+    notice: Any = None  # a pane above the tabs, for errors
+    computed: Computed | None = None
+    is_waiting: bool = False  # whether a repaint is scheduled
+    drawn_s: float = 0.0  # time of the last repaint
 
     @property
     def folder(self) -> Path:
@@ -127,16 +157,16 @@ class Session:
 
     @property
     def album(self) -> Album:
-        """The images of the run's cache."""
+        """The images of the cache that the run was trained from."""
         path = self.options.cache or at_hand(self.folder, self.seed.value).config.cache
         return album_of(str(path), self.options.dataset, self.options.root)
 
 
 def open_session(options: Options, is_dark: bool, address: Address) -> Session:
-    """The widgets at what the address asks for, else at the first run as it was trained."""
+    """A session whose widgets are where the address asks for, else at the first run as it was trained."""
     folders = list({folder.resolve(): folder for folder in options.folders}.values())
     runs = dict(zip(names_of([at_hand(folder, None).record for folder in folders], folders), folders, strict=True))
-    by_folder = {folder.resolve().name: name for name, folder in runs.items()}  # which a link may name too
+    by_folder = {folder.resolve().name: name for name, folder in runs.items()}  # a link may name a run by its folder
     address.asked["run"] = by_folder.get(address.asked.get("run", ""), address.asked.get("run", ""))
     session = Session(options, is_dark, address, runs, notice=text("", is_dark))
     session.run = pn.widgets.Select(label="Run", options=list(runs), value=next(iter(runs)))
@@ -161,17 +191,17 @@ def open_session(options: Options, is_dark: bool, address: Address) -> Session:
 
 
 def insights_of(session: Session) -> dict[str, Insight]:
-    """Every run that can still be read, at the chosen seed where it has that."""
-    found = {}
+    """Every run that can still be read, at the chosen seed if it has that seed."""
+    insights = {}
     for name, folder in session.runs.items():
         with suppress(*UNREADABLE):
             first = at_hand(folder, None)
-            found[name] = at_hand(folder, session.seed.value) if session.seed.value in first.config.seeds else first
-    return found
+            insights[name] = at_hand(folder, session.seed.value) if session.seed.value in first.config.seeds else first
+    return insights
 
 
 def reset(session: Session) -> None:
-    """Put the step at the end and the sliders where they leave the run as it is."""
+    """Set the step to the last one and the sliders to neutral."""
     insight = at_hand(session.folder, session.seed.value)
     steps = [int(step) for step in insight.steps]
     session.step.param.update(options=steps, value=steps[-1], disabled=len(steps) < 2)
@@ -184,10 +214,8 @@ def reset(session: Session) -> None:
         sliders[name].param.update(value=getattr(neutral, name))
 
 
-def enable(session: Session) -> None:
-    """Take away the sliders that cannot do anything here."""
-    shown = session.shown
-    assert shown is not None
+def enable(session: Session, shown: Shown) -> None:
+    """Disable the sliders that have no effect on what is shown, and enable the others."""
     is_last = shown.place == len(shown.insight.steps) - 1
     has_text = shown.scored is not None and shown.scored.label_bias is not None
     session.sliders["threshold"].disabled = shown.summary is None
@@ -197,6 +225,7 @@ def enable(session: Session) -> None:
 
 
 def _with_cache(session: Session) -> tuple[Scored | None, str]:
+    """The run with its scores and "", or None and the reason why they cannot be computed."""
     try:
         return scored_of(session.folder, session.seed.value, session.options.cache), ""
     except UNREADABLE as error:
@@ -204,7 +233,7 @@ def _with_cache(session: Session) -> tuple[Scored | None, str]:
 
 
 def look(session: Session) -> Shown:
-    """The numbers that the widgets ask for; what did not change since the last time is not worked out again."""
+    """The numbers for the current positions of the widgets; only what depends on a widget that moved is computed."""
     insight = at_hand(session.folder, session.seed.value)
     scored, why = _with_cache(session)
     steps = [int(step) for step in insight.steps]
@@ -212,41 +241,39 @@ def look(session: Session) -> Shown:
     knobs = Knobs(**{name: widget.value for name, widget in session.sliders.items()})
     neutral = scored.neutral if scored else Knobs(insight.recorded.threshold)
     truth = insight.truth if scored is None or scored.truth is None else scored.truth
-    kept, key = session.labelled, (insight.folder, insight.seed, written(insight.folder), scored is None)
-    if kept.get("run") != key:
-        labels, metrics = as_trained(key, session.options.cache)
-        kept.clear()
-        kept |= {"run": key, "before": (_summed(insight, labels, neutral, truth), metrics)}
-        kept |= {"knobs": neutral._replace(threshold=0.0), "now": (labels, metrics)}
+    last, key = session.computed, (insight.folder, insight.seed, written(insight.folder), scored is None)
+    if last is None or last.key != key:
+        result = as_trained(key, session.options.cache)
+        before = _summed(insight, result.labels, neutral, truth)
+        last = Computed(key, before, result.metrics, neutral._replace(threshold=0.0), result)
     if place < len(steps) - 1 or scored is None:
-        labels, metrics = at_step(insight, place), None
+        result = Result(at_step(insight, place), None)
     else:
-        if kept["knobs"] != (scores := knobs._replace(threshold=0.0)):
-            kept |= {"knobs": scores, "now": _measured(insight, scored, knobs)}
-        labels, metrics = kept["now"]
-    found = _summed(insight, labels, knobs, truth)
-    return Shown(key, insight, scored, why, place, knobs, truth, labels, found, metrics, *kept["before"])
+        if last.knobs != (scores := knobs._replace(threshold=0.0)):
+            last = last._replace(knobs=scores, result=_result(scored, knobs))
+        result = last.result
+    session.computed = last
+    summary = _summed(insight, result.labels, knobs, truth)
+    return Shown(
+        key, insight, scored, why, place, knobs, truth, result.labels, summary, result.metrics, last.before,
+        last.metrics_before,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4)
-def as_trained(key: Any, cache: str | None) -> tuple[Labels | None, dict[str, float | None] | None]:
-    """Pseudo-labels and test metrics with the sliders untouched, worked out for the first visitor."""
+def as_trained(key: Any, cache: str | None) -> Result:
+    """The result with the sliders at neutral, computed once for all visitors."""
     folder, seed, *_ = key
     insight = at_hand(folder, seed)
     try:
         scored = scored_of(folder, seed, cache)
     except UNREADABLE:
-        return _measured(insight, None, Knobs(insight.recorded.threshold))
-    return _measured(insight, scored, scored.neutral)
+        return Result(at_step(insight), None)
+    return _result(scored, scored.neutral)
 
 
-def _measured(
-    insight: Insight, scored: Scored | None, knobs: Knobs
-) -> tuple[Labels | None, dict[str, float | None] | None]:
-    """Pseudo-labels and test metrics of the finished run under some knobs."""
-    if scored is None:
-        return at_step(insight), None
-    return relabelled(scored, knobs) if len(scored.task.problem.u) else None, tested(scored, knobs)
+def _result(scored: Scored, knobs: Knobs) -> Result:
+    return Result(relabelled(scored, knobs) if len(scored.task.problem.u) else None, tested(scored, knobs))
 
 
 def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Tensor, " M"] | None) -> Summary | None:
@@ -255,7 +282,7 @@ def _summed(insight: Insight, labels: Labels | None, knobs: Knobs, truth: Int[Te
 
 @contextmanager
 def telling(session: Session) -> Iterator[None]:
-    """Say above the tabs what cannot be read, such as a run that was deleted; they keep what they showed."""
+    """Report above the tabs if something cannot be read, such as a deleted run; the tabs then keep what they show."""
     try:
         yield
         session.notice.object = ""
@@ -264,7 +291,7 @@ def telling(session: Session) -> Iterator[None]:
 
 
 def moved(session: Session, *_: Any) -> None:
-    """A widget moved: repaint soon, once for all the moves that arrive meanwhile."""
+    """Schedule a repaint after a move of a widget; all moves until then are drawn together."""
     document = pn.state.curdoc
     if session.is_waiting:
         return
@@ -278,7 +305,7 @@ def moved(session: Session, *_: Any) -> None:
 
 
 def _held(session: Session, document: Any) -> None:
-    """Repaint, and send all that changed at once and in its order; messages of panel's own hold may overtake others."""
+    """Repaint, and send all changes in one message, in order. With panel's own `hold` they may arrive out of order."""
     document.hold("combine")
     try:
         _refresh(session)
@@ -290,7 +317,7 @@ def _refresh(session: Session) -> None:
     session.is_waiting = False
     session.address.write()
     with torch.no_grad(), telling(session):
-        session.shown = look(session)
-        enable(session)
-        session.repaint()
+        session.shown = shown = look(session)
+        enable(session, shown)
+        session.repaint(shown)
     session.drawn_s = time.monotonic()
