@@ -1,12 +1,45 @@
 """fastltssl: long-tailed semi-supervised learning on cached foundation-model features.
 
-Names are loaded when first used, so that importing the package costs nothing.
+Names are loaded when first used, so that importing the package costs nothing. What a method of your own imports is in
+`fastltssl.functional`.
 """
 
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what editors and type checkers read; the table below says the same to Python
+from fastltssl.errors import (
+    BrokenImage,
+    CacheDamaged,
+    CacheError,
+    CacheLocked,
+    CacheMismatch,
+    ConfigError,
+    EncoderError,
+    ExportError,
+    FastltsslError,
+    FigureError,
+    FitError,
+    MapError,
+    MissingTaps,
+    MissingText,
+    MissingViews,
+    NotFitted,
+    PretrainError,
+    PromptError,
+    RunError,
+    SourceError,
+    SplitError,
+    StudioError,
+    SwitchError,
+    TuningError,
+    UnknownKnob,
+    UnknownMethod,
+    UsageFault,
+    ViewError,
+)
+
+if TYPE_CHECKING:  # the same names as in the table below, for editors and type checkers
     from fastltssl.analysis.history import read_insight as read_run
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.cache.imports import import_features
@@ -14,6 +47,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; the table below says t
     from fastltssl.encoder.extraction import run_extraction as extract
     from fastltssl.functional.bias import estimate_label_bias
     from fastltssl.methods import configure
+    from fastltssl.runs import train
     from fastltssl.runs.config import Config
     from fastltssl.runs.sweep.sweep import sweep
     from fastltssl.show.studio import studio
@@ -22,7 +56,9 @@ if TYPE_CHECKING:  # what editors and type checkers read; the table below says t
     from fastltssl.training.rows import make_problem, resident
     from fastltssl.training.streams import make_stream
 
-_PLACES = {
+    __version__: str
+
+PLACES = {  # name -> where it is loaded from
     "Classifier": "fastltssl.training.estimator:Classifier",
     "Config": "fastltssl.runs.config:Config",
     "Protocol": "fastltssl.cache.splits:Protocol",
@@ -41,16 +77,28 @@ _PLACES = {
     "resident": "fastltssl.training.rows:resident",
     "studio": "fastltssl.show.studio:studio",
     "sweep": "fastltssl.runs.sweep.sweep:sweep",
+    "train": "fastltssl.runs:train",
 }
 
-__all__ = [*_PLACES]
+__path__.append(str(Path(__file__).parent / "_moved"))  # fastltssl.heads, .losses and .bias of 0.1, for one release
+__all__ = [
+    *PLACES, "BrokenImage", "CacheDamaged", "CacheError", "CacheLocked", "CacheMismatch", "ConfigError",
+    "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MissingTaps",
+    "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError", "SourceError", "SplitError",
+    "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod", "UsageFault", "ViewError",
+    "__version__",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'fastltssl' has no attribute {name!r}; it has {', '.join(_PLACES)}")
-    return pkgutil.resolve_name(_PLACES[name])
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fastltssl")
+    if name not in PLACES:
+        raise AttributeError(f"module 'fastltssl' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return pkgutil.resolve_name(PLACES[name])
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PLACES])
+    return sorted({*globals(), *__all__})

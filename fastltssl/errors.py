@@ -1,6 +1,5 @@
 """Every error raised on purpose: a command that ends with one prints its message and exits with its code."""
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -131,5 +130,7 @@ class StudioError(FastltsslError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Part of a message: " Did you mean 'cifar10'?", or nothing where no known word is near."""
+    import difflib  # here, as an error is rare and the package is imported often
+
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

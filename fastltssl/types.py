@@ -6,6 +6,8 @@ R runs trained jointly. Capitals in annotations, lower case in einops patterns.
 """
 
 import hashlib
+import pkgutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -194,3 +196,13 @@ def seeded(seed: int, stream: str) -> Generator:
     """A CPU generator for one named stream of a seed ("split", "init" or "stream"); the streams are independent."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def __getattr__(name: str) -> Any:
+    """Names that were here in version 0.1, for one release."""
+    moved = dict.fromkeys(("AutoKnob", "choice", "knob", "size"), "fastltssl.knobs")
+    moved["auto_momentum"] = "fastltssl.functional.bias"
+    if name not in moved:
+        raise AttributeError(f"module 'fastltssl.types' has no attribute {name!r}")
+    warnings.warn(f"fastltssl.types.{name} has moved: import it from fastltssl.functional", DeprecationWarning, 2)
+    return pkgutil.resolve_name(f"{moved[name]}:{name}")

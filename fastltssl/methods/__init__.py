@@ -41,7 +41,7 @@ def load(name: str) -> ModuleType:
     if not dataclasses.is_dataclass(getattr(module, "Method", None)):
         raise UnknownMethod(f"{name} defines no dataclass named Method")
     if missing := [part for part in ("views", "init", "start", "scores") if not hasattr(module.Method, part)]:
-        raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}; see fastltssl/types.py")
+        raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}; see fastltssl.types.Method")
     return module
 
 

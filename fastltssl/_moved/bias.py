@@ -1,0 +1,7 @@
+"""`fastltssl.bias` of version 0.1: its names are in `fastltssl.functional`. This file goes with the next release."""
+
+import warnings
+
+from fastltssl.functional.bias import *  # noqa: F403
+
+warnings.warn("fastltssl.bias has moved: import from fastltssl.functional", DeprecationWarning, stacklevel=2)
