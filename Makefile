@@ -9,7 +9,7 @@ demo: .venv/ready  ## environment, then the main job on the embedded world
 test: .venv/ready lint  ## environment if missing, lint, types, tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: .venv/ready
+lint: .venv/ready house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
