@@ -8,7 +8,6 @@ import ssl
 import urllib.error
 import urllib.request
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ UNLOADABLE = (  # errors of open_clip, the hub and torch.load on weights that ar
     RuntimeError, OSError, ValueError, KeyError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError,
     ImportError,
 )  # fmt: skip
+ZIP = b"PK\x03\x04"  # what an archive begins with
 PROBE_S = 5  # a hub that does not answer in this time counts as unreachable
 RANDOM_SEED = 0  # of the weights with --pretrained none
 
@@ -53,7 +53,10 @@ def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[An
     try:
         with network, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(RANDOM_SEED)
+            program = settings.pop("torchscript", None)
             clip, _, transform = open_clip.create_model_and_transforms(name, **settings)
+            if program is not None:
+                clip.load_state_dict(program)
             return clip, transform, open_clip.get_tokenizer(name, **vocabulary)
     except UNLOADABLE as error:
         raise EncoderError(
@@ -87,10 +90,16 @@ def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, 
     if not Path(pretrained).is_file():
         hint = did_you_mean(pretrained, tags)
         raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and no file.{hint} {accepted}")
-    return {"pretrained": pretrained} | file_settings(model, Path(pretrained), tags, notes)
+    program = torchscript_state(Path(pretrained))
+    settings = file_settings(model, Path(pretrained), tags, notes, is_openai=program is not None)
+    if program is None:
+        return {"pretrained": pretrained, "weights_only": True} | settings
+    return {"pretrained": None, "pretrained_text": False, "torchscript": program} | settings
 
 
-def file_settings(model: str, path: Path, tags: Sequence[str], notes: list[str]) -> dict[str, Any]:
+def file_settings(
+    model: str, path: Path, tags: Sequence[str], notes: list[str], is_openai: bool = False
+) -> dict[str, Any]:
     """Activation and preprocessing, which a checkpoint file does not tell: from the model's tags where they agree."""
     import open_clip
 
@@ -102,20 +111,29 @@ def file_settings(model: str, path: Path, tags: Sequence[str], notes: list[str])
         if len(values) == 1:
             settings[argument] = next(iter(values.values()))
     gelus = {bool(config.get("quick_gelu")) for config in configs}
-    is_torchscript = _is_torchscript(path)
-    settings["force_quick_gelu"] = gelus == {True} or is_torchscript
-    settings["weights_only"] = not is_torchscript  # torch.load refuses to read these archives as plain weights
+    settings["force_quick_gelu"] = gelus == {True} or is_openai
     if len(gelus) == 2 and not settings["force_quick_gelu"]:
         notes.append(f"{path.name}: taken as trained with GELU. For OpenAI weights use --model {model}-quickgelu")
     return settings
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, the form in which OpenAI published CLIP."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
+def torchscript_state(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a TorchScript archive, the form in which OpenAI published CLIP; None for any other file.
+
+    What a file is decides torch's own reader, which begins at its first byte: a pickle with an archive behind it is a
+    pickle. No pickle is ever loaded as code, and of an archive only the tensors are taken.
+    """
+    with path.open("rb") as file:
+        if file.read(len(ZIP)) != ZIP:
+            return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates the format, in which weights still lie
+            program = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError):
+        return None  # an archive of plain weights
+    sizes = ("input_resolution", "context_length", "vocab_size")  # no weights
+    return {name: value for name, value in program.state_dict().items() if name not in sizes}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import json
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -251,21 +252,60 @@ def test_the_hash_of_weights_sees_a_name_a_shape_and_a_value():
     assert towers.weights_sha256(plain) != known
 
 
-def test_an_archive_of_openai_is_known_by_its_program_and_takes_quickgelu(tmp_path):
-    program, weights = tmp_path / "ViT-B-16.pt", tmp_path / "weights.pt"
-    with zipfile.ZipFile(program, "w") as archive:
-        archive.writestr("ViT-B-16/constants.pkl", b"")
-        archive.writestr("ViT-B-16/code/model.py", b"")
+class Program(torch.nn.Module):
+    """A module that holds the tensors of another under their names, as the programs that OpenAI published do."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        for name, value in tensors.items():
+            *folders, last = name.split(".")
+            owner = self
+            for folder in folders:
+                if not hasattr(owner, folder):
+                    owner.add_module(folder, torch.nn.Module())
+                owner = getattr(owner, folder)
+            owner.register_buffer(last, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_torchscript_archive_gives_its_tensors_and_is_taken_as_openais(small, tmp_path):
+    torch.manual_seed(13)
+    model = open_clip.create_model(small).eval()
+    sizes = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)}
+    torch.jit.save(torch.jit.script(Program(model.state_dict() | sizes)), tmp_path / "program.pt")
+    encoder = load_encoder(small, str(tmp_path / "program.pt"))
+    assert encoder.provenance["quick_gelu"] is True
+    assert encoder.provenance["weights_sha256"] == towers.weights_sha256(model)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("was-run"),))
+
+
+@pytest.mark.parametrize("is_legacy", [True, False])
+def test_a_checkpoint_never_runs_code_whatever_stands_behind_it(small, tmp_path, monkeypatch, is_legacy):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, "evil.pt", _use_new_zipfile_serialization=not is_legacy)
+    with zipfile.ZipFile("evil.pt", "a") as archive:  # what Python's zipfile takes for a TorchScript archive
+        archive.writestr("evil/constants.pkl", b"")
+    with pytest.raises(EncoderError, match="could not be loaded"):
+        load_encoder(small, "evil.pt")
+    assert not Path("was-run").exists()
+
+
+def test_activation_follows_the_tags_of_a_model_and_openais_archives_take_quickgelu(tmp_path):
+    weights = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(2)}, weights)
     tags = open_clip.list_pretrained_tags_by_model("ViT-B-16")
     notes = []
-    settings = where.file_settings("ViT-B-16", program, tags, notes)
-    assert settings["force_quick_gelu"] is True
-    assert settings["weights_only"] is False
+    assert where.torchscript_state(weights) is None
+    assert where.file_settings("ViT-B-16", weights, tags, notes, is_openai=True)["force_quick_gelu"] is True
     assert notes == []
-    settings = where.file_settings("ViT-B-16", weights, tags, notes)
-    assert settings["force_quick_gelu"] is False
-    assert settings["weights_only"] is True
+    assert where.file_settings("ViT-B-16", weights, tags, notes)["force_quick_gelu"] is False
     assert notes == [
         "weights.pt: taken as trained with GELU. For OpenAI weights use --model ViT-B-16-quickgelu"
     ]  # fmt: skip
