@@ -228,8 +228,10 @@ def remove(path: str | Path) -> None:
     """Delete a cache that no process is writing. Raises CacheError where its folder holds other files, which stay."""
     path = find_cache(path)
     acquire_lock(path, [])
-    clear(path)
+    kept = clear(path)
     release_lock(path)
-    if kept := sorted(child.name for child in path.iterdir()):
-        raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {', '.join(kept)}")
+    if kept or any(path.iterdir()):
+        names = ", ".join(kept[:5] or [child.name for child in path.iterdir()])
+        more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+        raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {names}{more}")
     path.resolve().rmdir()

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,12 @@ VERSION = 1
 GROUPS = ("train", "test", "unlabeled")
 MANIFEST, LOCK = "manifest-0.jsonl", "fastltssl.lock"
 PARTS = "manifest-*.jsonl"  # of the other processes, while there are any
-OWN_NAMES = re.compile(
-    rf"zarr\.json|manifest-\d+\.jsonl|{LOCK}.*|.*\.partial|text|projection|ln_post|{'|'.join(GROUPS)}"
+_META = r"zarr\.json|zarr(\.\w+)?\.partial"  # partial: left by a process that was killed while it wrote the file
+_ARRAY = rf"({_META}|c(/\d+)+((\.\w+)?\.partial)?)"
+OWN_FILES = re.compile(  # everything that a cache consists of, by its path below the cache
+    rf"{_META}|manifest-\d+\.jsonl(\.partial)?|{re.escape(LOCK)}(\.\d+)?"
+    rf"|(text|projection|ln_post)/{_ARRAY}"
+    rf"|({'|'.join(GROUPS)})/({_META}|(labels|ids|features|mid|mlp)/{_ARRAY})"
 )
 
 
@@ -148,11 +151,11 @@ def fault(file: Path, digest: str) -> str | None:
 
 
 def is_cache(path: Path) -> bool:
-    """Whether a folder is a fastltssl cache, be it one that was only begun."""
-    if any(path.glob(f"{LOCK}*")):
-        return True
+    """Whether a folder is a fastltssl cache: its root says so, or it was only begun and holds nothing else."""
     mark = f'"{FORMAT}"'.encode()
-    return any((path / name).is_file() and mark in (path / name).read_bytes() for name in (MANIFEST, "zarr.json"))
+    if any((path / name).is_file() and mark in (path / name).read_bytes() for name in (MANIFEST, "zarr.json")):
+        return True
+    return (path / LOCK).is_file() and not foreign_files(path)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -176,13 +179,40 @@ def make_durable(path: Path, names: Iterable[str]) -> None:
 
 
 def files_of(path: Path) -> list[str]:
-    """Names of all files in a cache but the manifest and the lock, sorted, with forward slashes."""
-    files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
-    return sorted(name for name in files if name != MANIFEST and not name.startswith(LOCK))
+    """Names of all files below a cache but the manifest and the lock, sorted, with forward slashes.
+
+    A link to a folder counts as a file: what it leads to is not part of the cache.
+    """
+    names = []
+    for folder, folders, files in os.walk(path):
+        below = Path(folder)
+        links = [name for name in folders if (below / name).is_symlink()]
+        names += [(below / name).relative_to(path).as_posix() for name in (*files, *links)]
+    return sorted(name for name in names if name != MANIFEST and not re.fullmatch(rf"{LOCK}(\.\d+)?", name))
 
 
-def clear(path: Path) -> None:
-    """Remove the files of a cache but the lock; the manifest first, so that it never names files that are gone."""
-    for child in sorted(path.iterdir(), key=lambda child: not child.name.startswith("manifest-")):
-        if OWN_NAMES.fullmatch(child.name) and child.name != LOCK:
-            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+def foreign_files(path: Path) -> list[str]:
+    """Files below a cache that are none of its own; nobody but their owner may remove them."""
+    return [name for name in files_of(path) if not OWN_FILES.fullmatch(name)]
+
+
+def clear(path: Path) -> list[str]:
+    """Remove the files of a cache but the lock, the manifest first, and name what was not part of it and stays.
+
+    Only what the layout of a cache names is removed. A link is removed as a link, never what it leads to.
+    """
+    foreign = foreign_files(path)
+    own = [file for file in path.glob("manifest-*.jsonl") if OWN_FILES.fullmatch(file.name)]
+    own += [path / name for name in files_of(path) if OWN_FILES.fullmatch(name)]
+    for file in own:
+        file.unlink(missing_ok=True)
+    for folder, _, _ in os.walk(path, topdown=False):
+        if Path(folder) != path and not any(Path(folder).iterdir()) and _is_own_folder(Path(folder), path):
+            Path(folder).rmdir()
+    return foreign
+
+
+def _is_own_folder(folder: Path, path: Path) -> bool:
+    """Whether the layout of a cache has a folder of this name, such as train/features/c/0."""
+    name = folder.relative_to(path).as_posix()
+    return any(OWN_FILES.fullmatch(f"{name}/{inner}") for inner in ("zarr.json", "0", "c/0")) or name.endswith("/c")

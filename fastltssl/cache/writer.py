@@ -31,6 +31,7 @@ from fastltssl.cache.manifest import (
     FORMAT,
     LOCK,
     MANIFEST,
+    OWN_FILES,
     VERSION,
     Manifest,
     append_line,
@@ -103,8 +104,8 @@ def _open(path: Path, wanted: Contents, notes: list[str], resume: bool, overwrit
     path.mkdir(parents=True, exist_ok=True)
     acquire_lock(path, notes)
     try:
-        if overwrite:
-            clear(path)
+        if overwrite and (kept := clear(path)):
+            notes.append(f"{path}: not part of the cache, so they stay: {', '.join(kept[:5])}")
         manifest = read_manifest(path)
         if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
             clear(path)  # left by a process that was killed before its first manifest line
@@ -303,7 +304,7 @@ def _write_metadata(path: Path, wanted: Contents) -> None:
         chunks = (chunk_rows(shape[0], shape[2]), 1, shape[2])
         for part in wanted.parts:
             root.create_array(f"{name}/{part}", shape=shape, chunks=chunks, dtype="float16", compressors=None)
-    names = files_of(path)
+    names = [name for name in files_of(path) if OWN_FILES.fullmatch(name)]
     make_durable(path, names)
     fsync(path.parent)
     digests = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}

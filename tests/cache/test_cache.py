@@ -425,6 +425,39 @@ def test_removing_a_cache_leaves_nothing_but_what_was_never_part_of_it(copy):
     assert tree(copy.with_name("other.zarr")) == {"notes.txt": b"mine"}
 
 
+def test_files_of_the_user_inside_a_cache_stay_wherever_they_lie(copy, tmp_path):
+    mine = ("train/mine/notes.txt", "train/features/c/0/photo.png", "text/notes.txt", "fastltssl.lock.bak")
+    for name in mine:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept.txt").write_text("kept")
+    (copy / "test" / "album").symlink_to(tmp_path / "elsewhere")
+    damages = {damage.file: damage.why for damage in c.verify(copy)}
+    assert damages == dict.fromkeys([*mine, "test/album"], "not in the manifest")
+    assert "not part of the cache, so they stay: fastltssl.lock.bak" in make(copy, overwrite=True).notes[0]
+    with pytest.raises(
+        CacheError, match=r"stay: fastltssl\.lock\.bak, test/album, text/notes.txt, train/features/c/0/ph"
+    ):
+        c.remove(copy)
+    assert all((copy / name).read_text() == "mine" for name in mine)
+    assert (tmp_path / "elsewhere" / "kept.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["fastltssl.lock.bak", "fastltssl.lock", "train/0.png"])
+def test_a_folder_of_photos_is_no_cache_whatever_its_files_are_called(tmp_path, name):
+    folder = tmp_path / "photos"
+    for own in ("holiday.jpg", name):
+        (folder / own).parent.mkdir(parents=True, exist_ok=True)
+        (folder / own).write_text("{}")
+    before = tree(folder)
+    with pytest.raises(CacheError, match="is not a fastltssl cache"):
+        c.remove(folder)
+    with pytest.raises(CacheError, match="is not a fastltssl cache"):
+        make(folder, overwrite=True)
+    assert tree(folder) == before
+
+
 # ------------------------------------------------------------------------------------------------ damage
 
 
