@@ -12,6 +12,7 @@ from fastltssl.errors import CacheError
 
 EMULATE_FORM = "weak:COUNT:NOISE or strong:COUNT:NOISE:DROP, joined by commas, such as weak:8:0.2,strong:8:0.5:0.1"
 MAX_VIEWS = 64
+SMALLEST, LARGEST = 1e-3, 65504.0  # of the largest value of a vector: float16 has few digits below, and none above
 
 
 class Noise(NamedTuple):
@@ -66,7 +67,20 @@ def emulated(
     return unit(view)
 
 
+def storable(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
+    """Features of which float16 holds the direction: vectors too large or too small for it are scaled near one.
+
+    The factor is a power of two, so that no digit is lost; all others stay as they are. Every head takes the direction
+    of a feature alone.
+    """
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    is_extreme = (largest < SMALLEST) | (largest >= LARGEST)
+    _, exponent = np.frexp(np.where(is_extreme & (largest > 0), largest, 0.5))  # of 0.5 it is 0
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ldexp(x, -exponent).astype(np.float32)
+
+
 def unit(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
     """Features scaled to unit norm."""
-    x = np.asarray(x, np.float32)
+    x = storable(x)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
+from fastltssl.cache.emulated import storable
 from fastltssl.errors import FitError
-
-LARGEST = 65520  # float16 rounds it to infinity
 
 
 def numbers(name: str, given: Any, form: str, ranks: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
@@ -17,10 +16,8 @@ def numbers(name: str, given: Any, form: str, ranks: tuple[int, ...]) -> Float32
     array = as_array(name, given)
     if array.dtype.kind not in "fiu" or array.ndim not in ranks or not array.size:
         raise FitError(f"{name} must be an array of numbers {form}, got {array.dtype} {list(array.shape)}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
     refuse_rows(name, ~np.isfinite(array).reshape(len(array), -1).all(axis=1), "hold values that are not finite")
-    return array
+    return storable(array) if array.dtype == np.float64 else array.astype(np.float32)
 
 
 def features(given: Any, width: int | None = None) -> Float32[np.ndarray, "n *V D"]:
@@ -28,10 +25,8 @@ def features(given: Any, width: int | None = None) -> Float32[np.ndarray, "n *V 
     x = numbers("X", given, "[n, D] or [n, V, D]", (2, 3))
     if width is not None and x.shape[-1] != width:
         raise FitError(f"X {list(x.shape)} is {x.shape[-1]} wide, and the rows of fit were {width}")
-    flat = np.abs(x).reshape(len(x), -1)
-    refuse_rows("X", flat.max(axis=1) >= LARGEST, "hold values above 65504, too large for float16. Scale them")
     refuse_rows("X", has_zeros(x), "hold zeros only, which have no direction")
-    return x
+    return storable(x)
 
 
 def refuse_rows(name: str, is_bad: Bool[np.ndarray, " n"], why: str) -> None:

@@ -21,7 +21,6 @@ WITH = {
     "X must be an array of numbers .n, D. or .n, V, D., got <U1 .1, 1.": lambda x, y: ([["a"]], y),
     "X is no array: setting an array element with a sequence": lambda x, y: ([[1.0], [1.0, 2.0]], y),
     r"X: 2 of 70 rows hold values that are not finite \(rows 3, 5\)": lambda x, y: (spoilt(x, [3, 5], np.nan), y),
-    r"X: 1 of 70 rows hold values above 65504.*Scale them \(rows 0\)": lambda x, y: (spoilt(x, [0], 7e4), y),
     r"X: 1 of 70 rows hold zeros only, which have no direction \(rows 9\)": lambda x, y: (spoilt(x, [9], 0), y),
     r"y must be \[70\], a label for each row of X or -1; got int64 \[69\]": lambda x, y: (x, y[1:]),
     "y holds only the class 3, and it takes two": lambda x, y: (x, np.where(y == 3, 3, -1)),
