@@ -15,6 +15,7 @@ from fastltssl.errors import BrokenImage, SourceError
 from fastltssl.images.source import Images, Source, fingerprint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+WHITE = (2**8 - 1, 2**16 - 1, 2**31 - 1)  # largest values of whole numbers of 8, 16 and 32 bits
 DECODERS = 4  # threads; Pillow decodes without holding Python's global lock
 TEST_FOLDERS = ("test", "val")  # the first that exists is used; that of ImageNet is called val
 
@@ -42,14 +43,25 @@ def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
 
     try:
         with Image.open(file) as image:
-            if image.mode.startswith("I;16"):  # convert would clip most values to white
-                return np.repeat((np.asarray(image)[..., None] // 257).astype(np.uint8), 3, axis=-1)
+            if image.mode == "F" or image.mode.startswith("I"):  # convert would clip most values to white
+                return _eight_bits(np.asarray(image), is_16=image.mode != "I" or image.format == "PPM")
             return np.array(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as reason:
         raise BrokenImage(
             f"image {image_id!r} cannot be decoded ({reason}). Leave such images out with --skip-broken (and --resume "
             f"a cache that was begun), or replace or remove {where} and begin anew, as the data set has changed"
         ) from reason
+
+
+def _eight_bits(grey: np.ndarray, is_16: bool) -> np.ndarray:
+    """A deep grey image as uint8 RGB. Where its format does not tell the white level, it is the next of WHITE above."""
+    if grey.dtype.kind == "f":
+        white = next((level for level in (1, *WHITE) if np.nanmax(grey, initial=0) <= level), WHITE[-1])
+        levels = np.nan_to_num(grey.astype(np.float64)).clip(0, white) * 255 / white
+    else:
+        white = WHITE[1] if is_16 else next(level for level in WHITE if int(grey.max(initial=0)) <= level)
+        levels = grey.astype(np.int64).clip(0, white) * 255 // white
+    return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 class Listing(NamedTuple):
@@ -137,11 +149,20 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """Image files at any depth, in natural order; none where the folder does not exist."""
-    paths = []
+    """Image files at any depth, in natural order; none where the folder does not exist.
+
+    Links are followed, but no folder is entered twice; pipes, sockets and broken links are no images.
+    """
+    paths, entered = [], set()
     for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in entered:
+            subfolders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        images = (Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        paths += [path for path in images if path.is_file()]
     return tuple(sorted(paths, key=lambda path: natural(path.relative_to(folder).as_posix())))
 
 

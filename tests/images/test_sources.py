@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import socket
@@ -13,7 +14,7 @@ from PIL import Image
 
 from fastltssl.errors import SourceError
 from fastltssl.images import open_source, torchvision_sets
-from fastltssl.images.folder import FileImages
+from fastltssl.images.folder import FileImages, decoded
 from fastltssl.images.source import evenly_spaced
 from fastltssl.images.source import fingerprint as digest
 from fastltssl.images.torchvision_sets import SETS, SIGNS
@@ -495,3 +496,30 @@ def test_sources_load_without_torch():
     code = f"import sys, {modules}; sys.exit(bool({{'torch', 'torchvision', 'PIL'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert {"cifar10", "stl10", "flowers102"} < set(SETS)
+
+
+def test_a_loop_of_links_is_walked_once_and_what_is_no_regular_file_is_no_image(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    (tmp_path / "cat" / "again").symlink_to(".")
+    (tmp_path / "cat" / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    train = open_source(f"folder:{tmp_path}").groups["train"]
+    assert train.ids == ("cat/0.png", "dog/0.png")
+
+
+@pytest.mark.parametrize(("name", "dtype", "top"), [
+    ("deep.png", "u2", 65535), ("deep.tif", "u2", 65535), ("deep.pgm", "u2", 65535), ("whole.tif", "i4", 65535),
+    ("wide.tif", "i4", 2**31 - 1), ("byte.tif", "i4", 255), ("unit.tif", "f4", 1.0), ("float.tif", "f4", 65535.0),
+])  # fmt: skip
+def test_deep_grey_images_keep_their_shades(tmp_path, name, dtype, top):
+    grey = np.linspace(0, top, 2400).reshape(40, 60)
+    if name.endswith("pgm"):
+        (tmp_path / name).write_bytes(b"P5 60 40 65535\n" + grey.astype(">u2").tobytes())
+    else:
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / name)
+    image = decoded(tmp_path / name, "x", "x")
+    assert image.dtype == np.uint8
+    assert np.abs(image[..., 0].astype(int) - 255 * grey / top).max() <= 1.01
+    assert (image == image[..., :1]).all()
