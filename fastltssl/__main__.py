@@ -5,7 +5,7 @@ import sys
 import click
 
 from fastltssl.commands.cli import cli
-from fastltssl.errors import FastltsslError
+from fastltssl.errors import FastltsslError, plain
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         click.echo("stopped", err=True)
         sys.exit(130)
     except FastltsslError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {plain(str(error))}", err=True)
         sys.exit(error.exit_code)
 
 

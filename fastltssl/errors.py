@@ -128,6 +128,15 @@ class StudioError(FastltsslError):
     """The studio cannot open here."""
 
 
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+CONTROL |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def plain(text: str) -> str:
+    """Text from data as a terminal may show it: characters that steer a terminal or turn its lines are codes."""
+    return text.translate(CONTROL)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Part of a message: " Did you mean 'cifar10'?", or nothing where no known word is near."""
     import difflib  # here, as an error is rare and the package is imported often

@@ -7,7 +7,9 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fastltssl.errors import plain
 from fastltssl.functional.measures import MAIN, measure
 from fastltssl.progress import Note, Progress, Result, Work, drain
 from fastltssl.show.names import label
@@ -20,7 +22,8 @@ def follow(work: Work[Result], what: str, stream: TextIO = sys.stderr) -> Result
     def tell(record: Progress | Note) -> None:
         nonlocal written_s, width
         if isinstance(record, Note):
-            stream.write(("\r" + record.text.ljust(width) if on_terminal else record.text) + "\n")
+            text = plain(record.text)
+            stream.write(("\r" + text.ljust(width) if on_terminal else text) + "\n")
             return
         now = time.monotonic()
         if now - written_s < (0.2 if on_terminal else 5.0) and record.done < record.total:
@@ -93,12 +96,17 @@ def _plain_table(title: str | None, show_header: bool = True) -> Table:
     )
 
 
+class _PlainConsole(Console):
+    """A console that takes every text as it is: names of classes and files may look like markup."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text), **(options | {"markup": False, "emoji": False, "highlight": False}))
+
+
 def show(item: Any) -> None:
     """Print a table or a line, as wide as the terminal; 140 columns if the output is not a terminal."""
-    console = Console(
-        width=None if sys.stdout.isatty() else 140, soft_wrap=isinstance(item, str), highlight=False, emoji=False
-    )
-    console.print(item, markup=False) if isinstance(item, str) else console.print(item)
+    width = None if sys.stdout.isatty() else 140
+    _PlainConsole(width=width, soft_wrap=isinstance(item, str), markup=False, highlight=False, emoji=False).print(item)
 
 
 def _number(value: float | None) -> str:
