@@ -85,6 +85,8 @@ def broken(root: Path) -> list[str]:
             own, other = _layer(name), _layer(target)
             if other in FACE or (other in LAYERS and LAYERS.index(other) > LAYERS.index(own)):
                 lines.append(f"{name} imports {target}, which stands above it")
+            if own != other == "methods" and target != "methods":
+                lines.append(f"{name} imports {target}: a method is known by name in its own file only")
             if own == other == "methods" and name != "methods":
                 lines.append(f"{name} imports {target}: a method imports the root and functional alone")
     if loop := circle(inside):

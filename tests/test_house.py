@@ -43,6 +43,7 @@ def test_the_package_keeps_every_rule():
             "circle of imports: cache.a",
         ),
         ({"methods__a": "from fastltssl.methods import b", "methods__b": ""}, "a method imports the root"),
+        ({"runs__a": "from fastltssl.methods import b", "methods__b": ""}, "known by name in its own file only"),
         ({"live__a": "def f():\n    import click"}, "click, which is at home in commands/"),
         ({"training__a": "print(1)"}, "training.a prints"),
         ({"runs__a": "def f():\n" + "    pass\n" * 60}, "runs.a.f has 61 lines"),
