@@ -18,11 +18,12 @@ from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import Task, evaluate, grouping, measured_rows
 from fastltssl.runs.folder import write
 from fastltssl.runs.record import Results, record_of
-from fastltssl.training.fit import fitting_many, shape_key
+from fastltssl.training.fit import fitting_many
+from fastltssl.training.population import same_shape
 from fastltssl.training.rows import Rows, make_problem, resident, rows_for
 from fastltssl.training.streams import Stream, make_stream
 from fastltssl.training.vmap import pick
-from fastltssl.types import Fitted, Method, Problem
+from fastltssl.types import Fitted, Method
 
 
 def training(config: Config, cache: Cache, rows: Rows, out: Path | None = None) -> Work[dict[str, Any]]:
@@ -129,14 +130,6 @@ def tested_rows(config: Config, split: Split, cache: Cache) -> list[tuple[str, n
     if config.eval == "all":
         return [(name, np.flatnonzero(group.labels >= 0)) for name, group in cache.groups.items()]
     return [(split.test_group, split.test)]
-
-
-def same_shape(problems: list[Problem]) -> list[list[int]]:
-    """Indices of the problems in groups that can be trained jointly."""
-    groups: dict[Any, list[int]] = {}
-    for index, problem in enumerate(problems):
-        groups.setdefault(shape_key(problem), []).append(index)
-    return list(groups.values())
 
 
 def open_rows(path: str, device: str) -> tuple[Cache, Rows]:

@@ -30,7 +30,7 @@ from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work, drain
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
-from fastltssl.runs.experiment import open_rows, same_shape, stream_of, task_of, tasks_of, training
+from fastltssl.runs.experiment import open_rows, stream_of, task_of, tasks_of, training
 from fastltssl.runs.folder import new_folder
 from fastltssl.runs.sweep.space import OF_CONFIG, Real, configured, grid, space_of
 from fastltssl.runs.sweep.trials import (
@@ -52,7 +52,16 @@ from fastltssl.runs.sweep.trials import (
     trials_of,
 )
 from fastltssl.training.fit import start
-from fastltssl.training.population import Population, advance, each_group, kept, populate, scores_of, tuned
+from fastltssl.training.population import (
+    Population,
+    advance,
+    fastest_group,
+    map_groups,
+    populate,
+    same_shape,
+    scores_of,
+    selected,
+)
 from fastltssl.training.rows import Rows, rows_for
 from fastltssl.training.step import with_knobs
 from fastltssl.training.streams import require
@@ -143,7 +152,7 @@ def _judged(
             chosen = _survivors(sweep, study, alive, mean, end)
             for r in set(range(len(alive))) - set(chosen.tolist()):
                 study.tell(alive[r], state=TrialState.PRUNED, skip_if_finished=True)
-            squad, is_finite = [(kept(population, chosen), own) for population, own in squad], is_finite[chosen]
+            squad, is_finite = [(selected(population, chosen), own) for population, own in squad], is_finite[chosen]
             alive = [alive[r] for r in chosen.tolist()]
             if not alive:  # after an interruption: the others of the round were better
                 return
@@ -153,7 +162,7 @@ def _group(squad: Sequence[tuple[Population, Any]], steps: int) -> int:
     """Runs that advance together, tried out where there is enough to do."""
     runs = sum(math.prod(population.shape) for population, _ in squad)
     with torch.no_grad():
-        return tuned(squad[0][0], steps) if runs * steps >= WORTH_TUNING else 0
+        return fastest_group(squad[0][0], steps) if runs * steps >= WORTH_TUNING else 0
 
 
 def _survivors(
@@ -227,7 +236,7 @@ def _values(population: Population, tasks: Sequence[Task], metric: str) -> Float
         )
 
     with torch.no_grad():
-        return each_group(population, measured).cpu().double()
+        return map_groups(population, measured).cpu().double()
 
 
 def concluding(
