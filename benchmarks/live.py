@@ -28,9 +28,9 @@ from fastltssl.live.step import finetuning
 from fastltssl.methods import configure
 from fastltssl.progress import drain
 from fastltssl.runs import live
-from fastltssl.runs import live_seed as live_split
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import tasks_of
+from fastltssl.runs.live_seed import TaskImages
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.rows import resident
 from fastltssl.training.step import start, step
@@ -48,17 +48,17 @@ class Prepared:
         self.config = Config("fixmatch", str(cache.path), Protocol(n1=1, m1=1), (0,), steps, 0.001, live=how,
                              batch=batch, batch_u=batch)  # fmt: skip
         self.opened = live.open_images(cache, device)
-        self.one = tasks_of(self.config, cache, resident(cache, device))[0]
-        self.pool = live_split.LiveSplit(self.one, cache, self.opened)
+        self.task = tasks_of(self.config, cache, resident(cache, device))[0]
+        self.images = TaskImages(self.task, cache, self.opened)
         self.method = configure("fixmatch", {"head.scale": 25})
         self.tower = tuned(self.opened.encoder.tower, parse_mode(mode), n_classes=40, generator=seeded(0, "tower"))
 
     def steps_s(self) -> list[float]:
         """Seconds of each step."""
-        trainee = drain(self.pool.trainee(self.method, self.tower, is_first=False))
+        trainee = drain(self.images.trainee(self.method, self.tower, is_first=False))
         assert self.config.live
         work = finetuning(
-            self.method, self.one.problem, self.pool.stream(self.method), trainee, self.config.live,
+            self.method, self.task.problem, self.images.stream(self.method), trainee, self.config.live,
             lr=0.001, weight_decay=0.0, seed=0, evals=1, evaluate=lambda method, run: {},
         )  # fmt: skip
         times, before = [], time.perf_counter()

@@ -4,26 +4,26 @@ from collections.abc import Iterable
 
 
 class FastltsslError(ValueError):
-    """The base of all: something given, found or asked for that cannot be used as it is."""
+    """The base class: an input, a file or a request that cannot be used as it is."""
 
-    exit_code = 1  # of a command: what was asked for could not be done
+    exit_code = 1  # of a command that failed
 
 
 class UsageFault(FastltsslError):
-    """An option, a knob or a file of options that no run can have: the command was not typed as it is meant."""
+    """A wrong option, knob or file of options: the command itself must be changed."""
 
     exit_code = 2
 
 
-# ------------------------------------------------------------------------------ what is asked of a run
+# ------------------------------------------------------------------------------ experiments
 
 
 class SplitError(FastltsslError):
-    """A protocol that the data cannot serve, or that is not one."""
+    """A protocol that is invalid, or that asks for rows the data does not have."""
 
 
 class SwitchError(SplitError, UsageFault):
-    """A value that no switch of a protocol takes."""
+    """A value that a switch of the protocol does not accept."""
 
 
 class RunError(FastltsslError):
@@ -31,11 +31,11 @@ class RunError(FastltsslError):
 
 
 class ConfigError(RunError, UsageFault):
-    """A setting that no run can have."""
+    """An invalid setting of an experiment."""
 
 
 class UnknownMethod(UsageFault):
-    """No method of that name, or a file without one."""
+    """There is no method of that name, or the file given defines none."""
 
 
 class UnknownKnob(UsageFault):
@@ -43,15 +43,15 @@ class UnknownKnob(UsageFault):
 
 
 class TuningError(UsageFault):
-    """A mode of `--live` that is none or not one of this tower, or tensors that are not those of its mode."""
+    """A mode of `--live` that is unknown or does not suit the image tower, or tensors that do not fit the mode."""
 
 
 class MissingText(FastltsslError):
-    """The cache holds no text features, and something asked for them."""
+    """A method or head needs text features and the cache holds none."""
 
 
 class MissingTaps(FastltsslError):
-    """The cache holds no taps of the last block, and a head asked for them."""
+    """A head needs taps of the last block and the cache holds none."""
 
 
 class MissingViews(FastltsslError):
@@ -59,14 +59,14 @@ class MissingViews(FastltsslError):
 
 
 class FitError(FastltsslError):
-    """Rows, labels or parameters that a Classifier cannot take."""
+    """Rows, labels or parameters that a Classifier cannot be fitted with."""
 
 
 class NotFitted(FastltsslError, AttributeError):
-    """A Classifier was asked before `fit`; scikit-learn's own error is a ValueError and an AttributeError, too."""
+    """A Classifier was used before `fit`; both a ValueError and an AttributeError, like scikit-learn's own error."""
 
 
-# ------------------------------------------------------------------------------ images, encoder, cache
+# ------------------------------------------------------------------------------ stage one: images, encoder, cache
 
 
 class SourceError(FastltsslError):
@@ -78,7 +78,7 @@ class BrokenImage(SourceError):
 
 
 class PromptError(UsageFault):
-    """A set of templates that is not one."""
+    """Prompt templates that are unknown or invalid."""
 
 
 class ViewError(UsageFault):
@@ -86,7 +86,7 @@ class ViewError(UsageFault):
 
 
 class EncoderError(FastltsslError):
-    """A model or its weights that cannot be had."""
+    """A model or its weights that cannot be found or loaded."""
 
 
 class PretrainError(UsageFault):
@@ -98,18 +98,18 @@ class CacheError(FastltsslError):
 
 
 class CacheMismatch(CacheError):
-    """A cache to be resumed that holds something other than what is asked."""
+    """An unfinished cache that cannot be resumed, as it was begun with other options."""
 
 
 class CacheLocked(CacheError):
-    """Another process writes this cache."""
+    """Another process is writing this cache."""
 
 
 class CacheDamaged(CacheError):
-    """The files are not what the manifest says."""
+    """The files of a cache differ from what its manifest says."""
 
 
-# ------------------------------------------------------------------------------ what a run gives
+# ------------------------------------------------------------------------------ results
 
 
 class ExportError(FastltsslError):
@@ -121,7 +121,7 @@ class FigureError(FastltsslError):
 
 
 class MapError(FastltsslError):
-    """A map of a pool that cannot be drawn here."""
+    """A map of an unlabelled pool that cannot be drawn."""
 
 
 class StudioError(FastltsslError):

@@ -1,20 +1,18 @@
-"""The three kinds of hyperparameter: a field of a method or a head that says its range, its options and its meaning."""
+"""The three kinds of hyperparameter: dataclass fields of a method or a head, with their range and their meaning."""
 
 import dataclasses
 from typing import Any
 
 from torch import Tensor
 
-Knob = float | Tensor  # a number, or one run of a joint sweep
-
-
-AutoKnob = Knob | str  # also "auto": worked out from the Problem in `start`
+Knob = float | Tensor  # a number; inside a joint fit, under vmap, the scalar tensor of one run
+AutoKnob = Knob | str  # "auto", too: computed from the Problem in `start`
 
 
 def knob(default: float | str, low: float, high: float, doc: str, log: bool = False, under: str = "") -> Any:
-    """A real hyperparameter: swept between low and high, and able to differ between runs trained jointly.
+    """A real hyperparameter: swept between low and high, and may differ between runs trained jointly.
 
-    `under` is the choice, "name=option", without which nothing reads it; sweeps then leave it alone.
+    `under` is a choice, "name=option", if only that option reads this knob: sweeps leave it out under another option.
     """
     return dataclasses.field(
         default=default, metadata={"kind": "knob", "low": low, "high": high, "doc": doc, "log": log, "under": under}
@@ -22,10 +20,10 @@ def knob(default: float | str, low: float, high: float, doc: str, log: bool = Fa
 
 
 def choice(default: str, options: tuple[str, ...], doc: str) -> Any:
-    """A hyperparameter with named options; runs trained jointly share it."""
+    """A hyperparameter with named options; it is the same for all runs trained jointly."""
     return dataclasses.field(default=default, metadata={"kind": "choice", "options": options, "doc": doc})
 
 
 def size(default: int, low: int, high: int, doc: str) -> Any:
-    """A whole-number hyperparameter; runs trained jointly share it."""
+    """A whole-number hyperparameter; it is the same for all runs trained jointly."""
     return dataclasses.field(default=default, metadata={"kind": "size", "low": low, "high": high, "doc": doc})

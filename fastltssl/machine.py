@@ -1,4 +1,4 @@
-"""The processes that share one extraction or one training, as torchrun starts them; without it there is one."""
+"""The processes that share one extraction or one training, started by torchrun, and the memory that is free."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
-WAIT = timedelta(days=7)  # ranks end at different times; a rank that fails is seen by torchrun, which ends the others
+WAIT = timedelta(days=7)  # ranks end hours apart; where one fails, torchrun ends the others
 
 
 class Ranks(NamedTuple):
-    """Which process this is, and of how many."""
+    """The number of this process, and how many there are; one process without torchrun."""
 
     rank: int = 0
     size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in their order, on every rank; waits for all of them."""
+        """The values of all ranks, in order of rank; waits until every rank has called this."""
         if self.size == 1:
             return [value]
         from torch import distributed
@@ -35,7 +35,7 @@ class Ranks(NamedTuple):
         return tensor
 
     def first(self, make: Callable[[], Item]) -> Item:
-        """What `make` gives, on every rank; the others wait until the first has made it, as it may download."""
+        """The result of `make`, called on every rank, on rank 0 before the others, as it may download files."""
         if self.rank:
             self.gather(None)
         made = make()
@@ -44,7 +44,7 @@ class Ranks(NamedTuple):
         return made
 
     def share(self, items: Sequence[Item], weights: Sequence[int]) -> list[Item]:
-        """This rank's contiguous range of items; the ranges have about equal weight and are all items together."""
+        """This rank's contiguous range of the items; the ranges of all ranks have about equal weight."""
         total, before, own = max(1, sum(weights)), 0, []
         for item, weight in zip(items, weights, strict=True):
             if (2 * before + weight) * self.size // (2 * total) == self.rank:
@@ -57,7 +57,7 @@ ALONE = Ranks()
 
 
 def joined() -> Ranks:
-    """This process among those that torchrun started, after it has met the others."""
+    """The Ranks of this process; under torchrun it first joins the process group."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE
@@ -73,7 +73,7 @@ def joined() -> Ranks:
 
 
 def local_rank() -> int:
-    """Number of this process on its host, which is that of its GPU."""
+    """Number of this process on its host, and so of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -81,7 +81,7 @@ SPARE = 0.8  # share of the free memory that features may take
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process may still take: of the machine, and of its control group where there is one."""
+    """Bytes of memory that this process may still take; a control group (container) may allow less than the machine."""
     free = []
     if (table := Path("/proc/meminfo")).is_file():
         lines = dict(line.split(":", 1) for line in table.read_text().splitlines())

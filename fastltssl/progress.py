@@ -14,26 +14,26 @@ class Progress(NamedTuple):
     total: int
     elapsed_s: float  # of this call
     unit: str = "steps"  # what is counted: steps or images
-    part: str = ""  # what is worked on: a group of images, a stage
-    runs: int = 1  # that take each step together
-    loss: float | None = None  # mean over the runs and over the steps since the last record
+    part: str = ""  # what is being worked on: a group of images, a stage
+    runs: int = 1  # trained jointly: each step is one of all of them
+    loss: float | None = None  # mean over the runs and over the steps since the last Progress
     accuracy: float | None = None  # of the batch, a fraction
-    waited_s: float | None = None  # for data, the mean over the threads that wait
-    earlier: int = 0  # of `done`, what an interrupted call had done before this one
+    waited_s: float | None = None  # seconds spent waiting for data, the mean over the threads that wait
+    earlier: int = 0  # the part of `done` that an earlier, interrupted call did
 
     @property
     def rate(self) -> float:
-        """Units a second in this call, those of all runs together."""
+        """Units per second in this call, summed over the runs."""
         return (self.done - self.earlier) * self.runs / self.elapsed_s if self.elapsed_s else 0.0
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end at the pace of this call; None before there is one, and at the end."""
-        own = self.done - self.earlier
-        return self.elapsed_s / own * (self.total - self.done) if own > 0 and self.done < self.total else None
+        """Seconds until the end at the pace of this call; None before the first unit and at the end."""
+        done = self.done - self.earlier
+        return self.elapsed_s / done * (self.total - self.done) if done > 0 and self.done < self.total else None
 
     def __str__(self) -> str:
-        """What there is to say besides the count: "loss 1.205, 34 steps/s over 2 runs"."""
+        """Everything but the count, in words: "loss 1.205, 34 steps/s over 2 runs"."""
         parts = [self.part] if self.part else []
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
@@ -47,7 +47,7 @@ class Progress(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A line that the user should see, among the progress."""
+    """A line that the user should see, yielded between two Progress."""
 
     text: str
 
@@ -56,7 +56,7 @@ Work = Generator[Progress | Note, None, Result]
 
 
 def drain(work: Work[Result], look: Callable[[Any], None] = lambda record: None) -> Result:
-    """Run work to its end and return its result; `look` is called with each record."""
+    """The result of work, run to its end; `look` is called with each Progress and Note."""
     while True:
         try:
             look(next(work))
@@ -65,7 +65,7 @@ def drain(work: Work[Result], look: Callable[[Any], None] = lambda record: None)
 
 
 def relay(work: Work[Result], change: Callable[[Progress], Progress]) -> Work[Result]:
-    """The same work with its progress changed; notes pass as they are."""
+    """The same work with `change` applied to each Progress; a Note is passed on as it is."""
     while True:
         try:
             record = next(work)
@@ -75,7 +75,10 @@ def relay(work: Work[Result], change: Callable[[Progress], Progress]) -> Work[Re
 
 
 def scaled(work: Work[Result], place: int, count: int, began: float) -> Work[Result]:
-    """One of `count` pieces of about equal size, its progress counted over all of them; `began` is a perf_counter."""
+    """Piece `place` of `count` pieces of work of about equal size, its progress counted over all of them.
+
+    `began` is time.perf_counter() at the start of the first piece.
+    """
 
     def counted(record: Progress) -> Progress:
         done, total = place * record.total + record.done, count * record.total

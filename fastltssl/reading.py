@@ -1,7 +1,7 @@
-"""JSON and YAML read into typed values: one reader, so that every file and every mapping of options is refused alike.
+"""JSON and YAML read into typed values: one reader, so that every file and every mapping of options is checked alike.
 
-What is refused: a key given twice, a key that is not known, a missing one, a value of another type. The message names
-the place ("grid.yaml, protocols[1].n1"), the value in at most a line, and what is accepted.
+Errors are a key given twice, an unknown key, a missing key and a value of another type. The message names the place
+("grid.yaml, protocols[1].n1"), the value, shortened where it is long, and what is accepted.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def parse_json(text: str | bytes, kind: type[Kind] | Any, where: str, error: typ
 
 
 def typed(value: Any, kind: type[Kind] | Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
-    """A value as one of a type; numbers may be text, as a shell gives them. `where` is named by the message."""
+    """The value converted to a type; numbers may be text, as a shell gives them. Messages begin with `where`."""
     _check_keys(value, kind, where, error)
     try:
         return msgspec.convert(value, kind, strict=False)
@@ -59,7 +59,7 @@ def typed(value: Any, kind: type[Kind] | Any, where: str, error: type[FastltsslE
 
 
 def known(given: Any, names: Any, where: str, error: type[FastltsslError] = ConfigError) -> dict[str, Any]:
-    """A mapping with underscores in its keys, all of which must be among the names."""
+    """The mapping with underscores for hyphens in its keys. Raises where a key is not among `names`."""
     if not isinstance(given, Mapping):
         raise error(f"{where} must be a mapping, not {short(given)}")
     options = {str(key).replace("-", "_"): value for key, value in given.items()}
@@ -70,13 +70,13 @@ def known(given: Any, names: Any, where: str, error: type[FastltsslError] = Conf
 
 
 def short(value: Any) -> str:
-    """A value in a message, at most a line of it."""
+    """A value as messages show it, shortened to at most a line."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}... ({len(text):,} characters)"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, and 1e-3 is a number."""
+    """Safe YAML that refuses a key given twice, and reads 1e-3 as a number, where PyYAML reads text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -107,7 +107,7 @@ def _fields(kind: Any) -> dict[str, Any] | None:
 
 
 def _check_keys(value: Any, kind: Any, where: str, error: type[FastltsslError]) -> None:
-    """Refuse keys that no field has, at any depth; what a TypedDict names may stand among more."""
+    """Refuse unknown keys, at any depth; for a TypedDict, which names the keys that are read, others are accepted."""
     for option in _options(kind):
         fields, inner = _fields(option), [part for part in get_args(option) if part is not Ellipsis]
         if fields is not None and isinstance(value, Mapping):
@@ -130,7 +130,7 @@ def _options(kind: Any) -> tuple[Any, ...]:
 
 
 def _explained(message: str, value: Any, kind: Any, where: str) -> str:
-    """What is wrong, in words: the place, the value there, and what is accepted."""
+    """The message of a ValidationError in our words: the place, the value there, and what is accepted."""
     text, _, place = message.partition(" - at `$")
     shown = ""
     for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", place.rstrip("`")):

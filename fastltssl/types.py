@@ -1,4 +1,4 @@
-"""The words every other file speaks: Batch, Problem, Run, Out, Fitted, and what a Head and a Method are.
+"""The types that every other file uses: Batch, Problem, Run, Out, Fitted, and what a Head and a Method are.
 
 Axes: N rows, V views, D width of the cached feature, E width of the embedding shared with the text, C classes,
 T templates, L labelled rows, M unlabelled rows, B labelled batch, U unlabelled batch, W/S weak/strong views a step,
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     weak: Float[Tensor, "W U D"]
     strong: Float[Tensor, "S U D"]
     row: Int[Tensor, " U"]  # positions in Problem.u, distinct within a batch
-    noise: Float[Tensor, "B D"] | None = None  # drawn outside the loss, for methods that want it
+    noise: Float[Tensor, "B D"] | None = None  # uniform in [0, 1), for methods that ask for it
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,7 +41,7 @@ class Problem:
 
     x: Float[Tensor, "L V F"]  # F is D, or 2 D where rows hold taps
     y: Int[Tensor, " L"]
-    u: Float[Tensor, "M V F"]  # as stored (float16 from a cache); batches are converted to the dtype of x
+    u: Float[Tensor, "M V F"]  # in the dtype of the cache, float16; batches are converted to the dtype of x
     views: tuple[str, ...]  # "center", "weak0", "weak1", ..., "strong0", ...
     steps: int
     prior: Float[Tensor, " C"]  # labelled class prior, sums to one
@@ -53,14 +53,14 @@ class Problem:
     _known: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, name: str, make: Callable[[], Result]) -> Result:
-        """What `make` gives, computed at the first call of that name: hundreds of configurations ask for the same."""
+        """The result of `make`, computed once for each name, as hundreds of configurations need the same."""
         if name not in self._known:
             self._known[name] = make()
         return self._known[name]
 
 
 class Run(NamedTuple):
-    """One run between two steps: trainable tensors, optimiser buffers, running statistics (pytrees of tensors)."""
+    """The tensors of one run between two steps: trainable ones, momentum buffers, running statistics (pytrees)."""
 
     params: Any
     momentum: Any
@@ -72,11 +72,11 @@ class Out(NamedTuple):
 
     loss: Float[Tensor, ""]
     state: Any
-    stats: dict[str, Tensor]  # scalars worth a curve
+    stats: dict[str, Tensor]  # scalars to be recorded over training
 
 
 class Fitted(NamedTuple):
-    """A finished run and its history [evals, ...]; the joint axis R comes first where there is one."""
+    """A finished run and its history [evals, ...]; after a joint fit every leaf has the axis R first."""
 
     run: Run
     history: dict[str, Tensor]
@@ -93,38 +93,38 @@ class Head(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """A frozen dataclass (eq=False) of knobs. No base class is needed; the names alone make a method.
+    """A frozen dataclass (eq=False) of knobs. No base class is needed: any class with these members is a method.
 
-    What else the rest of the package asks a method is in the members below and in `Trained`, `Fused` and `Keeps`; a
-    method without such a member gets what threshold_of, wants_noise and so on say below. A state that is a
-    NamedTuple may hold `prior_u` [C], the running estimate of the unlabelled prior, and `log_bias` [C], the label bias
-    that is subtracted from the scores of the text: evaluations record the first, reports show both.
+    `Trained`, `Fused` and `Keeps` are optional, and so are the attributes below: `threshold_of`, `wants_noise` and so
+    on give the defaults. A state that is a NamedTuple may hold `prior_u` [C], the running estimate of the unlabelled
+    prior, and `log_bias` [C], the label bias that is subtracted from the zero-shot scores: evaluations record the
+    first, reports show both.
 
     threshold: Knob            confidence from which a pseudo-label counts
-    noise: bool                whether batches must hold uniform numbers (`Batch.noise`)
+    noise: bool                whether `loss` reads `Batch.noise`
     adjusted_by: str           the knob tau, where the tested head was trained on CE(z + tau log pi_l, y)
     adds_text: bool            the tested scores contain the zero-shot scores at full weight
     """
 
     @property
-    def views(self) -> tuple[int, int]: ...  # (W, S) it wants per step
+    def views(self) -> tuple[int, int]: ...  # (W, S): weak and strong views of each unlabelled row in a step
     def init(self, problem: Problem, generator: Generator) -> Any: ...  # trainable tensors
     def start(self, problem: Problem) -> Any: ...  # running statistics and constants, a NamedTuple of tensors
     def scores(
         self, params: Any, state: Any, x: Float[Tensor, "n D"]
-    ) -> dict[str, Scores]: ...  # "test"; SSL: "pseudo"
+    ) -> dict[str, Scores]: ...  # "test", which is evaluated; with W > 0 "pseudo", too, which gives the pseudo-labels
 
 
 @runtime_checkable
 class Trained(Method, Protocol):
-    """A method with something to train. `loss` is pure; progress is in [0, 1)."""
+    """A method that is trained. `loss` is pure; progress, the share of the steps that are done, is in [0, 1)."""
 
     def loss(self, params: Any, state: Any, batch: Batch, progress: Float[Tensor, ""]) -> Out: ...
 
 
 @runtime_checkable
 class Fused(Method, Protocol):
-    """A method whose tested scores are share z_run + (1 - share) z_text; `ends` gives these two."""
+    """A method whose tested scores are share z_run + (1 - share) z_text; `ends` returns (z_run, z_text)."""
 
     @property
     def share(self) -> Knob: ...
@@ -133,21 +133,21 @@ class Fused(Method, Protocol):
 
 @runtime_checkable
 class Keeps(Method, Protocol):
-    """A method that says what it keeps of each class or over training, for reports and the studio."""
+    """A method with internal quantities worth a plot, per class or over training, for reports and the studio."""
 
     def kept(self, state: Any, trace: "Trace") -> list["PerClass | OverTime"]: ...
 
 
 class Trace(NamedTuple):
-    """The training of a finished run, as `Keeps.kept` may draw it."""
+    """How the training of a finished run went, for `Keeps.kept`."""
 
     steps: Int[Tensor, " T"]  # done at each evaluation
-    total: int
-    curves: dict[str, Float[Tensor, " T"]]  # the stats of the loss, means since the evaluation before
+    total: int  # steps
+    curves: dict[str, Float[Tensor, " T"]]  # Out.stats, means since the evaluation before
 
 
 class PerClass(NamedTuple):
-    """A number of each class that a method keeps."""
+    """An internal quantity of a method with one value per class."""
 
     title: str
     unit: str
@@ -157,7 +157,7 @@ class PerClass(NamedTuple):
 
 
 class OverTime(NamedTuple):
-    """Numbers of a method over training; a curve of each class where there are several."""
+    """An internal quantity of a method over training, as one curve or one per class."""
 
     title: str
     unit: str
@@ -167,33 +167,33 @@ class OverTime(NamedTuple):
 
 
 def threshold_of(method: Method) -> float:
-    """Confidence from which a pseudo-label is accepted: the method's knob, else .95."""
+    """Confidence from which a pseudo-label is accepted: the method's knob, by default .95."""
     return float(getattr(method, "threshold", 0.95))
 
 
 def wants_noise(method: Method) -> bool:
-    """Whether the batches of a method hold noise."""
+    """Whether the batches of a method must hold noise; by default not."""
     return bool(getattr(method, "noise", False))
 
 
 def labelled_tau_of(method: Method) -> Knob | None:
-    """The logit adjustment that the tested scores were trained with; None: they count as balanced."""
+    """The tau of the logit adjustment that the tested scores were trained with; None: they count as balanced."""
     name = getattr(method, "adjusted_by", None)
     return None if name is None else getattr(method, name)
 
 
 def adds_text(method: Method) -> bool:
-    """Whether the tested scores contain the zero-shot scores at full weight."""
+    """Whether the tested scores contain the zero-shot scores at full weight; by default not."""
     return bool(getattr(method, "adds_text", False))
 
 
 def is_trained(method: Method) -> bool:
-    """Whether the method has anything to train; zero-shot and its like have no loss."""
+    """Whether the method has a loss; zero-shot, for one, has none."""
     return isinstance(method, Trained)
 
 
 def seeded(seed: int, stream: str) -> Generator:
-    """A CPU generator for one named stream of a seed ("split", "init" or "stream"); the streams are independent."""
+    """A CPU generator for one use of a seed ("split", "init", "stream"...); those of different uses are independent."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 

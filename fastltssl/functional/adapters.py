@@ -1,4 +1,4 @@
-"""The equations of the adapter heads, one pure function each. Rows of taps are concat(mid, mlp) of the last block.
+"""The equations of the adapter heads, one pure function each. A row of taps is concat(mid, mlp) of the last block.
 
 | code | symbol | meaning |
 | --- | --- | --- |
@@ -31,7 +31,7 @@ def last_norm(problem: Problem) -> Float[Tensor, "_ _"]:
 
 
 def feature_of(x: Float[Tensor, "*n _"], ln_post: Float[Tensor, "_ _"]) -> Float[Tensor, "*n D"]:
-    """f of rows of taps; rows of plain features, for which ln_post is [0 0], are returned as they are."""
+    """The feature f of rows of taps; with ln_post [0 0] the rows are features already and are returned."""
     if not ln_post.numel():
         return x
     mid, mlp = x.chunk(2, dim=-1)
@@ -55,13 +55,13 @@ def bottleneck(params: dict[str, Tensor], x: Float[Tensor, "n D"]) -> Float[Tens
 def start_bottleneck(
     like: Float[Tensor, "..."], width: int, hidden: int, length: float, generator: Generator
 ) -> dict[str, Tensor]:
-    """Down [D H], under which rows of that length give hidden values of about unit size, and Up [H D] = 0."""
+    """Down [D H] and Up [H D] = 0; Down is normal, scaled so that rows of norm `length` give hidden values near 1."""
     down = torch.randn(width, hidden, generator=generator) / length
     return {"down": down.to(like), "up": like.new_zeros(hidden, width)}
 
 
 def start_last_block(problem: Problem, hidden: int, strength: Knob, generator: Generator) -> dict[str, Tensor]:
-    """LN, Down, ReLU, Up = 0 and s, all with biases: (2 H + 3) D + H + 1 numbers, and f' = f at first."""
+    """Parameters of AdaptFormer in the last block, (2 H + 3) D + H + 1 numbers; Up = 0, so that f' = f at first."""
     if problem.ln_post is None:
         raise MissingTaps("head=lastblock trains on taps of the last block. Make them: fastltssl extract --taps mid")
     like, width = problem.x, problem.ln_post.shape[-1]

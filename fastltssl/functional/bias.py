@@ -20,7 +20,7 @@ class LabelBias(NamedTuple):
     """An estimated label bias."""
 
     log_bias: Float[Tensor, " C"]  # logsumexp is 0
-    scale: Float[Tensor, ""]  # exactly 1 unless it was fitted
+    scale: Float[Tensor, ""]  # s; exactly 1 unless it was fitted
     standard_error: Float[Tensor, " C"]
     residual: Float[Tensor, ""]  # largest violation of the first-order condition, as a probability
 
@@ -86,7 +86,7 @@ def estimate_label_bias(
             gradient[-1], hessian[-1, :], hessian[:, -1] = 0, 0, 0
         newton = torch.linalg.pinv(hessian, hermitian=True) @ gradient
         decrease, rate = gradient @ newton, 1.0
-        is_last = bool(decrease < 1e-10)  # so near that a full step is exact to rounding; no search could tell
+        is_last = bool(decrease < 1e-10)  # the full step is exact to rounding here, and no line search could tell
         for _ in range(40):
             moved = _objective(z, labels, theta - rate * newton, offset, weight, present)
             if is_last or moved[0] <= value - 1e-4 * rate * decrease:
@@ -108,9 +108,9 @@ def estimate_label_bias(
 
 
 def _variance_around_mean(information: Tensor, present: Tensor) -> Tensor:
-    """Diagonal [C] of the pseudo-inverse of the information; its null direction is known: one shift of all classes.
+    """Diagonal [C] of the pseudo-inverse of the information matrix, whose null direction is known: an equal shift.
 
-    Confident scores leave eigenvalues near rounding; a cutoff relative to the largest would mistake one for the other.
+    Confident scores leave eigenvalues near rounding error, so that a relative cutoff could not tell them from zero.
     """
     share = present.double() / present.sum()
     anchored = information + present.sum() * torch.outer(share, share) + torch.diag((~present).double())
@@ -130,8 +130,8 @@ def _objective(
     centred = (bias - (bias * share).sum()) * present
     value = (adjusted.logsumexp(dim=-1) - picked).mean() + ridge / 2 * (centred**2).sum()
     mean_z = (probs * z).sum(dim=-1)
-    slope = (mean_z - z.gather(1, labels[:, None])[:, 0]).mean()
-    gradient = torch.cat([class_prior(labels, z.shape[1]) - probs.mean(dim=0) + ridge * centred, slope[None]])
+    by_scale = (mean_z - z.gather(1, labels[:, None])[:, 0]).mean()
+    gradient = torch.cat([class_prior(labels, z.shape[1]) - probs.mean(dim=0) + ridge * centred, by_scale[None]])
     curvature = torch.diag(probs.mean(dim=0)) - probs.T @ probs / n
     curvature = curvature + ridge * (torch.diag(present.double()) - present.double()[:, None] * share[None])
     cross = -(probs * (z - mean_z[:, None])).mean(dim=0)
@@ -141,7 +141,10 @@ def _objective(
 
 
 def two_folds(labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Fold of each row, 0 or 1, alternating within each class from the parity of its first row; class order is free."""
+    """Fold of each row, 0 or 1: rows of a class alternate, starting from the parity of the first one's index.
+
+    Renumbering the classes changes nothing.
+    """
     order = torch.argsort(labels, stable=True)
     counts = torch.bincount(labels)
     first = (counts.cumsum(dim=0) - counts)[labels[order]]  # place in `order` where the row's class begins

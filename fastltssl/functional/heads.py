@@ -1,4 +1,7 @@
-"""Heads: features [n D] to class scores [n C]. Pure functions of parameters and constants; all see f/|f|, or taps."""
+"""Heads: features [n D] to class scores [n C], pure functions of parameters and constants.
+
+All normalise the feature to f/|f| themselves; `lastblock` reads taps of the last block instead.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ INITS = ("auto", "text", "classmean", "random")
 
 
 def together(score: Callable[[Tensor], Scores], *parts: Float[Tensor, "_ D"]) -> tuple[Tensor, ...]:
-    """Scores of several sets of rows from one product, which normalises the weights once."""
+    """Scores of several sets of rows from one call, so that the class weights are normalised once."""
     return score(torch.cat(parts)).split([len(part) for part in parts])
 
 
@@ -46,7 +49,7 @@ def initial_weight(init: str, problem: Problem, generator: Generator) -> Float[T
 
 
 def product(x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], precision: str = "fp32") -> Scores:
-    """<f_n, w_k>, the product itself in bf16 if asked: a processor with bf16 units does it three times as fast."""
+    """<f_n, w_k>, in bf16 if asked: three times as fast on a processor with bf16 units."""
     if precision == "bf16":
         return einsum(x.bfloat16(), weight.bfloat16(), "n d, c d -> n c").to(x.dtype)
     return einsum(x, weight, "n d, c d -> n c")
@@ -55,7 +58,7 @@ def product(x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], precision: st
 def cosine_scores(
     x: Float[Tensor, "n D"], weight: Float[Tensor, "C D"], scale: Knob, precision: str = "fp32"
 ) -> Scores:
-    """s <f/|f|, w_k/|w_k|>; the product comes first, as it is smaller than the weights of many joint runs."""
+    """s <f/|f|, w_k/|w_k|>; |w_k| divides the scores, which are smaller than the weights of many joint runs."""
     length = torch.linalg.vector_norm(weight, dim=-1).clamp_min(1e-12)
     return product(F.normalize(x, dim=-1), weight, precision) * (scale / length)
 
@@ -103,8 +106,8 @@ class Linear:
 class Adapter:
     """z_k = s cos(f', w_k), f' = f/|f| + ratio Up(ReLU(Down(f/|f|))) (CLIP-Adapter, arXiv 2110.04544).
 
-    Differs: the paper blends, (1 - a) f + a A(f), which is ratio = a / (1 - a) but for the length; its A ends in a
-    second ReLU and its class weights stay the text. Here Up starts at zero, so that training starts at the cosine head.
+    Differs: the paper blends, (1 - a) f + a A(f), which is our f' with ratio = a / (1 - a), up to its length; its A
+    ends in a second ReLU, and its class weights stay the text. Here Up starts at zero, so that at first f' = f/|f|.
     """
 
     ratio: Knob = knob(0.1, 0.01, 1.0, "weight of the bottleneck beside the feature", log=True)
@@ -129,7 +132,7 @@ class Adapter:
 
 @dataclass(frozen=True, eq=False)
 class TaskRes:
-    """z_k = s cos(f, t_k + alpha x_k): the text stays and a residual x, zero at first, trains (arXiv 2211.10277)."""
+    """z_k = s cos(f, t_k + alpha x_k): the text t is fixed; a residual x, zero at first, trains (arXiv 2211.10277)."""
 
     alpha: Knob = knob(0.5, 0.1, 2.0, "weight of the residual beside the text", log=True)
     scale: Knob = knob(25.0, 1.0, 100.0, "multiplier s of the cosine", log=True)
@@ -149,8 +152,8 @@ class TaskRes:
 class Tip:
     """z = s cos(f, t) + alpha exp(-beta (1 - cos(f, key))) @ values: Tip-Adapter-F (arXiv 2207.09519), the keys train.
 
-    Differs: with balance=on (ours) the values, one-hot labels, are over the count of their class and times the mean
-    count: the same where counts are equal. Plain sums give the head of a long tail the most votes.
+    Differs: with balance=on (ours) the values, one-hot labels, are divided by the count of their class and multiplied
+    by the mean count: no change where all counts are equal. Plain sums give the head classes the most votes.
     """
 
     alpha: Knob = knob(3.0, 0.3, 30.0, "weight of the labelled rows beside the text", log=True)
@@ -175,10 +178,10 @@ class Tip:
 
 @dataclass(frozen=True, eq=False)
 class LastBlock:
-    """z_k = s cos(f', w_k), f' the feature with AdaptFormer (arXiv 2205.13535) in the last block, exact from its taps.
+    """z_k = s cos(f', w_k), f' the feature with AdaptFormer (arXiv 2205.13535) in the last block, computed from taps.
 
-    Differs: the adapter is in one block, not in all of them, as attention comes after the others. A method with several
-    heads trains one in each, and its text branch reads the feature without; `--live lastblock` has one for all.
+    Differs: only the last block has an adapter, as no attention follows it: the others would need the images. A method
+    with several heads trains an adapter in each, and its text branch reads f; `--live lastblock` has one for all.
     """
 
     width: int = size(16, 1, 256, "hidden values of the bottleneck")

@@ -1,4 +1,4 @@
-"""Metrics over test rows, and the audit of pseudo-labels. Fractions, not percent. Pure; true labels enter only here.
+"""Metrics over test rows, and the audit of pseudo-labels against true labels. Fractions, not percent.
 
 A pseudo-label is accepted where its confidence is at or above the threshold.
 """
@@ -11,8 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastltssl.functional.bias import class_prior, kl_divergence
-
-GROUPS = ("head", "medium", "tail")
+from fastltssl.functional.measures import GROUPS as GROUPS
 
 
 class Audit(NamedTuple):
@@ -76,7 +75,7 @@ GROUPINGS = {"thirds": thirds, "counts": by_counts}
 def reliability(probs: Float[Tensor, "n C"], labels: Int[Tensor, " n"], n_bins: int = 15) -> Float[Tensor, "bins 3"]:
     """Number of rows, mean confidence and accuracy of each bin of top-1 confidence; zeros where a bin is empty.
 
-    Equal-width bins closed on the left; a confidence of exactly 1 has a bin of its own, as torchmetrics has it.
+    Bins of equal width, closed on the left; as in torchmetrics, a confidence of exactly 1 has a bin of its own.
     """
     confidence, guess = probs.double().max(dim=-1)
     bins = (confidence * n_bins).long().clamp(0, n_bins)
@@ -124,7 +123,7 @@ def evaluate(
 def evaluate_many(scores: Float[Tensor, "R n C"], labels: Int[Tensor, " n"], name: str) -> Float[Tensor, " R"]:
     """One metric of `evaluate`, for many runs on the same rows."""
     if name not in ("bacc", "top1"):
-        return torch.tensor([evaluate(own, labels, None)[name] for own in scores], dtype=torch.float64)
+        return torch.tensor([evaluate(run_scores, labels, None)[name] for run_scores in scores], dtype=torch.float64)
     hits = (scores.argmax(dim=-1) == labels).double()
     if name == "top1":
         return hits.mean(dim=-1)
@@ -140,8 +139,8 @@ def audit(
     n_classes = int(torch.cat([labels, truth]).max()) + 1
     true = class_prior(truth, n_classes)
 
-    def kl(kept: Int[Tensor, " m"]) -> float:
-        return float(kl_divergence(class_prior(kept, n_classes), true)) if len(kept) else math.nan
+    def kl(some: Int[Tensor, " m"]) -> float:
+        return float(kl_divergence(class_prior(some, n_classes), true)) if len(some) else math.nan
 
     return Audit(
         accuracy=float(is_right[is_accepted].double().mean()),
@@ -163,21 +162,21 @@ def audit_classes(
     """Pseudo-labels of all unlabelled rows against their true labels, class by class."""
     is_accepted = confidence >= threshold
     accepted, right, true = (
-        torch.bincount(each, minlength=n_classes)
-        for each in (labels[is_accepted], labels[is_accepted & (labels == truth)], truth)
+        torch.bincount(classes, minlength=n_classes)
+        for classes in (labels[is_accepted], labels[is_accepted & (labels == truth)], truth)
     )
     return ClassAudit(accepted, right, true, right.double() / accepted, right.double() / true)
 
 
-def audit_groups(found: ClassAudit, groups: Int[Tensor, " C"] | None) -> dict[str, float]:
-    """recall_head, false_head and so on: mean recall of a group's classes, and accepted false labels of its classes.
+def audit_groups(by_class: ClassAudit, groups: Int[Tensor, " C"] | None) -> dict[str, float]:
+    """recall_head, false_head and so on: mean recall of a group's classes, and accepted wrong labels of its classes.
 
-    nan for a group without classes that the pool has; false labels are counted by the group of the class predicted.
+    A wrong label counts for the class it names. nan: the group has no class, or, for the recall, none with rows.
     """
     result: dict[str, float] = {}
     for index, name in enumerate(GROUPS):
-        members = groups == index if groups is not None else torch.zeros_like(found.true, dtype=torch.bool)
-        result[f"recall_{name}"] = float(found.recall[members].nanmean())
-        false = float((found.accepted - found.right)[members].sum())
+        members = groups == index if groups is not None else torch.zeros_like(by_class.true, dtype=torch.bool)
+        result[f"recall_{name}"] = float(by_class.recall[members].nanmean())
+        false = float((by_class.accepted - by_class.right)[members].sum())
         result[f"false_{name}"] = false if bool(members.any()) else math.nan
     return result

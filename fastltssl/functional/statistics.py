@@ -8,7 +8,7 @@ import torch
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences with its 95 % interval, nan for a single pair."""
+    """Mean of paired differences with its 95 % interval, whose ends are nan for a single pair."""
 
     mean: float
     low: float
@@ -46,6 +46,6 @@ def half_interval(values: Sequence[float]) -> float:
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> Difference:
     """Mean of values - others, paired by place, with its 95 % interval."""
-    each = tuple(a - b for a, b in zip(values, others, strict=True))
-    mean, half = sum(each) / len(each), half_interval(each)
-    return Difference(mean, mean - half, mean + half, each)
+    differences = tuple(a - b for a, b in zip(values, others, strict=True))
+    mean, half = sum(differences) / len(differences), half_interval(differences)
+    return Difference(mean, mean - half, mean + half, differences)

@@ -22,7 +22,7 @@ class TextBranch(NamedTuple):
     """The frozen zero-shot classifier."""
 
     anchor: Float[Tensor, "C E"]  # unit norm
-    projection: Float[Tensor, "D E"]  # [0 0] where the feature is the embedding already: a state holds tensors only
+    projection: Float[Tensor, "D E"]  # [0 0], not None, where the feature is the embedding: a state holds tensors only
     logit_scale: Tensor
     logit_bias: Tensor
     ln_post: Float[Tensor, "2 D"]  # [0 0] where rows hold the feature itself, and no taps
@@ -36,7 +36,7 @@ def text_anchors(text: Float[Tensor, "C T E"]) -> Float[Tensor, "C E"]:
 def embed(
     x: Float[Tensor, "n _"], projection: Float[Tensor, "_ _"] | None, ln_post: Float[Tensor, "_ _"] | None = None
 ) -> Float[Tensor, "n E"]:
-    """Unit-norm embedding that lives with the text; ln_post is needed where the rows may hold taps."""
+    """Unit-norm embedding, in the space of the text; ln_post is needed where the rows may hold taps."""
     x = x if ln_post is None else feature_of(x, ln_post)
     return F.normalize(x if projection is None or not projection.numel() else x @ projection, dim=-1)
 
@@ -65,7 +65,7 @@ def text_scores(branch: TextBranch, x: Float[Tensor, "n D"]) -> Scores:
 
 
 def zero_shot_bias(problem: Problem, fit_scale: bool = False) -> LabelBias:
-    """Label bias of the zero-shot classifier on the labelled rows, estimated once for a problem."""
+    """Label bias of the zero-shot classifier, estimated from the labelled rows, once for a problem."""
 
     def estimate() -> LabelBias:
         scores = text_scores(text_branch(problem), problem.x[:, 0])
@@ -84,7 +84,7 @@ def class_means(x: Float[Tensor, "n D"], y: Int[Tensor, " n"], n_classes: int) -
 
 
 def spread(prototype: Float[Tensor, "C E"], rate: Knob) -> Float[Tensor, "C E"]:
-    """Unit prototypes after one gradient step on their mean squared off-diagonal cosine (orthogonality)."""
+    """Unit prototypes after one gradient step on the mean squared cosine between different ones (orthogonality)."""
     cosine = einsum(prototype, prototype, "c e, k e -> c k")
     off = cosine * (1 - torch.eye(len(cosine), dtype=cosine.dtype, device=cosine.device))
     return F.normalize(prototype - rate * 4 / (len(off) * max(1, len(off) - 1)) * off @ prototype, dim=-1)

@@ -1,1 +1,1 @@
-"""Training through the encoder: its modes, its images, its step."""
+"""Training through the encoder: what trains in it, the images it reads, one step, the checkpoint."""

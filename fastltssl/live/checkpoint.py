@@ -20,22 +20,22 @@ from fastltssl.training.fit import History
 from fastltssl.training.step import MOMENTUM, cosine, leaf_name
 from fastltssl.types import Out
 
-FFT_SHARE = 30  # rate of the head over that of the encoder where all of it trains: with equal rates it forgets
+FFT_SHARE = 30  # learning rate of the head over that of the encoder with mode fft: at equal rates the encoder forgets
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says of itself beside its tensors."""
+    """What a checkpoint holds beside its tensors."""
 
-    identity: str  # what decides the numbers of the run, as JSON
+    identity: str  # everything that decides the numbers of the run, as JSON
     step: int  # steps done
     seconds: float  # spent on them
-    evaluations: int
+    evaluations: int  # done
     outs: int  # steps since the last evaluation
 
 
 class TrainingState:
-    """Everything that changes while a run trains, and how it is written to a file."""
+    """Parameters of tower and head, running state, optimiser, mean of the weights and history of one run."""
 
     def __init__(self, params: Any, state: Any, tower: nn.Module, live: Live, lr: float, weight_decay: float) -> None:
         self.params, self.state, self.live, self.lr = params, state, live, lr
@@ -53,13 +53,14 @@ class TrainingState:
         self.history, self.outs = History(0), []  # type: ignore[var-annotated]
 
     def rate(self, progress: float, step: int) -> None:
-        """Cosine to zero after a linear rise, for the tower and the head."""
-        share = cosine(progress) * min(1.0, (step + 1) / max(1, self.live.warmup))
+        """Set the learning rates of tower and head for a step: cosine to zero, with a linear warm-up."""
+        factor = cosine(progress) * min(1.0, (step + 1) / max(1, self.live.warmup))
         rates = self.encoder_lr, self.lr
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
+            group["lr"] = rate * factor
 
     def update(self, out: Out) -> None:
+        """Finish a step whose gradients are in .grad: update the weights, take over the new state, record the loss."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state = out.state
@@ -69,16 +70,18 @@ class TrainingState:
                 mean.lerp_(value.detach(), 1 - self.live.ema)
 
     def is_finite(self) -> bool:
+        """Whether all weights are."""
         return all(bool(value.isfinite().all()) for value in self.weights)
 
     def close(self, metrics: dict[str, Tensor]) -> None:
+        """Record an evaluation in the history."""
         self.history.close({name: torch.stack([out[name] for out in self.outs]) for name in self.outs[0]}, metrics)
         self.history.rows[-1] = {name: value.cpu() for name, value in self.history.rows[-1].items()}
         self.outs = []
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """The mean of the weights in their place, while this lasts."""
+        """A context in which the weights are replaced by their running mean; no change where none is kept."""
         before = [value.detach().clone() for value in self.weights] if self.mean else []
         self.settle()
         yield
@@ -87,20 +90,20 @@ class TrainingState:
                 value.copy_(old)
 
     def settle(self) -> None:
-        """Put the mean of the weights in their place, for good."""
+        """Replace the weights by their running mean, where one is kept."""
         with torch.no_grad():
             for value, mean in zip(self.weights, self.mean, strict=False):
                 value.copy_(mean)
 
     def write(self, path: Path, identity: str, step: int, seconds: float) -> None:
-        """All of it as safetensors, in the place of what was there; `seconds` are those of this call."""
+        """Write everything to a file of safetensors, replaced as a whole; `seconds` are those of this call."""
         from safetensors.torch import save_file
 
         tensors = {f"weight.{k}": value for k, value in enumerate(self.weights)}
         tensors |= {f"mean.{k}": value for k, value in enumerate(self.mean)}
-        for k, own in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{k}.{name}": value for name, value in own.items()}
-        tensors |= {f"state.{leaf_name(at)}": leaf for at, leaf in tree_flatten_with_path(self.state)[0]}
+        for k, buffers in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{k}.{name}": value for name, value in buffers.items()}
+        tensors |= {f"state.{leaf_name(place)}": leaf for place, leaf in tree_flatten_with_path(self.state)[0]}
         for name, rows in (("history", self.history.rows), ("out", self.outs)):
             tensors |= {f"{name}.{k}.{key}": value for k, row in enumerate(rows) for key, value in row.items()}
         meta = Meta(identity, step, self.earlier_s + seconds, len(self.history.rows), len(self.outs))
@@ -112,7 +115,7 @@ class TrainingState:
         part.replace(path)
 
     def read(self, path: Path, identity: str) -> int:
-        """Go on where a file was written; the number of steps done. Raises RunError where it does not belong here."""
+        """Continue from a checkpoint; returns the steps done. Raises RunError where it is damaged or of another run."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -126,23 +129,23 @@ class TrainingState:
             raise RunError(f"{path} was written by {difference}. Use the same, another --out, or --overwrite")
 
         def rows_of(name: str, count: int) -> list[dict[str, Tensor]]:
-            found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+            rows: list[dict[str, Tensor]] = [{} for _ in range(count)]
             for key, value in stored.items():
                 kind, _, rest = key.partition(".")
                 if kind == name:
-                    place, _, own = rest.partition(".")
-                    found[int(place)][own] = value
-            return found
+                    place, _, field = rest.partition(".")
+                    rows[int(place)][field] = value
+            return rows
 
         with torch.no_grad():
             for kind, values in (("weight", self.weights), ("mean", self.mean)):
                 for k, value in enumerate(values):
                     value.copy_(stored[f"{kind}.{k}"])
-        wanted = self.optimizer.state_dict()
-        wanted["state"] = {k: row for k, row in enumerate(rows_of("optimizer", len(self.weights))) if row}
-        self.optimizer.load_state_dict(wanted)
+        buffers = self.optimizer.state_dict()
+        buffers["state"] = {k: row for k, row in enumerate(rows_of("optimizer", len(self.weights))) if row}
+        self.optimizer.load_state_dict(buffers)
         leaves, spec = tree_flatten_with_path(self.state)
-        self.state = tree_unflatten([stored[f"state.{leaf_name(at)}"].to(leaf) for at, leaf in leaves], spec)
+        self.state = tree_unflatten([stored[f"state.{leaf_name(place)}"].to(leaf) for place, leaf in leaves], spec)
         self.history.rows = rows_of("history", meta.evaluations)
         device = self.weights[0].device
         self.outs = [{name: value.to(device) for name, value in row.items()} for row in rows_of("out", meta.outs)]
@@ -151,7 +154,7 @@ class TrainingState:
 
 
 def _difference(stored: str, asked: str) -> str:
-    """Where two configurations, as JSON, differ."""
+    """The first settings, in words, in which two configurations, given as JSON, differ."""
     old, new = json.loads(stored), json.loads(asked)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {old.get(name)!r} and now it is {new.get(name)!r}" for name in names[:3])

@@ -1,6 +1,6 @@
-"""What a training through the encoder sees: pictures, decoded once, and the views made of them at each visit.
+"""The images that a training through the encoder reads: decoded once, their views made whenever they are encoded.
 
-Where the first blocks are frozen and the views come back, the tokens that enter the rest are computed once instead.
+Where the first blocks are frozen and views recur, `fastltssl.live.tokens` takes the place of this.
 """
 
 import re
@@ -21,35 +21,36 @@ from fastltssl.machine import SPARE, available_memory
 
 
 class Seen(NamedTuple):
-    """Views of pictures: the number of a picture, and the name of the view."""
+    """A list of n views to be encoded."""
 
-    picture: Int[np.ndarray, " n"]
-    names: tuple[str, ...]  # such as "center" or "weak0", n of them
+    picture: Int[np.ndarray, " n"]  # indices in Pictures
+    names: tuple[str, ...]  # of the views, such as "center" or "weak0"; n of them
 
     def part(self, first: int, last: int) -> "Seen":
+        """The views [first, last)."""
         return Seen(self.picture[first:last], self.names[first:last])
 
 
-def together(*parts: Seen) -> Seen:
-    """One after the other."""
-    return Seen(np.concatenate([one.picture for one in parts]), tuple(name for one in parts for name in one.names))
+def concatenated(*parts: Seen) -> Seen:
+    """All views of the parts, as one list."""
+    return Seen(np.concatenate([part.picture for part in parts]), tuple(name for part in parts for name in part.names))
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures 0 .. N - 1 as the encoder's canvases; in memory once decoded, where it holds them all."""
+    """N images as canvases, squares of the side S that the encoder takes; once decoded kept in memory, if all fit."""
 
     source: Source
     encoder: Encoder
-    group: tuple[str, ...]  # N
-    row: Int[np.ndarray, " N"]  # in that group of the source
-    keys: UInt64[np.ndarray, " N"]
-    store: UInt8[Tensor, "_ 3 S S"]  # N, or none where they are decoded at each visit
-    is_ready: np.ndarray  # bool [N]
+    group: tuple[str, ...]  # of the source, for each picture
+    row: Int[np.ndarray, " N"]  # in that group
+    keys: UInt64[np.ndarray, " N"]  # that seed the random numbers of views
+    store: UInt8[Tensor, "_ 3 S S"]  # [N 3 S S], or [0 3 S S] where pictures are decoded whenever they are encoded
+    is_ready: np.ndarray  # bool [N]: decoded into the store
     lots: dict[int, tuple[np.ndarray, Tensor]] = field(default_factory=dict)  # decoded ahead where there is no store
 
     def prepare(self, lot: int, index: Int[np.ndarray, " n"]) -> None:
-        """Decode pictures before they are asked for; those of a lot are kept until `forget`."""
+        """Decode pictures ahead; without a store they are kept under the number `lot` until `forget(lot)`."""
         index = np.unique(index)
         if len(self.store):
             self.canvases(index)
@@ -57,13 +58,15 @@ class Pictures:
             self.lots[lot] = index, self._decoded(index)
 
     def forget(self, lot: int) -> None:
+        """Free the pictures decoded for a lot."""
         self.lots.pop(lot, None)
 
     def canvases(self, index: Int[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 S S"]:
+        """The pictures with these indices, decoded now unless they are in memory."""
         if not len(self.store):
-            for own, decoded in list(self.lots.values()):
-                if np.isin(index, own).all():
-                    return decoded[np.searchsorted(own, index)]
+            for ready, decoded in list(self.lots.values()):
+                if np.isin(index, ready).all():
+                    return decoded[np.searchsorted(ready, index)]
             return self._decoded(index)
         missing = np.unique(index[~self.is_ready[index]])
         if len(missing):
@@ -73,26 +76,26 @@ class Pictures:
 
     def _decoded(self, index: Int[np.ndarray, " n"]) -> UInt8[Tensor, "n 3 S S"]:
         side = self.encoder.size
-        found = np.empty((len(index), 3, side, side), np.uint8)
+        canvases = np.empty((len(index), 3, side, side), np.uint8)
         for name in dict.fromkeys(self.group[i] for i in index):
             places = [place for place, i in enumerate(index) if self.group[i] == name]
             images = self.source.groups[name].read([int(self.row[index[place]]) for place in places])
             for place, image in zip(places, images, strict=True):
-                found[place] = self.encoder.canvas(image)
-        return torch.from_numpy(found)
+                canvases[place] = self.encoder.canvas(image)
+        return torch.from_numpy(canvases)
 
 
 def pictures_of(source: Source, encoder: Encoder, wanted: Sequence[tuple[str, Sequence[str]]]) -> Pictures:
-    """The images with these ids, group by group. Raises SourceError where the source lacks one."""
-    places = {name: {each: row for row, each in enumerate(images.ids)} for name, images in source.groups.items()}
+    """The images of `wanted`, pairs of a group and ids in it, in this order. Raises SourceError for an absent one."""
+    row_of = {name: {id_: row for row, id_ in enumerate(images.ids)} for name, images in source.groups.items()}
     for name, ids in wanted:
-        if lost := next((each for each in ids if each not in places.get(name, {})), None):
+        if lost := next((id_ for id_ in ids if id_ not in row_of.get(name, {})), None):
             raise SourceError(
                 f"{source.name} has no image {lost!r} in its group {name!r}, and the cache was made of one that has. "
                 "Give the --dataset and --root it was made with"
             )
-    ids = [each for _, of_group in wanted for each in of_group]
-    row = np.array([places[name][each] for name, of_group in wanted for each in of_group], np.int64)
+    ids = [id_ for _, of_group in wanted for id_ in of_group]
+    row = np.array([row_of[name][id_] for name, of_group in wanted for id_ in of_group], np.int64)
     shape = (3, encoder.size, encoder.size)
     fits = len(ids) * int(np.prod(shape)) <= SPARE / 2 * available_memory()
     return Pictures(
@@ -100,14 +103,14 @@ def pictures_of(source: Source, encoder: Encoder, wanted: Sequence[tuple[str, Se
         encoder,
         tuple(name for name, of_group in wanted for _ in of_group),
         row,
-        np.array([image_key(each) for each in ids], np.uint64),
+        np.array([image_key(id_) for id_ in ids], np.uint64),
         torch.empty(len(ids) if fits else 0, *shape, dtype=torch.uint8),
         np.zeros(len(ids), bool),
     )
 
 
 class Augmented(NamedTuple):
-    """Seen pictures as the encoder takes them: normalised, on its device."""
+    """Makes a list of views into the pixels that the encoder takes: normalised, on its device."""
 
     pictures: Pictures
     recipes: dict[str, Recipe]  # of "center", "weak" and "strong"
@@ -119,11 +122,11 @@ class Augmented(NamedTuple):
         places: dict[str, list[int]] = {}
         for place, name in enumerate(seen.names):
             places.setdefault(name, []).append(place)
-        found = torch.empty_like(canvas)
-        for name, own in places.items():
+        pixels = torch.empty_like(canvas)
+        for name, rows in places.items():
             view = View(name, self.recipes[role_of(name)], 0)
-            found[own] = make_view(canvas[own], view, keys[own], self.seed)
-        return encoder.normalised(found)
+            pixels[rows] = make_view(canvas[rows], view, keys[rows], self.seed)
+        return encoder.normalised(pixels)
 
 
 def role_of(view: str) -> str:
@@ -132,5 +135,6 @@ def role_of(view: str) -> str:
 
 
 def recipes_of(stored: dict[str, Recipe]) -> dict[str, Recipe]:
-    """The recipe of each role: that of a cache's views, given by name, else the default."""
-    return {"center": CENTER, "weak": WEAK, "strong": STRONG} | {role_of(name): each for name, each in stored.items()}
+    """The recipe of each role: that of the views of a cache, `stored` by view name, else the default."""
+    own = {role_of(name): recipe for name, recipe in stored.items()}
+    return {"center": CENTER, "weak": WEAK, "strong": STRONG} | own

@@ -1,4 +1,4 @@
-"""What a training step through the encoder keeps in memory: counted before it begins, and less of it on request."""
+"""The memory that a training step through the encoder takes: counted before the first step, and reduced on request."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastltssl.machine import SPARE
 
 
 def recompute(tower: Any) -> None:
-    """Keep only what enters each block, and compute the rest again when its gradient is taken."""
+    """Switch on activation checkpointing: only what enters each block is kept, the rest is computed again."""
     blocks = getattr(tower, "transformer", None)
     if not hasattr(blocks, "grad_checkpointing"):
         raise RunError(f"--recompute: {type(tower).__name__} has no blocks to recompute. Leave it out")
@@ -21,13 +21,13 @@ def recompute(tower: Any) -> None:
 
 
 def step_bytes(trainee: Trainee, sample: Float[Tensor, " 1 *shape"]) -> int:
-    """Bytes that autograd keeps for one image: everything saved but the parameters, counted in a forward pass."""
-    own = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
+    """Bytes that autograd keeps for one image, parameters apart, counted in a forward pass of the sample."""
+    parameters = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = value
         return value
 
@@ -38,7 +38,7 @@ def step_bytes(trainee: Trainee, sample: Float[Tensor, " 1 *shape"]) -> int:
 
 
 def check_memory(per_image: int, count: int, parts: int, free: int) -> None:
-    """Raise RunError where a step of `count` images in so many parts keeps more than is free; it says what fits."""
+    """Raise RunError where a step of `count` images in so many parts takes more than is free; it says what fits."""
     at_once, fits = -(-count // parts), int(SPARE * free / max(1, per_image))
     if at_once > fits:
         advice = f"Pass --accumulate {-(-count // fits)}, which changes no number" if fits else "Pass --recompute"

@@ -1,21 +1,21 @@
-"""An image tower whose parameters train: all of it, a part of it, or small modules put into its blocks.
+"""The modes of training an image tower: all of it, a part of it, or small modules added to its blocks.
 
 | mode | what trains | source |
 | --- | --- | --- |
 | fft | everything | |
 | adaptformer[:H] | mid + mlp + s Up(ReLU(Down(LN(mid)))) in every block, H hidden values | arXiv 2205.13535 |
-| lastblock[:H] | the same in the last block alone, as the head of that name trains it from cached taps | |
+| lastblock[:H] | the same in the last block only; the head of that name trains the same from cached taps | |
 | lora[:R] | x W + x A B for the queries and the values of every block, A B of rank R | arXiv 2106.09685 |
-| vpt[:P] | P tokens put after the class token before every block, and replaced before the next | arXiv 2203.12119 |
+| vpt[:P] | P prompts after the class token, other ones in every block (VPT-deep) | arXiv 2203.12119 |
 | bitfit | every bias, those of norms too | arXiv 2106.10199 |
 | lastk:K | the last K blocks and ln_post | |
 
-Features are unchanged at first, but not with vpt: its prompts change them before the first step.
+Before the first step features are those of the frozen tower, except with vpt, whose prompts change them.
 The names of parameters are those of open_clip's tower, whether or not its last block is trimmed.
 
-Differs: the s of AdaptFormer is learned from 0.1 (there 0.1 throughout) and H follows the number of classes, as LIFT
-has it (arXiv 2309.10019); Down and A start normal, of spread 1 / sqrt(D), so that hidden values are of about unit
-size. LoRA's alpha is R, so that A B is not scaled: the learning rate does that.
+Differs: the s of AdaptFormer is learned, from 0.1 (in the paper it stays 0.1), and H follows the number of classes, as
+in LIFT (arXiv 2309.10019); Down and A start normal with standard deviation 1 / sqrt(D), so that hidden values are near
+1. LoRA's alpha is R, so that A B is not scaled: the learning rate does that.
 """
 
 import copy
@@ -35,8 +35,8 @@ from fastltssl.errors import TuningError, did_you_mean
 from fastltssl.functional.adapters import start_bottleneck
 
 FORMS = ("fft", "adaptformer[:H]", "lora[:R]", "vpt[:P]", "bitfit", "lastk:K", "lastblock[:H]")
-RANK, PROMPTS, HIDDEN = 8, 50, 16  # where a mode gives no number
-STRENGTH = 0.1  # s of AdaptFormer at first
+RANK, PROMPTS, HIDDEN = 8, 50, 16  # R, P, and H of lastblock, where a mode gives no number
+STRENGTH = 0.1  # start of s of AdaptFormer
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def parse_mode(text: str) -> Mode:
 
 
 def tuned(tower: nn.Module, mode: Mode, *, n_classes: int, generator: Generator) -> nn.Module:
-    """A copy of the tower, images [B 3 S S] to features [B D], in which what the mode names trains and nothing else.
+    """A copy of the tower, images [B 3 S S] to features [B D], in which only what the mode names trains.
 
-    It is in eval mode; train mode changes nothing in a ViT, as patch dropout and taps are taken off. Batch norms of a
-    ResNet should be folded before. Raises TuningError for a mode that the tower has no place for.
+    It is in eval mode, and has neither patch dropout nor taps. Fold the batch norms of a ResNet before. Raises
+    TuningError for a mode that does not suit the tower.
     """
     own = _copied(tower)
     if mode.name == "fft":
@@ -82,51 +82,51 @@ def tuned(tower: nn.Module, mode: Mode, *, n_classes: int, generator: Generator)
 
 
 def bottleneck_width(n_classes: int, layers: int) -> int:
-    """2^max(0, floor(log2(C / (2 layers)))), the hidden values of AdaptFormer where the mode does not say."""
+    """2^max(0, floor(log2(C / (2 layers)))), the default H of AdaptFormer."""
     return 1 << max(0, (n_classes // (2 * layers)).bit_length() - 1)  # in whole numbers, so exact
 
 
 def first_trained(tower: nn.Module, mode: Mode) -> int:
-    """The first block in which anything trains: what comes before it is the same at every step."""
+    """The index of the first block in which anything trains: the blocks before it are frozen."""
     blocks = len(tower.transformer.resblocks) if mode.name in ("lastk", "lastblock") else 0  # type: ignore[union-attr, arg-type]
     return max(0, blocks - (mode.size or 1 if mode.name == "lastk" else 1))
 
 
 def trainable(tower: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name: the tower's own tensors, for an optimiser."""
+    """The parameters that train, by name."""
     parameters = [(name, value) for name, value in tower.named_parameters() if value.requires_grad]
     return {re.sub(r"(resblocks\.\d+)\.block\.", r"\1.", name): value for name, value in parameters}
 
 
 def state(tower: nn.Module) -> dict[str, Tensor]:
-    """Copies of the parameters that train, contiguous and on the CPU: what a file of safetensors takes."""
+    """Copies of the parameters that train, contiguous and on the CPU, as safetensors needs them."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in trainable(tower).items()}
 
 
 def load_state(tower: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Write what `state` gave into a tower of the same mode. Raises TuningError and then writes nothing."""
+    """Load what `state` returned into a tower of the same model and mode. Raises TuningError before any change."""
     own = trainable(tower)
     pairs = [(name, tuple(tensors[name].shape), tuple(own[name].shape)) for name in own.keys() & tensors.keys()]
     wrong = {f"{name} {given} for {needed}" for name, given, needed in pairs if given != needed}
     faults = {"missing": own.keys() - tensors.keys(), "unexpected": tensors.keys() - own.keys(), "misshapen": wrong}
-    found = [f"{len(names)} {fault}: {', '.join(sorted(names)[:3])}" for fault, names in faults.items() if names]
-    if found:
+    parts = [f"{len(names)} {fault}: {', '.join(sorted(names)[:3])}" for fault, names in faults.items() if names]
+    if parts:
         accepted = f"the {len(own)} tensors of a tower of the same model and mode"
-        raise TuningError(f"the tensors do not fit the tower: {'; '.join(found)}. Accepted: {accepted}")
+        raise TuningError(f"the tensors do not fit the tower: {'; '.join(parts)}. Accepted: {accepted}")
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
 
 
 def describe(tower: nn.Module, mode: Mode) -> str:
-    """One line: the mode, how many parameters of the tuned tower train, and their share of all of its parameters."""
+    """One line: the mode, and how many of the tower's parameters train."""
     count, total = (sum(map(Tensor.numel, part)) for part in (trainable(tower).values(), tower.parameters()))
     note = ". Prompts change the features before the first step" if mode.name == "vpt" else ""
     return f"{mode}: {count:,} of {total:,} parameters of the tower train, {100 * count / total:.2f} %{note}"
 
 
 class AdaptedMLP(nn.Module):
-    """What a block adds to mid: mlp(ln_2 mid) + s Up(ReLU(Down(LN(mid)))) (AdaptFormer eq. 3), equal to mlp at first.
+    """The MLP branch of a block with AdaptFormer (eq. 3): mlp(ln_2 mid) + s Up(ReLU(Down(LN(mid)))), Up = 0 at first.
 
     Its parameters have the names and shapes of the `lastblock` head, which trains the same from cached taps.
     """
@@ -151,9 +151,9 @@ class AdaptedMLP(nn.Module):
 
 
 class LowRankAttention(nn.Module):
-    """An nn.MultiheadAttention whose queries and values are x W + x A B (LoRA eq. 3), equal to it at first.
+    """An nn.MultiheadAttention whose queries and values are x W + x A B (LoRA eq. 3), B = 0 at first.
 
-    A B is not added to W: autograd would then compute the gradient of all of W.
+    A B is not added to W, as the gradient of A and B would then take one of the size of W.
     """
 
     def __init__(self, attn: nn.MultiheadAttention, rank: int, generator: Generator) -> None:
@@ -190,7 +190,7 @@ class PromptedBlock(nn.Module):
 def _adaptformer(tower: Any, blocks: list[Any], size: int, generator: Generator) -> None:
     for block in blocks:
         block.mlp = AdaptedMLP(block, size, generator)
-        block.ln_2 = block.ls_2 = nn.Identity()  # they are in there now: the adapter reads mid itself
+        block.ln_2 = block.ls_2 = nn.Identity()  # AdaptedMLP holds them, as the adapter reads mid before ln_2
 
 
 def _lastblock(tower: Any, blocks: list[Any], size: int, generator: Generator) -> None:
@@ -232,7 +232,7 @@ CHANGES: dict[str, Callable[[Any, list[Any], int, Generator], None]] = {
 
 
 def _copied(tower: nn.Module) -> Any:
-    """A frozen copy in eval mode that gives features alone, without taps, and drops no patches."""
+    """A frozen copy in eval mode that returns features only, without taps or tokens, and drops no patches."""
     from open_clip.transformer import VisionTransformer
 
     own: Any = copy.deepcopy(tower).eval().requires_grad_(False)
@@ -244,7 +244,7 @@ def _copied(tower: nn.Module) -> Any:
 
 
 def _blocks(tower: Any, mode: Mode) -> list[Any]:
-    """The blocks of a CLIP ViT, the last one as it is inside where it is trimmed. Raises TuningError."""
+    """The blocks of a CLIP ViT; of a trimmed last block the original one. Raises TuningError for another tower."""
     from open_clip.transformer import ResidualAttentionBlock
 
     outer = tower.transformer.resblocks if is_clip_vit(tower) and tower.transformer.batch_first else ()
@@ -258,15 +258,15 @@ def _blocks(tower: Any, mode: Mode) -> list[Any]:
 
 @dataclass(frozen=True)
 class Live:
-    """How a run trains through the encoder, from images. The modes are those of fastltssl.live.modes."""
+    """The settings of a training through the encoder, from images."""
 
-    mode: str
+    mode: str  # of the table above, such as "lora:4"
     lr: float | None = None  # of the encoder; None: that of the head, a thirtieth of it with fft
     optimizer: str = "sgd"  # or "adamw"
-    warmup: int = 0  # steps over which both rates rise
-    ema: float = 0.0  # decay of the mean of the weights that is measured and kept; 0: the weights themselves
+    warmup: int = 0  # steps over which both learning rates rise linearly
+    ema: float = 0.0  # decay of a running mean of the weights, which is then evaluated and kept; 0: none
     precision: str = "auto"  # "fp32" or "bf16"; auto: bf16 on a GPU
     accumulate: int = 1  # parts in which the images of a step are encoded; the numbers stay the same
     recompute: bool = False  # activation checkpointing
-    compiled: bool = False
-    views: str = "fresh"  # or "cached": the views that the cache holds, made again
+    compiled: bool = False  # torch.compile of the tower
+    views: str = "fresh"  # new random views at each step, or "cached": the views of the cache, made again

@@ -1,9 +1,9 @@
-"""Training through the encoder: the batches of a Method come from images, and its loss moves the tower as well.
+"""Training through the encoder: the batches of a Method are encoded from images, and its loss trains the tower, too.
 
-A step encodes the labelled and the strong views with gradient and the weak ones without, takes the loss over the
-features of the whole batch, and passes its slope by the features on to the tower. The images may be encoded in parts,
-one after the other or on several ranks: loss, running state and head see the whole batch, so the numbers stay the same.
-What a step sees follows from the seed and its number alone, so a checkpoint holds tensors and a number, no generator.
+A step encodes the labelled and the strong views with gradient and the weak ones without, computes the loss of the whole
+batch, and backpropagates its gradient at the features through the encoder. The images may be encoded in parts, one
+after the other or on several ranks: loss, running state and head see the whole batch, so the numbers stay the same.
+The views of a step follow from the seed and the step's number, so a checkpoint needs no state of a random generator.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastltssl.errors import RunError
 from fastltssl.live.checkpoint import TrainingState
-from fastltssl.live.images import Augmented, Seen, together
+from fastltssl.live.images import Augmented, Seen, concatenated
 from fastltssl.live.modes import Live, trainable
 from fastltssl.live.tokens import Tokens
 from fastltssl.machine import ALONE, Ranks
@@ -32,9 +32,9 @@ from fastltssl.training.fit import intervals
 from fastltssl.training.streams import Stream, noise_at
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
 
-AHEAD = 2  # steps whose images are decoded while one is computed
+AHEAD = 2  # steps, or lots, whose images are decoded in advance
 LOT = 256  # images encoded at once without gradient
-KEEP_S = 60.0  # seconds after which a checkpoint is written between two evaluations
+KEEP_S = 60.0  # seconds between two checkpoints; evaluations write one, too
 
 Item = TypeVar("Item")
 Inputs = Augmented | Tokens
@@ -43,13 +43,13 @@ Evaluate = Callable[[Method, Run], dict[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Trainee:
-    """What trains in the encoder, and what it reads: all of the tower and images, or its last blocks and tokens."""
+    """The part of an encoder that each step runs, and its inputs: the tower on images, or its last blocks on tokens."""
 
     tower: nn.Module  # inputs to features [n D]
     inputs: Inputs
     dtype: torch.dtype | None  # of autocast; None: fp32
     ranks: Ranks = ALONE
-    compiled: Callable[[Tensor], Tensor] | None = None  # the tower for the fixed shapes of training
+    compiled: Callable[[Tensor], Tensor] | None = None  # the tower, for batches of training, whose shape is fixed
     workers: int = 2  # threads that decode ahead
 
     @property
@@ -57,17 +57,18 @@ class Trainee:
         return next(self.tower.parameters()).device
 
     def features(self, x: Float[Tensor, " n *shape"], is_training: bool = False) -> Float[Tensor, "n D"]:
+        """The features of pixels or tokens, in fp32."""
         run = self.compiled if is_training and self.compiled is not None else self.tower
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             return run(x).float()
 
     def share(self, count: int) -> tuple[int, int]:
-        """The images of a list that this rank encodes."""
+        """The range [first, last) of a list of views that this rank encodes."""
         rank, size = self.ranks.rank, self.ranks.size
         return count * rank // size, count * (rank + 1) // size
 
     def shared(self, own: Float[Tensor, "n D"], count: int, width: int) -> Float[Tensor, "count D"]:
-        """The features of a whole list, of which this rank has its share."""
+        """The features of a whole list, from the share of each rank."""
         if self.ranks.size == 1:
             return own
         first, last = self.share(count)
@@ -76,30 +77,30 @@ class Trainee:
         return self.ranks.summed(whole)
 
     def encoded(self, seen: Seen, lot: int = LOT) -> Float[Tensor, "n D"]:
-        """Features of a list of views as the tower is now, without gradient."""
+        """Features of a list of views through the tower as it is now, without gradient."""
         first, last = self.share(len(seen.picture))
-        lots = [seen.part(at, min(at + lot, last)) for at in range(first, last, lot)]
+        lots = [seen.part(start, min(start + lot, last)) for start in range(first, last, lot)]
         with torch.no_grad():
-            parts = [self.features(self.inputs(one)) for one in self.ahead(lots, lambda one: [one])]
+            parts = [self.features(self.inputs(part)) for part in self.ahead(lots, lambda part: [part])]
             own = torch.cat(parts) if parts else self.features(self.inputs(seen.part(0, 1)))[:0]
             return self.shared(own, len(seen.picture), own.shape[1])
 
     def ahead(self, items: Sequence[Item], seen_of: Callable[[Item], list[Seen]]) -> Iterator[Item]:
-        """The items; the pictures that the next ones will ask for are decoded on other threads meanwhile."""
+        """Yield the items, while threads decode the pictures of the next ones; `seen_of` lists the views of an item."""
         if not self.workers or not isinstance(self.inputs, Augmented):
             yield from items
             return
         pictures = self.inputs.pictures
 
         def load(lot: int) -> None:
-            pictures.prepare(lot, np.concatenate([one.picture for one in seen_of(items[lot])]))
+            pictures.prepare(lot, np.concatenate([seen.picture for seen in seen_of(items[lot])]))
 
         with ThreadPoolExecutor(self.workers) as threads:
-            flight = [threads.submit(load, lot) for lot in range(min(AHEAD, len(items)))]
+            loads = [threads.submit(load, lot) for lot in range(min(AHEAD, len(items)))]
             for lot, item in enumerate(items):
                 if lot + AHEAD < len(items):
-                    flight.append(threads.submit(load, lot + AHEAD))
-                flight[lot].result()
+                    loads.append(threads.submit(load, lot + AHEAD))
+                loads[lot].result()
                 yield item
                 pictures.forget(lot)
 
@@ -107,21 +108,21 @@ class Trainee:
 # ---------------------------------------------------------------------------------------------- one step
 
 
-class Asked(NamedTuple):
-    """The views of one step: those that are encoded with gradient, and the weak ones."""
+class StepViews(NamedTuple):
+    """The views of one step: those encoded with gradient, and the weak ones, encoded without."""
 
-    trained: Seen  # B labelled, then S x U strong ones
+    trained: Seen  # B labelled ones, then S x U strong ones
     weak: Seen  # W x U
 
 
 def on_cpu(stream: Stream) -> Stream:
-    """The stream for `asked_at`: a GPU would have to be waited for at each look."""
-    return Stream(*(each.cpu() for each in stream))
+    """The stream for `views_at`, which would otherwise wait for the GPU at every step."""
+    return Stream(*(indices.cpu() for indices in stream))
 
 
-def asked_at(problem: Problem, stream: Stream, step: int, is_fresh: bool) -> Asked:
-    """The views of a step, of a stream on the CPU; pictures are the labelled rows, then the pool."""
-    x_row, row = (each[step].numpy() for each in (stream.x_row, stream.row))
+def views_at(problem: Problem, stream: Stream, step: int, is_fresh: bool) -> StepViews:
+    """The views of a step, for a stream on the CPU; pictures are the labelled rows, then the pool."""
+    x_row, row = (rows[step].numpy() for rows in (stream.x_row, stream.row))
     pool = len(problem.x) + row
     if is_fresh:
         labelled = Seen(x_row, (f"weak@{step}",) * len(x_row))
@@ -133,9 +134,9 @@ def asked_at(problem: Problem, stream: Stream, step: int, is_fresh: bool) -> Ask
             return Seen(index, tuple(problem.views[k] for k in views.tolist()))
 
         labelled = named(x_row, stream.x_view[step])
-        strong, weak = ([named(pool, each) for each in views[step]] for views in (stream.strong_view, stream.weak_view))
+        strong, weak = ([named(pool, view) for view in views[step]] for views in (stream.strong_view, stream.weak_view))
     nothing = Seen(np.empty(0, np.int64), ())
-    return Asked(together(labelled, *strong), together(nothing, *weak))
+    return StepViews(concatenated(labelled, *strong), concatenated(nothing, *weak))
 
 
 def live_step(
@@ -146,34 +147,37 @@ def live_step(
     problem: Problem,
     stream: Stream,
     step: int,
-    asked: Asked,
+    views: StepViews,
     parts: int = 1,
 ) -> Out:
-    """Loss of one step; its gradient is added to the .grad of the tower's and the head's parameters."""
-    count = len(asked.trained.picture)
+    """What the loss of one step returns; gradients are added to the .grad of the tower's and the head's parameters.
+
+    With several parts, each is encoded without gradient first, and again when the gradient at its features is known.
+    """
+    count = len(views.trained.picture)
     first, last = trainee.share(count)
     ends = np.linspace(first, last, parts + 1).astype(int).tolist()
-    inputs = [trainee.inputs(asked.trained.part(a, b)) for a, b in itertools.pairwise(ends) if b > a]
+    inputs = [trainee.inputs(views.trained.part(a, b)) for a, b in itertools.pairwise(ends) if b > a]
     with torch.set_grad_enabled(parts == 1):
         pieces = [trainee.features(x, is_training=True) for x in inputs]
     width = problem.x.shape[-1]
     own = torch.cat(pieces).detach() if pieces else torch.empty(0, width, device=trainee.device)
     features = trainee.shared(own, count, width).requires_grad_()
-    weak = trainee.encoded(asked.weak) if len(asked.weak.picture) else features.new_empty(0, width)
+    weak = trainee.encoded(views.weak) if len(views.weak.picture) else features.new_empty(0, width)
 
     tensors = tree_leaves(params)
     with torch.enable_grad():
         batch = _batch(problem, stream, step, features, weak)
         out = cast(Trained, method).loss(params, state, batch, problem.x.new_tensor(step / problem.steps))
-        slope, *slopes = torch.autograd.grad(out.loss, [features, *tensors], allow_unused=True)
-        for tensor, each in zip(tensors, slopes, strict=True):
-            each = torch.zeros_like(tensor) if each is None else trainee.ranks.summed(each) / trainee.ranks.size
-            tensor.grad = each if tensor.grad is None else tensor.grad + each
-        if slope is not None:
-            slices = slope[first:last].split([len(x) for x in inputs])
-            for place, (x, each) in enumerate(zip(inputs, slices, strict=True)):
+        features_grad, *grads = torch.autograd.grad(out.loss, [features, *tensors], allow_unused=True)
+        for tensor, grad in zip(tensors, grads, strict=True):
+            grad = torch.zeros_like(tensor) if grad is None else trainee.ranks.summed(grad) / trainee.ranks.size
+            tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+        if features_grad is not None:
+            slices = features_grad[first:last].split([len(x) for x in inputs])
+            for place, (x, grad) in enumerate(zip(inputs, slices, strict=True)):
                 piece = pieces[place] if parts == 1 else trainee.features(x, is_training=True)
-                piece.backward(each)
+                piece.backward(grad)
     _sum_gradients(trainee)
     return Out(out.loss.detach(), tree_map(torch.detach, out.state), {k: v.detach() for k, v in out.stats.items()})
 
@@ -194,14 +198,14 @@ def _batch(
 
 
 def _sum_gradients(trainee: Trainee) -> None:
-    """Each rank has the gradient of its images: add them up, in one message."""
+    """Sum the gradients of the tower over the ranks, each of which has that of its images, in one message."""
     if trainee.ranks.size == 1:
         return
     values = list(trainable(trainee.tower).values())
     own = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
-    flat = trainee.ranks.summed(torch.cat([each.flatten() for each in own]))
-    for value, each in zip(values, flat.split([each.numel() for each in own]), strict=True):
-        value.grad = each.view_as(value)
+    flat = trainee.ranks.summed(torch.cat([grad.flatten() for grad in own]))
+    for value, grad in zip(values, flat.split([value.numel() for value in values]), strict=True):
+        value.grad = grad.view_as(value)
 
 
 # ---------------------------------------------------------------------------------------------- a run
@@ -224,9 +228,9 @@ def finetuning(
 ) -> Work[tuple[Run, dict[str, Tensor], float]]:
     """Train head and tower together, yielding Progress after every step.
 
-    Returns the run, its history with "step", and the seconds that earlier calls spent on it. The tower ends as it was
-    trained, or as the mean of its weights with `live.ema`. A run that was ended goes on from its checkpoint. Raises
-    RunError where that was written by another configuration than `identity`, and for numbers that are not finite.
+    Returns the run, its history with "step", and the seconds that earlier calls spent on it. The tower is left with its
+    trained weights, or with `live.ema` with their running mean. An interrupted run continues from its checkpoint.
+    Raises RunError where the checkpoint has another `identity`, and where loss or weights are not finite.
     """
     steps, is_fresh = problem.steps, live.views == "fresh"
     params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), method.init(problem, seeded(seed, "init")))
@@ -237,12 +241,12 @@ def finetuning(
     indices = on_cpu(stream)
 
     def own_images(t: int) -> list[Seen]:
-        return [one.part(*trainee.share(len(one.picture))) for one in asked_at(problem, indices, t, is_fresh)]
+        return [seen.part(*trainee.share(len(seen.picture))) for seen in views_at(problem, indices, t, is_fresh)]
 
     for t in trainee.ahead(range(first, steps), own_images):
         fit.rate(t / steps, t)
-        asked = asked_at(problem, indices, t, is_fresh)
-        out = live_step(method, trainee, fit.params, fit.state, problem, stream, t, asked, live.accumulate)
+        views = views_at(problem, indices, t, is_fresh)
+        out = live_step(method, trainee, fit.params, fit.state, problem, stream, t, views, live.accumulate)
         fit.update(out)
         loss = float(out.loss)
         if not math.isfinite(loss) or (t + 1 in ends and not fit.is_finite()):

@@ -1,7 +1,7 @@
-"""The tokens that enter the trained blocks of an encoder, each view's once, in memory.
+"""The tokens that enter the trained blocks of an encoder, computed once for each view and kept in memory.
 
-A training that changes only the last blocks need not compute those before them again and again. Tokens are large
-(ViT-B-16: 303 KB a view), so they are worth it only in memory; a TokenPlan says how large, and when they pay off.
+A training of the last blocks can so skip the frozen ones before. Tokens are large (ViT-B-16: 303 KB a view), so that
+they save time only in memory; a TokenPlan says how much they take and from how many views on they pay off.
 """
 
 import time
@@ -22,16 +22,16 @@ from fastltssl.live.images import Augmented, Seen
 from fastltssl.machine import SPARE, available_memory
 from fastltssl.progress import Progress, Work
 
-Front = Callable[[Float[Tensor, "n 3 S S"]], Float[Tensor, "n L D"]]
-SAMPLE, REPEATS = 16, 3  # views, and measurements of which the fastest counts
+Front = Callable[[Float[Tensor, "n 3 S S"]], Float[Tensor, "n L D"]]  # the frozen blocks
+SAMPLE, REPEATS = 16, 3  # views that are timed, and repetitions, of which the fastest counts
 
 
 class Tokens(NamedTuple):
-    """The tokens that enter the trained blocks, of every view that will be seen."""
+    """The tokens of every view that will be seen. Called with a list of views, it returns their tokens."""
 
     table: Float16[Tensor, "P L D"]
-    code: Int[np.ndarray, " P"]  # picture and view as one number, ascending
-    names: tuple[str, ...]
+    code: Int[np.ndarray, " P"]  # picture and view of a row of the table, as one number, ascending
+    names: tuple[str, ...]  # of the views
     device: torch.device
 
     def __call__(self, seen: Seen) -> Float[Tensor, "n L D"]:
@@ -40,18 +40,19 @@ class Tokens(NamedTuple):
 
 
 def _code(seen: Seen, names: tuple[str, ...]) -> Int[np.ndarray, " n"]:
+    """One number for each picture and view: picture * len(names) + index of the view's name."""
     number = {name: place for place, name in enumerate(names)}
     return seen.picture * len(names) + np.array([number[name] for name in seen.names], np.int64)
 
 
 class TokenPlan(NamedTuple):
-    """What keeping tokens costs and saves, said before they are made. Times are of one view, forward only."""
+    """What keeping tokens costs and saves, estimated before they are made. Times are of one view, forward only."""
 
-    views: int  # different ones
+    views: int  # distinct ones
     shape: tuple[int, int]  # L, D
-    before_s: float  # of the blocks before, which tokens save
-    after_s: float  # of the blocks from there on
-    visits: int = 0  # of a training, which would encode a view at each of them; 0 where none is planned yet
+    before_s: float  # through the blocks before the tokens, which are saved
+    after_s: float  # through the blocks after them
+    visits: int = 0  # views that the training encodes, repeated ones included; 0: no training is planned yet
 
     @property
     def bytes(self) -> int:
@@ -60,6 +61,7 @@ class TokenPlan(NamedTuple):
 
     @property
     def fits(self) -> bool:
+        """Whether memory holds them."""
         return self.bytes <= SPARE * available_memory()
 
     def __str__(self) -> str:
@@ -76,15 +78,20 @@ class TokenPlan(NamedTuple):
 
 
 def plan_tokens(every: Sequence[Seen], images: Augmented, front: Front, rest: Callable[[Tensor], Tensor]) -> TokenPlan:
-    """The plan of a training that will see all of `every`."""
-    names = tuple(dict.fromkeys(name for one in every for name in one.names))
-    different = len(np.unique(np.concatenate([_code(one, names) for one in every])))
+    """The plan of a training that will see the views `every`."""
+    distinct, _ = _distinct(every)
     shape, before_s, after_s = _measured(images(every[0].part(0, SAMPLE)), front, rest)
-    return TokenPlan(different, shape, before_s, after_s, sum(len(one.picture) for one in every))
+    return TokenPlan(len(distinct), shape, before_s, after_s, sum(len(seen.picture) for seen in every))
+
+
+def _distinct(every: Sequence[Seen]) -> tuple[Int[np.ndarray, " P"], tuple[str, ...]]:
+    """The codes of the distinct views, ascending, and the names that they refer to."""
+    names = tuple(dict.fromkeys(name for seen in every for name in seen.names))
+    return np.unique(np.concatenate([_code(seen, names) for seen in every])), names
 
 
 def plan_block(source: Source, encoder: Encoder, views: str, block: int, group: str = "train") -> TokenPlan:
-    """The plan of the tokens that enter a block, for every view of a group; raises EncoderError for an absent block."""
+    """The plan of the tokens that enter a block, of all views of a group. Raises EncoderError for an absent block."""
     parts = encoder.split(block)
     sample = torch.zeros(SAMPLE, 3, encoder.size, encoder.size, dtype=torch.uint8)
     shape, before_s, after_s = _measured(sample, parts.tokens, parts.features)
@@ -94,7 +101,7 @@ def plan_block(source: Source, encoder: Encoder, views: str, block: int, group: 
 def _measured(
     sample: Tensor, front: Callable[[Tensor], Tensor], rest: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[int, int], float, float]:
-    """Shape of a view's tokens, and the seconds that it takes through either part of the tower."""
+    """Shape of the tokens of a view, and the seconds that a view takes through the two parts of the tower."""
     times: list[tuple[float, float]] = []
     with torch.inference_mode():
         for _ in range(REPEATS + 1):  # the first warms up
@@ -104,24 +111,23 @@ def _measured(
             middle = time.perf_counter()
             float(rest(tokens).flatten()[0])
             times.append((middle - began, time.perf_counter() - middle))
-    before, after = (min(each) / len(sample) for each in zip(*times[1:], strict=True))
+    before, after = (min(seconds) / len(sample) for seconds in zip(*times[1:], strict=True))
     return (tokens.shape[1], tokens.shape[2]), before, after
 
 
 def make_tokens(every: Sequence[Seen], images: Augmented, front: Front) -> Work[Tokens]:
-    """The tokens of all that is seen, each view once."""
-    names = tuple(dict.fromkeys(name for one in every for name in one.names))
-    code = np.unique(np.concatenate([_code(one, names) for one in every]))
+    """The tokens of the views `every`, each view once."""
+    code, names = _distinct(every)
     index, number = np.divmod(code, len(names))
     table, began = torch.empty(0), time.perf_counter()
     with torch.no_grad():
         for first in range(0, len(code), SLAB):
             last = min(first + SLAB, len(code))
             seen = Seen(index[first:last], tuple(names[k] for k in number[first:last]))
-            found = front(images(seen)).half().cpu()
+            tokens = front(images(seen)).half().cpu()
             if not first:
-                table = torch.empty(len(code), *found.shape[1:], dtype=torch.float16)
-            table[first:last] = found
+                table = torch.empty(len(code), *tokens.shape[1:], dtype=torch.float16)
+            table[first:last] = tokens
             yield Progress(last, len(code), time.perf_counter() - began, unit="images", part="tokens")
     if not table.isfinite().all():
         raise SourceError("the tokens are not finite in float16; train with --live-views fresh")

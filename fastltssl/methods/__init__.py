@@ -52,18 +52,18 @@ def summary(module: ModuleType) -> str:
 
 def fields(method: Any, prefix: str = "") -> dict[str, dataclasses.Field]:
     """The knobs of a method and of its head, by the name `--set` takes ("threshold", "head.scale")."""
-    found = {}
+    knobs = {}
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if field.metadata.get("kind"):
-            found[prefix + field.name] = field
+            knobs[prefix + field.name] = field
         elif dataclasses.is_dataclass(value):
-            found |= fields(value, f"{prefix}{field.name}.")
-    return found
+            knobs |= fields(value, f"{prefix}{field.name}.")
+    return knobs
 
 
 def configure(name: str, settings: dict[str, Any]) -> Any:
-    """A method with its settings, values as text or numbers ("threshold": ".8", "head": "linear", "head.scale": 30)."""
+    """A method with its settings, text or numbers: {"threshold": ".8", "head": "linear", "head.scale": 30}."""
     method = load(name).Method()
     if "head" in settings and hasattr(method, "head"):
         method = dataclasses.replace(method, head=_head(str(settings["head"])))
@@ -111,12 +111,12 @@ def head_name(method: Any) -> str:
 
 def outside(method: Any) -> list[str]:
     """One line for each knob outside the range it is meant for."""
-    found = []
+    lines = []
     for key, field in fields(method).items():
         value = _get(method, key.split("."))
         if isinstance(value, int | float) and not field.metadata["low"] <= value <= field.metadata["high"]:
-            found.append(f"{key}={value:g} is outside {_range(field)}, the range it is meant for")
-    return found
+            lines.append(f"{key}={value:g} is outside {_range(field)}, the range it is meant for")
+    return lines
 
 
 def _head(name: str) -> Any:

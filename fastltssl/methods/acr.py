@@ -5,13 +5,14 @@
 | standard, balanced | z, z' | scores of the two heads |
 | prior_u | Q | running histogram of the accepted argmax z', uniform at first |
 | targets | | pi_l, uniform and reversed pi_l, which Q is compared with |
-| distance, counted | | sum over the epoch of the three symmetric KL, and the steps in it |
+| distance, counted | | sum over the epoch of the symmetric KL of Q to each target, and the steps in it |
 | tau_t | tau_t | adjustment of the pseudo-labels of z, tau1 at first: small where Q is near pi_l |
 
-Differs: an epoch is a share of the run, 50 of them instead of 500 (ours). Reversed pi_l goes by the rank of a class,
-ties averaged, so that class order is free. Labelled rows in the pool count for Q, as no batch tells them apart. The
-authors' code counts a class at most once a step, since its indexed sum keeps one of equal indices: count=classes.
-On frozen features the heads share nothing: tau_t, all that Q decides, reaches the tested head through the labels of z.
+Differs: a run is divided into 50 epochs instead of 500 (ours). Reversed pi_l goes by the rank of a class, ties
+averaged, so that the order of the classes does not matter. Labelled rows in the pool count for Q, as a batch does not
+mark them. The authors' code counts a class at most once a step, as its indexed sum keeps one of equal indices:
+count=classes. On frozen features the heads share no parameter: Q decides tau_t alone, which changes how z is trained,
+and so reaches the tested head z' only through the pseudo-labels that z gives it.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class State(NamedTuple):
 
 
 def reversed_prior(prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """The prior with its ranks turned round: the largest class gets the smallest share; tied classes their mean."""
+    """The prior with its ranks reversed: the largest class gets the smallest share; classes that tie get their mean."""
     order = torch.argsort(prior, descending=True)
     turned = torch.empty_like(prior).scatter(0, order, prior[order].flip(0))
     is_tied = (prior[:, None] == prior).to(prior.dtype)
@@ -51,7 +52,7 @@ def reversed_prior(prior: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
 
 def distances(prior_u: Float[Tensor, " C"], targets: Float[Tensor, "3 C"]) -> Float[Tensor, "3"]:
     """d = (KL(Q || target) + KL(target || Q)) / 2 for each target."""
-    return torch.stack([kl_divergence(prior_u, one) + kl_divergence(one, prior_u) for one in targets]) / 2
+    return torch.stack([kl_divergence(prior_u, target) + kl_divergence(target, prior_u) for target in targets]) / 2
 
 
 def adaptive_tau(distance: Float[Tensor, "3"], tau1: Knob) -> Float[Tensor, ""]:
@@ -61,7 +62,10 @@ def adaptive_tau(distance: Float[Tensor, "3"], tau1: Knob) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """L = CE(z, y) + CE(z' + tau2 log pi_l, y) + each head's unlabelled loss, on labels of z less tau log pi_l."""
+    """L = CE(z, y) + CE(z' + tau2 log pi_l, y) + lambda_u mean (mask CE(z(u_s), q) + mask' CE(z'(u_s), q')).
+
+    q = argmax z(u_w) - tau_t log pi_l and q' = argmax z(u_w) - tau12 log pi_l.
+    """
 
     threshold: Knob = knob(0.95, 0.5, 0.99, "confidence from which a row counts, raw or adjusted")
     tau1: Knob = knob(2.0, 0.0, 4.0, "largest adjustment of the pseudo-labels of the standard head")
@@ -105,16 +109,16 @@ class Method:
         _, _, is_raw = confident_labels(weak, self.threshold)
         guess, _, is_own = confident_labels(weak_b, self.threshold)
         mask, mask_b = torch.maximum(is_adjusted, is_raw), torch.maximum(is_balanced, is_own)
-        each = [
+        unlabelled = [
             mask * cross_entropy(s, q) + mask_b * cross_entropy(s_b, q_b)
             for s, s_b in zip(strong, strong_b, strict=True)
         ]
         after = self._estimated(state, is_own[:, None] * one_hot(guess, z.shape[-1], z.dtype), progress)
         stats = {"mask_rate": mask_b.mean(), "tau_t": state.tau_t}
-        return Out(labelled.mean() + self.lambda_u * torch.stack(each).mean(), after, stats)
+        return Out(labelled.mean() + self.lambda_u * torch.stack(unlabelled).mean(), after, stats)
 
     def _turned(self, state: State, progress: Float[Tensor, ""]) -> State:
-        """tau_t of a new epoch, from the mean distances of the one that ended; none counted leaves it."""
+        """At the start of an epoch: tau_t from the mean distances of the last one, unless no step was counted in it."""
         epoch = (progress * self.epochs + 1e-6).long()
         has_turned = epoch != state.epoch
         fresh = adaptive_tau(state.distance / state.counted.clamp_min(1), self.tau1)
@@ -126,7 +130,7 @@ class Method:
         )
 
     def _estimated(self, state: State, accepted: Float[Tensor, "U C"], progress: Float[Tensor, ""]) -> State:
-        """Q <- m Q + (1 - m) histogram, and its distances; nothing moves in the warm-up or without accepted rows."""
+        """Q <- m Q + (1 - m) histogram, and its distances; no change in the warm-up or without accepted rows."""
         histogram = accepted.amax(dim=0) if self.count == "classes" else accepted.sum(dim=0)
         fresh = self.momentum * state.prior_u + (1 - self.momentum) * histogram / histogram.sum().clamp_min(1)
         is_counted = (progress >= self.warmup) & (histogram.sum() > 0)

@@ -4,11 +4,11 @@
 | --- | --- | --- |
 | prior_u | Q | running estimate of the unlabelled prior, uniform at first |
 | smoothed | Q_a | Q^a / sum Q^a, a falling from 1 to alpha_min |
-| temperature | T | exp KL(uniform || Q), fixed at the first step after the warm-up; 0 before |
+| temperature | T | exp KL(uniform || Q), fixed at the first step after the warm-up; 0 in the state before |
 | q, mask | argmax p, M | pseudo-label from the unadjusted weak scores, M = 1[max p >= threshold] |
 
-Differs: momentum 1 - 5/steps instead of .999, which never leaves uniform on a short run (ours); the authors'
-configurations leave T = 1 (temperature=one). Where the labelled rows are part of the pool, Q is the union's prior.
+Differs: momentum 1 - 5/steps instead of .999, with which Q stays near uniform in a short run (ours); the authors'
+configurations leave T = 1 (temperature=one). Where the pool holds the labelled rows, Q estimates the prior of both.
 """
 
 from dataclasses import dataclass, field
@@ -85,7 +85,7 @@ class Method:
         return Out(supervised + unsupervised + complement, after, stats)
 
     def _temperature(self, state: State, is_warm: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """T, taken once: 0 in the state means not yet."""
+        """T, computed once, at the first step after the warm-up; 0 until then."""
         uniform = torch.full_like(state.prior_u, 1 / state.prior_u.numel())
         fresh = kl_divergence(uniform, state.prior_u).exp() if self.temperature == "auto" else torch.ones_like(is_warm)
         return torch.where(state.temperature > 0, state.temperature, is_warm * fresh)

@@ -1,4 +1,4 @@
-"""DebiasPL (arXiv 2201.01490): FixMatch whose pseudo-labels are freed of the mean prediction, learned with its margin.
+"""DebiasPL (arXiv 2201.01490): FixMatch with pseudo-labels debiased by the mean prediction, and a margin of its log.
 
 | code | symbol | meaning |
 | --- | --- | --- |
@@ -6,9 +6,9 @@
 | mean_p | p_hat | running mean probability of each class over the unlabelled rows, uniform at first |
 | q, mask | | pseudo-label from z(u_w) - tau log p_hat, and whether its confidence reaches the threshold |
 
-Differs: momentum 1 - 5/steps instead of .999, which never leaves uniform on a short run, tau_u 1 for .5 and threshold
-.7 for .95, better on CLIP features (ours); tau, a logit adjustment of the labelled loss, is 0 in the paper. As in the
-authors' code the margin has the p_hat of after the step's update.
+Differs: momentum 1 - 5/steps instead of .999, with which p_hat stays near uniform in a short run; tau_u 1 for .5 and
+threshold .7 for .95, better on CLIP features (ours); tau, a logit adjustment of the labelled loss, is 0 in the paper.
+As in the authors' code the margin uses p_hat after the update of the same step, the pseudo-label p_hat before it.
 """
 
 from dataclasses import dataclass, field

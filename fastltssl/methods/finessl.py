@@ -2,13 +2,14 @@
 
 | code | symbol | meaning |
 | --- | --- | --- |
-| status | sel | pseudo-label each unlabelled row last had at confidence >= threshold, -1 for none |
-| sigma, margin | sigma_k, m_k | rows selected per class, and the margin their imbalance gives |
-| q, is_learned | | pseudo-label of the main head, 1[its confidence c >= threshold] |
-| a | | confidence of the auxiliary head, the weight of each row |
+| status | sel | last pseudo-label of each unlabelled row with confidence >= threshold, -1 for none |
+| sigma, margin | sigma_k, m_k | rows selected per class, and the margin that follows from them |
+| q, is_learned | q, 1[c >= threshold] | pseudo-label of the main head, and whether its confidence c suffices |
+| a | a | confidence of the auxiliary head, the weight of each row |
 
-Differs: on frozen features the auxiliary head's stop-gradient on f has nothing to stop; the paper's numbers need
-VPT-deep and so the live encoder. status=running and ema are ours: reset status tracks class frequency on long tails.
+Differs: on frozen features the auxiliary head's stop-gradient on f has no effect; the paper's numbers need VPT-deep and
+so `--live vpt`. status=running and ema are ours: with a status emptied each epoch the margin tracks class frequency on
+long tails.
 """
 
 from dataclasses import dataclass, field

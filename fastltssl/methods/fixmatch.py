@@ -1,4 +1,4 @@
-"""FixMatch (arXiv 2001.07685), with logit adjustment of either loss as options.
+"""FixMatch (arXiv 2001.07685), with optional logit adjustment of either loss.
 
 | code | symbol | meaning |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""GLA (arXiv 2310.08106): a probe and the zero-shot model, each freed of its own label bias, added up.
+"""GLA (arXiv 2310.08106): the scores of a probe and of the zero-shot model, each less its own label bias, summed.
 
 | code | symbol | meaning |
 | --- | --- | --- |
@@ -7,7 +7,7 @@
 | log_prior | log pi_s | prior z_ft was trained on |
 | log_bias | log pi_p | label bias of z_zs, from the labelled rows |
 
-Differs: the estimate is corrected for the prior of the labelled rows (see bias.estimate_label_bias).
+Differs: the estimate of log pi_p is corrected for the prior of the labelled rows (see bias.estimate_label_bias).
 """
 
 from dataclasses import dataclass, field
@@ -61,16 +61,16 @@ class Method:
         return {"test": probe + text, "probe": probe, "text": text}
 
     def ends(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> tuple[Scores, Scores]:
-        """Twice either summand: their sum is the mean of these."""
-        found = self.scores(params, state, x)
-        return 2 * found["probe"], 2 * found["text"]
+        """Twice the scores of either part: z is the mean of the two, at share 1/2."""
+        scores = self.scores(params, state, x)
+        return 2 * scores["probe"], 2 * scores["text"]
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """z = z_ft - (1 - tau) log pi_s + s z_zs - log pi_p (GLA eq. 7) on a finished run: a row is concat(z_ft, feature).
+    """z = z_ft - (1 - tau) log pi_s + s z_zs - log pi_p (GLA eq. 7) with z_ft from a finished run.
 
-    z_ft are the scores of the run, through its own encoder where it was trained live; the feature is the frozen one.
+    A row is concat(z_ft, f): scores of the run, from its own encoder if that was trained, and the feature of the cache.
     """
 
     tau: Knob = knob(1.0, 0.0, 2.0, "logit adjustment the run was trained with; 0 subtracts log pi_s afterwards")
@@ -82,7 +82,7 @@ class Ensemble:
         return {}
 
     def start(self, problem: Problem) -> State:
-        """Of the frozen features; nothing in it trains."""
+        """The text branch, priors and label bias; there is no head."""
         return Method(tau=self.tau, scale=self.scale).start(problem)._replace(head=())
 
     def scores(self, params: dict[str, Tensor], state: State, x: Float[Tensor, "n CD"]) -> dict[str, Scores]:

@@ -4,11 +4,11 @@
 | --- | --- | --- |
 | key | | unit features of labelled and unlabelled rows, less their mean |
 | affinity | A, W, S | max(cos, 0)^gamma of the nearest neighbours; A + A^T; D^-1/2 W D^-1/2 |
-| seeds, mass | Y, Z | one-hot rows of the labelled keys; (I - alpha S)^-1 Y |
+| seeds, mass | Y, Z | one-hot labels of the labelled rows, zero elsewhere; (I - alpha S)^-1 Y |
 
-Differs: features are centred, as CLIP images share a cone in which all neighbours look alike; k 20, gamma 10 and
-alpha .8 for 50, 3 and .99 of the paper, which blur small graphs; Z is brought to equal class masses (Zhu et al. 2003)
-and new rows are scored by their neighbours in the graph (ours). The paper trains on Z with weights; here it predicts.
+Differs: features are centred, as CLIP images lie in a narrow cone, where all cosines are alike; k 20, gamma 10 and
+alpha .8 for 50, 3 and .99 of the paper, which blur small graphs; columns of Z are scaled to equal sums (Zhu et al.
+2003) and new rows are scored by their neighbours in the graph (ours). The paper trains a network on Z; here Z predicts.
 """
 
 from dataclasses import dataclass
@@ -35,34 +35,34 @@ class State(NamedTuple):
 
 def graph(key: Float[Tensor, "N D"], k: int, gamma: Knob) -> Tensor:
     """S = D^-1/2 (A + A^T) D^-1/2 [N N], sparse, without self-loops."""
-    cosine, found = nearest(key, key, k + 1)
-    row = torch.arange(len(key), device=key.device)[:, None].expand_as(found)
-    affinity = torch.where(found == row, 0.0, cosine.clamp_min(0) ** gamma)
-    there = torch.stack([row, found]).flatten(1)
-    both = torch.cat([there, there.flip(0)], dim=1)
+    cosine, neighbour = nearest(key, key, k + 1)
+    row = torch.arange(len(key), device=key.device)[:, None].expand_as(neighbour)
+    affinity = torch.where(neighbour == row, 0.0, cosine.clamp_min(0) ** gamma)
+    edges = torch.stack([row, neighbour]).flatten(1)
+    edges = torch.cat([edges, edges.flip(0)], dim=1)  # in both directions
     values = affinity.flatten().repeat(2)
-    degree = torch.zeros_like(key[:, 0]).index_add(0, both[0], values)
-    root = torch.where(degree > 0, degree.clamp_min(1e-300).rsqrt(), 0.0)
-    weights = root[both[0]] * values * root[both[1]]
-    return torch.sparse_coo_tensor(both, weights, (len(key),) * 2, check_invariants=False).coalesce()
+    degree = torch.zeros_like(key[:, 0]).index_add(0, edges[0], values)
+    scale = torch.where(degree > 0, degree.clamp_min(1e-300).rsqrt(), 0.0)  # D^-1/2
+    weights = scale[edges[0]] * values * scale[edges[1]]
+    return torch.sparse_coo_tensor(edges, weights, (len(key),) * 2, check_invariants=False).coalesce()
 
 
 def diffuse(links: Tensor, seeds: Float[Tensor, "N C"], alpha: Knob, iterations: int) -> Float[Tensor, "N C"]:
-    """Z = (I - alpha S)^-1 Y by conjugate gradient, each class for itself."""
-    z, residual, way = torch.zeros_like(seeds), seeds, seeds
+    """Z = (I - alpha S)^-1 Y by the conjugate gradient method, run for each class on its own; negative values are 0."""
+    z, residual, direction = torch.zeros_like(seeds), seeds, seeds
     square = (residual**2).sum(dim=0)
     for _ in range(iterations):
-        image = way - alpha * torch.sparse.mm(links, way)
-        length = square / (way * image).sum(dim=0).clamp_min(1e-300)
-        z, residual = z + length * way, residual - length * image
+        product = direction - alpha * torch.sparse.mm(links, direction)
+        length = square / (direction * product).sum(dim=0).clamp_min(1e-300)
+        z, residual = z + length * direction, residual - length * product
         before, square = square, (residual**2).sum(dim=0)
-        way = residual + square / before.clamp_min(1e-300) * way
+        direction = residual + square / before.clamp_min(1e-300) * direction
     return z.clamp_min(0)
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """z = sharpness log norm(sum over the k nearest keys of max(cos, 0)^gamma Z), Z of equal class masses."""
+    """z = sharpness log norm(sum over the k nearest keys of max(cos, 0)^gamma Z), columns of Z scaled to equal sums."""
 
     neighbours: int = size(20, 1, 100, "nearest neighbours k of a row, in the graph and when it is scored")
     gamma: Knob = knob(10.0, 1.0, 50.0, "power of the cosine in an affinity", log=True)
@@ -86,13 +86,13 @@ class Method:
         if self.masses != "none":
             wanted = problem.prior.to(mass) if self.masses == "labelled" else 1.0
             mass = mass * wanted / mass.sum(dim=0).clamp_min(1e-300)
-        mass = mass / mass.max()  # a common factor, for float32
-        return State(*(one.to(problem.x) for one in (mean, key, mass)))
+        mass = mass / mass.max()  # one factor for all classes, to suit float32
+        return State(*(tensor.to(problem.x) for tensor in (mean, key, mass)))
 
     def _vote(self, state: State, x: Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
         cosine = F.normalize(F.normalize(x, dim=-1) - state.mean, dim=-1) @ state.key.T
-        near, found = cosine.topk(min(self.neighbours, len(state.key)), dim=-1)
-        return (near.clamp_min(0)[:, :, None] ** self.gamma * state.mass[found]).sum(dim=1)
+        near, neighbour = cosine.topk(min(self.neighbours, len(state.key)), dim=-1)
+        return (near.clamp_min(0)[:, :, None] ** self.gamma * state.mass[neighbour]).sum(dim=1)
 
     def scores(self, params: dict[str, Tensor], state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
         vote = torch.cat([self._vote(state, part) for part in x.split(ROWS)])

@@ -6,9 +6,9 @@
 | target, mask | q, 1[max p >= threshold] | p sharpened to norm(p^(1/T)), and whether the row counts |
 | prior_u | Q | running estimate of the unlabelled prior |
 
-Differs: no mixup, and cross-entropy on a strong view in place of a squared error; both losses are logit-adjusted
-(ours). On a cache more views cost almost nothing; where it holds fewer than asked for, some count twice. The audit of
-pseudo-labels sees one view a row.
+Differs: no mixup, and cross-entropy on a strong view in place of MixMatch's squared error; both losses are
+logit-adjusted (ours). Where a cache holds fewer weak views than asked for, some count twice. The audit of pseudo-labels
+uses one view per row.
 """
 
 from dataclasses import dataclass, field

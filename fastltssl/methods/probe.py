@@ -6,7 +6,7 @@
 | target | y | one-hot label, or a mixture of two with mixup |
 | log_prior | log pi_l | log of the labelled class prior |
 
-Differs: mixup (arXiv 1710.09412) and jitter of the frozen features (FroFA, arXiv 2403.10519) are ours here, off at 0.
+Differs: mixup (arXiv 1710.09412) and jitter of the frozen features (FroFA, arXiv 2403.10519) are ours; 0 is off.
 """
 
 from dataclasses import dataclass, field
@@ -42,8 +42,8 @@ class Method:
 
     @property
     def noise(self) -> bool:
-        """Whether batches must hold noise: a knob that reads it is on, or is swept."""
-        return any(isinstance(one, Tensor) or one != 0 for one in (self.mixup, self.brightness, self.contrast))
+        """Whether batches must hold noise: mixup or jitter is on, or swept, its knob then being a tensor."""
+        return any(isinstance(value, Tensor) or value != 0 for value in (self.mixup, self.brightness, self.contrast))
 
     def init(self, problem: Problem, generator: Generator) -> Any:
         return self.head.init(problem, generator)

@@ -3,12 +3,12 @@
 | code | symbol | meaning |
 | --- | --- | --- |
 | strengths | alpha | weights of the penalty, as in sum_i w_i |y_i - W x_i - b|^2 + alpha |W|^2 |
-| leverage | h_i | share of its own target in the fit of row i |
+| leverage | h_i | weight of the own target in the prediction for row i |
 | left_out | | prediction for row i of the fit to all other rows |
 
-Differs: rows are weighted by 1 / the count of their class, so that the tail weighs as much as the head; the strength is
-chosen by the squared error, so weighted, of left-out rows that are not alone in their class, and the scale that makes
-scores of the fit by their cross-entropy (ours).
+Differs (all ours): rows are weighted by 1 / the count of their class, so that tail classes weigh as much as head
+classes. The strength is the one of least weighted squared error on left-out rows, without classes of a single row, and
+the scale, which turns predictions into scores, the one of least cross-entropy on them.
 """
 
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ def ridge_path(
 ) -> RidgePath:
     """Ridge regression of one-hot targets on x, for all strengths (positive) from one eigendecomposition; in float64.
 
-    The bias is not penalised: it comes from centring. The Gram matrix is that of the rows or of the columns of x,
-    whichever is smaller.
+    The bias is not penalised, as x and targets are centred. Decomposed is the smaller of the Gram matrices, of the rows
+    or of the columns of x.
     """
     x, target, strengths = x.double(), one_hot(y, n_classes, torch.float64), strengths.double()
     w = torch.ones_like(x[:, 0]) if weights is None else weights.double()
@@ -73,7 +73,7 @@ def ridge_path(
 
 
 def left_out(fitted: Float[Tensor, "n C"], target: Float[Tensor, "n C"], leverage: Float[Tensor, " n"]) -> Tensor:
-    """y_i - (y_i - fitted_i) / (1 - h_i) [n C]: what the fit without row i, its weight apart, predicts for it."""
+    """y_i - (y_i - fitted_i) / (1 - h_i) [n C]: the prediction for each row of the fit to all other rows."""
     return target - (target - fitted) / (1 - leverage).clamp_min(1e-9)[:, None]
 
 
@@ -94,12 +94,12 @@ class Method:
     def start(self, problem: Problem) -> State:
         x, y, n_classes = F.normalize(problem.x[:, 0].double(), dim=-1), problem.y, problem.prior.numel()
         target = one_hot(y, n_classes, x.dtype)
-        count = target @ target.sum(dim=0)  # rows of the same class, of each row
+        count = target @ target.sum(dim=0)  # for each row, the rows of its class
         weights = len(x) / (count * (1 / count).sum()) if self.balance == "on" else torch.ones_like(count)
         strengths = STRENGTHS.to(x) if isinstance(self.strength, str) else x.new_tensor([self.strength])
         scales = SCALES.to(x) if isinstance(self.scale, str) else x.new_tensor([self.scale])
         path = ridge_path(x, y, n_classes, strengths, weights)
-        judge = weights * (count > 1) if bool((count > 1).any()) else weights
+        judge = weights * (count > 1) if bool((count > 1).any()) else weights  # of the errors on left-out rows
 
         def predicted(s: int) -> Float[Tensor, "n C"]:
             return left_out(x @ path.weight[s] + path.bias[s], target, path.leverage[s])
@@ -107,8 +107,8 @@ class Method:
         errors = [judge @ ((target - predicted(s)) ** 2).sum(dim=-1) for s in range(len(strengths))]
         best = int(torch.stack(errors).argmin())
         losses = [judge @ cross_entropy(scale * predicted(best), y) for scale in scales]
-        found = (path.weight[best], path.bias[best], strengths[best], scales[torch.stack(losses).argmin()])
-        return State(*(one.to(problem.x) for one in found))
+        chosen = (path.weight[best], path.bias[best], strengths[best], scales[torch.stack(losses).argmin()])
+        return State(*(tensor.to(problem.x) for tensor in chosen))
 
     def scores(self, params: dict[str, Tensor], state: State, x: Float[Tensor, "n D"]) -> dict[str, Scores]:
         return {"test": state.scale * (F.normalize(x, dim=-1) @ state.weight + state.bias)}

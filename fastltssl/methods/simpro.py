@@ -1,16 +1,16 @@
-"""SimPro (arXiv 2402.13505): expectation-maximisation that keeps the class marginals apart from the scores.
+"""SimPro (arXiv 2402.13505): expectation-maximisation with explicit class marginals, which the scores leave out.
 
 | code | symbol | meaning |
 | --- | --- | --- |
 | prior_u | pi_u | marginal of the unlabelled rows, which gives the pseudo-labels; uniform at first |
 | prior_a | pi_a | marginal of labelled and accepted rows together, the adjustment of both losses; pi_l at first |
 | mass_u, mass_a | s, n + s | sum of p, and labelled counts plus sum of accepted p, over the epoch so far |
-| p, mask | | soft pseudo-label softmax(z(u_w) + tau log pi_u), 1[max p >= threshold] |
+| p, mask | p, 1[max p >= threshold] | soft pseudo-label softmax(z(u_w) + tau log pi_u), and whether it is accepted |
 
-Differs: s sums p over all rows, the M-step proper; the authors take accepted ones (estimate=accepted), and where few
-are accepted the class of the first takes the whole marginal and then every pseudo-label. lambda_x is 1, not batches per
-epoch (L/B) / (M/U): that is 1 in the CIFAR-10 runs and starves a small labelled set. The labelled loss sees one
-weak view, as a batch holds no strong one. An epoch is a share of the run (ours).
+Differs: s sums p over all rows, which is the exact M-step. The authors sum over accepted rows (estimate=accepted):
+where few are accepted, their class takes the whole marginal and then all pseudo-labels. lambda_x is 1, not the ratio of
+batches per epoch (L/B) / (M/U), which is 1 in the CIFAR-10 runs but near 0 for a small labelled set. The labelled loss
+uses one weak view, as a batch holds no strong one of labelled rows. A run is divided into 50 epochs (ours).
 """
 
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 
 def moved(state: State, momentum: Knob) -> State:
-    """M-step: pi_u <- m pi_u + (1 - m) s / (sum s + 1), pi_a <- m pi_a + (1 - m) norm(n + s); the sums start anew."""
+    """M-step: pi_u <- m pi_u + (1 - m) s / (sum s + 1), pi_a <- m pi_a + (1 - m) norm(n + s); the sums are reset."""
     prior_u = momentum * state.prior_u + (1 - momentum) * state.mass_u / (state.mass_u.sum() + 1)
     prior_a = momentum * state.prior_a + (1 - momentum) * state.mass_a / state.mass_a.sum().clamp_min(1)
     empty = torch.zeros_like(prior_u)

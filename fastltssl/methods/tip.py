@@ -1,14 +1,14 @@
-"""Tip-Adapter without training (arXiv 2207.09519): labelled rows as keys vote along with the zero-shot scores.
+"""Tip-Adapter without training (arXiv 2207.09519): votes of similar labelled rows, added to the zero-shot scores.
 
 | code | symbol | meaning |
 | --- | --- | --- |
 | key | F_train | unit embeddings of the labelled rows |
-| value | L_train | their one-hot labels, over the count of their class when balanced |
+| value | L_train | their one-hot labels, divided by the relative count of their class with balance=on |
 | affinity | A | exp(-beta (1 - cos(f, key))) |
 
-Differs: with balance=on (the default, ours) a class has the mean of its affinities times the mean count, in place of
-their sum: the same where all counts are equal, and no more votes for the head where they are not. alpha is 3, where the
-paper starts its search at 1: it was better on every set tried.
+Differs: with balance=on (the default, ours) a class gets the mean of its affinities times the mean count, in place of
+their sum: the same where all counts are equal, and no surplus of votes for head classes where they are not. alpha is 3,
+where the paper starts its search at 1: better on every data set tried.
 """
 
 from dataclasses import dataclass

@@ -3,14 +3,15 @@
 | code | symbol | meaning |
 | --- | --- | --- |
 | text, visual, fitted | c^t, c^v, c | textual prototypes, class means of labelled embeddings, and their mixture |
-| z_t, z_l | | prototype scores freed of their label bias, and probe scores |
+| z_t, z_l | z_t, z_l | prototype scores less their label bias, and probe scores |
 | prior_u | P = Q | running estimate of the unlabelled prior |
 
 Differs: the authors' code is not public; beyond the PAF equation all of this is our reading. alpha=confidence is the
-paper's form, which collapses on frozen features: images share a cone, so a prototype gains on every image as its
-alpha_k grows. The default keeps one alpha for all classes, anchored at the text. The weights a, c of the branches are
-learned on what neither branch has seen: the fold head of the other fold, and the zero-shot scores, which no labelled
-row has touched (fitted prototypes would flatter the text branch). `pull` keeps few labels from deciding alone.
+paper's form, which collapses on frozen features: images lie in a narrow cone, so that a prototype moved towards class
+means scores higher on every image. By default alpha is the same for all classes, and c starts from the text at each
+step. The weights a, c of the branches are learned on scores of rows that neither branch was trained on: those of a head
+trained on the other fold, and the zero-shot scores (fitted prototypes have seen the labelled rows). `pull` regularises
+a and c towards 1/2 where labels are few.
 """
 
 from dataclasses import dataclass, field, replace
@@ -97,7 +98,7 @@ class Method:
         return self._fit(state) if self.alpha == "uniform" else state
 
     def _fit(self, state: State) -> State:
-        """PAF: c <- (1 - alpha_k) c + alpha_k c^v, alpha_k = mu P_k / max P; uniform: c = (1 - mu) c^t + mu c^v."""
+        """PAF: c <- (1 - alpha_k) c + alpha_k c^v with alpha_k = mu P_k / max P; uniform: c = (1 - mu) c^t + mu c^v."""
         if self.alpha == "off":
             return state
         share, before = self.mu, state.text.anchor
@@ -111,7 +112,7 @@ class Method:
         return text_scores(state.text._replace(anchor=state.fitted), x) - state.log_bias
 
     def _fuse(self, params: Any, z_l: Scores, z_t: Scores) -> Scores:
-        """DLF; a and c take no gradient here."""
+        """DLF: the weighted sum of the two scores; a and c get no gradient from it."""
         if self.align == "stack":
             return 2 * self.eta * params["a"].detach() * z_l + 2 * (1 - self.eta) * params["c"].detach() * z_t
         if self.align == "zscore":
@@ -132,7 +133,7 @@ class Method:
         return Out(loss, self._fit(after), {"mask_rate": mask.mean()})
 
     def _visual(self, state: State, batch: Batch) -> Float[Tensor, "C E"]:
-        """c^v after a batch: m c^v + (1 - m) class mean, unit norm; classes not in the batch stay."""
+        """c^v after a batch: m c^v + (1 - m) class mean, unit norm; unchanged for classes without rows in the batch."""
         x, n_classes = embed(batch.x, state.text.projection, state.text.ln_post), len(state.visual)
         m = self.prototype_momentum
         is_seen = one_hot(batch.y, n_classes, x.dtype).sum(dim=0)[:, None] > 0
@@ -140,11 +141,14 @@ class Method:
         return torch.where(is_seen, F.normalize(m * state.visual + (1 - m) * mean, dim=-1), state.visual)
 
     def _stack(self, params: Any, state: State, batch: Batch) -> Float[Tensor, ""]:
-        """Fold heads, each on its fold; CE(a sg z_l + c z_zs + log pi_l, y), z_l of the other; pull to a = c = 1/2."""
+        """The losses that train a and c: LA of a head on each fold; CE(a sg(z_l) + c z_zs + log pi_l, y); pull to 1/2.
+
+        z_l are the scores of the head of the other fold, which has not seen the row.
+        """
         own = one_hot(state.fold[batch.x_row], 2, batch.x.dtype)
         scores = [self.head.scores(params[f"fold{k}"], state.head, batch.x) for k in (0, 1)]
-        each = torch.stack([cross_entropy(z + self.tau * state.log_prior, batch.y) for z in scores], dim=1)
-        trained = ((own * each).sum(dim=0) / own.sum(dim=0).clamp_min(1)).sum()
+        losses = torch.stack([cross_entropy(z + self.tau * state.log_prior, batch.y) for z in scores], dim=1)
+        trained = ((own * losses).sum(dim=0) / own.sum(dim=0).clamp_min(1)).sum()
         z_l = (own[:, :1] * scores[1] + own[:, 1:] * scores[0]).detach()
         fused = params["a"] * z_l + params["c"] * text_scores(state.text, batch.x) + state.log_prior
         share = len(state.fold) / (len(state.fold) + self.pull)
@@ -162,7 +166,7 @@ class Method:
         return self.eta
 
     def ends(self, params: Any, state: State, x: Float[Tensor, "n D"]) -> tuple[Scores, Scores]:
-        """Fused scores at eta 1 and at eta 0."""
+        """Fused scores at eta = 1, the probe's, and at eta = 0, the text's."""
         run, text = (replace(self, eta=eta).scores(params, state, x)["test"] for eta in (1.0, 0.0))
         return run, text
 

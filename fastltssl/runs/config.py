@@ -1,4 +1,4 @@
-"""From options, as a shell, a YAML file or a notebook has them, to the Config of an experiment that can be run."""
+"""The Config of an experiment, and how it is made of options from a shell, a YAML file or a notebook."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -35,22 +35,22 @@ class Config:
     groups: str = "thirds"  # or "counts", or a JSON or YAML file of groups
     evals: int = 10
     live: Live | None = None
-    ensemble: str | None = None  # the run folder whose scores are added to the zero-shot ones
+    ensemble: str | None = None  # a run folder: its scores are added to the zero-shot ones, and nothing is trained
 
     @classmethod
     def of(cls, *layers: Mapping[str, Any], where: str = "", counted: bool = False) -> "Config":
-        """The config of options that can be run; a later layer is over an earlier one, None counts as not given.
+        """The checked config of the options; a later layer overrides an earlier one, and None counts as not given.
 
         Options are those of `train`: the fields above, the switches of a Protocol, `set` (or `settings`: knobs to
         values, or a list of KNOB=VALUE), `live` (a mode, or a mapping of the fields of Live) and `live_lr` and so on.
-        `where` is named by a message about a wrong value; with `counted` a whole number as seeds is a count. Raises
-        ConfigError for an option, a value or a combination that no run can have, SwitchError for those of the protocol.
+        Messages begin with `where`; with `counted`, seeds=5 means the seeds 0 to 4. Raises ConfigError on wrong
+        options, values and combinations, SwitchError on those of the protocol.
         """
         return check(cls.read(*layers, where=where, counted=counted))
 
     @classmethod
     def read(cls, *layers: Mapping[str, Any], where: str = "", counted: bool = False) -> "Config":
-        """The same, only its types checked: what a finished run has recorded, whose files may be gone by now."""
+        """The config of the options, only types checked: for a finished run, whose files need no longer exist."""
         options: dict[str, Any] = {}
         for layer in layers:
             for name, value in _options(layer, where).items():
@@ -72,17 +72,17 @@ class Config:
 SWITCHES = {switch.name for switch in dataclasses.fields(Protocol)}
 FIELDS = {option.name for option in dataclasses.fields(Config)} - {"protocol"}
 LIVE = {option.name for option in dataclasses.fields(Live)}
-FLAGS = {"lr": "encoder-lr", "views": "live-views", "compiled": "compile", "mode": "live"}  # of fields of Live
+FLAGS = {"lr": "encoder-lr", "views": "live-views", "compiled": "compile", "mode": "live"}  # of fields of Live, by name
 OPTIONS = FIELDS | SWITCHES | {"set"} | {f"live_{name}" for name in LIVE - {"mode"}}
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """The options of a YAML file, as `train --config` takes them."""
+    """The options in a YAML file for `train --config`."""
     return known(read_yaml(file) or {}, OPTIONS, str(file))
 
 
 def _options(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given options of a layer, those of protocol, knobs and live training each in a mapping of their own."""
+    """The options of a layer that are not None; those of "protocol", "settings" and "live" each in a mapping."""
     layer = known(layer, OPTIONS, where or "options")
     given = {name: _plain(value) for name, value in layer.items() if value is not None}
     options = {name: value for name, value in given.items() if name in FIELDS - {"settings", "live"}}
@@ -101,7 +101,7 @@ def _options(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy, paths and caches as the plain values they stand for."""
+    """Numbers of numpy as Python's, paths as text; other values unchanged."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Path):
@@ -121,7 +121,7 @@ def settings_of(given: Any, where: str = "") -> dict[str, Any]:
 
 
 def check(config: Config) -> Config:
-    """The config with the protocol's preset applied; raises ConfigError on what cannot be run."""
+    """The config with the preset of its protocol applied. Raises ConfigError on a config that cannot be run."""
     accepted = {"eval": ("test", "all"), "report": ("last", "mean20", "val")}
     for name, options in accepted.items():
         if getattr(config, name) not in options:
@@ -175,7 +175,7 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
 
 
 def counted_seeds(given: Any) -> tuple[int, ...]:
-    """5 as the seeds 0 to 4; else as `parse_seeds`."""
+    """The seeds 0 to n - 1 of a whole number n; of anything else what `parse_seeds` returns."""
     if isinstance(given, bool) or not str(given).strip().isdecimal():
         return parse_seeds(given)
     if int(given) < 1:
@@ -184,10 +184,10 @@ def counted_seeds(given: Any) -> tuple[int, ...]:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The config as `--config` reads it: the protocol's switches beside the rest."""
-    flat = dataclasses.asdict(config)
-    protocol, settings = flat.pop("protocol"), flat.pop("settings")
+    """The config as options for `--config`: the switches of the protocol stand beside the rest."""
+    options = dataclasses.asdict(config)
+    protocol, settings = options.pop("protocol"), options.pop("settings")
     for name in ("live", "ensemble"):
-        if flat[name] is None:
-            del flat[name]
-    return flat | {"seeds": list(config.seeds)} | protocol | {"set": settings}
+        if options[name] is None:
+            del options[name]
+    return options | {"seeds": list(config.seeds)} | protocol | {"set": settings}

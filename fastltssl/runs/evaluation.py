@@ -23,7 +23,7 @@ SYNONYMS = {"many": "head", "few": "tail"}
 
 
 def grouping(name: str, classes: tuple[str, ...], counts: Int[np.ndarray, " C"]) -> Int[Tensor, " C"] | None:
-    """Group of each class (0 head, 1 medium, 2 tail) by thirds, counts or a file; None where balanced."""
+    """Group of each class (0 head, 1 medium, 2 tail) by thirds, counts or a file; None if thirds have equal counts."""
     if name in metrics.GROUPINGS:
         return metrics.GROUPINGS[name](torch.from_numpy(counts))
     return given_groups(Path(name), classes)
@@ -32,11 +32,11 @@ def grouping(name: str, classes: tuple[str, ...], counts: Int[np.ndarray, " C"])
 def given_groups(path: Path, classes: tuple[str, ...]) -> Int[Tensor, " C"]:
     """Group of each class from a JSON or YAML file: {"head": [class, ...], "medium": [...], "tail": [...]}.
 
-    A class is named, or numbered from 0; many and few are other words for head and tail. Raises ConfigError unless
-    every class is in one group.
+    A class is given by name or by number, from 0; many and few may be used for head and tail. Raises ConfigError unless
+    every class is in exactly one group.
     """
     members_of = read_yaml(path, dict[str, list[Any]])
-    place = {str(index): index for index in range(len(classes))} | {each: index for index, each in enumerate(classes)}
+    place = {str(index): index for index in range(len(classes))} | {name: index for index, name in enumerate(classes)}
     groups = torch.full((len(classes),), -1)
     for name, members in members_of.items():
         group = SYNONYMS.get(str(name), str(name))
@@ -86,7 +86,7 @@ class Task(NamedTuple):
 def measured_rows(
     config: Config, split: Split, groups: Int[Tensor, " C"] | None, problem: Problem, rows: Rows
 ) -> Measured:
-    """What an experiment is measured on, out of the cached rows."""
+    """The rows of a split that an experiment is measured on."""
     val, pool = torch.from_numpy(split.val), torch.from_numpy(split.unlabelled)
     if config.eval == "all":
         masks = {name: labels >= 0 for name, labels in rows.labels.items()}
@@ -109,10 +109,10 @@ def measured_rows(
 
 
 def evaluate(method: Method, run: Run, on: Measured, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """One evaluation of a run: scalars for curves, and arrays for the record. Rows are scored in `dtype`.
+    """One evaluation of a run: every scalar metric, and some arrays. Rows are scored in `dtype`.
 
-    test_recall [C], test_reliability [4 16 3] (all test rows, then those of head, medium and tail classes; see
-    metrics.reliability), prior_u [C] where the state has one, pseudo_label [M] and pseudo_confidence [M].
+    The arrays are test_recall [C], test_reliability [4 16 3] (all test rows, then those of head, medium and tail
+    classes; see metrics.reliability), prior_u [C] if the state has one, pseudo_label [M] and pseudo_confidence [M].
     """
     scores, groups, n_classes = scored(method, run, on.test_x, "test", dtype), on.groups, on.n_classes
     result = {name: _number(value) for name, value in metrics.evaluate(scores, on.test_y, groups).items()}
@@ -144,7 +144,7 @@ def audited(
     groups: Int[Tensor, " C"] | None,
     n_classes: int,
 ) -> dict[str, float]:
-    """Every scalar of the audit: the whole pool, the mean recall of its classes, and the groups."""
+    """Every scalar of the audit: of the whole pool, the mean recall of its classes, and those of the groups."""
     whole = metrics.audit(label, confidence, truth, threshold)
     by_class = metrics.audit_classes(label, confidence, truth, threshold, n_classes)
     recall = {"recall": float(by_class.recall.nanmean())}
@@ -154,14 +154,15 @@ def audited(
 def _reliability(
     scores: Float[Tensor, "n C"], labels: Int[Tensor, " n"], groups: Int[Tensor, " C"] | None
 ) -> Float[Tensor, "4 bins 3"]:
+    """metrics.reliability of all rows, then of those of head, medium and tail classes; zeros without groups."""
     probs = scores.softmax(dim=-1)
     of_row = None if groups is None else groups.to(labels.device)[labels]
-    kept = [slice(None), *(slice(0) if of_row is None else of_row == index for index in range(len(metrics.GROUPS)))]
-    return torch.stack([metrics.reliability(probs[each], labels[each]) for each in kept]).float().cpu()
+    parts = [slice(None), *(slice(0) if of_row is None else of_row == index for index in range(len(metrics.GROUPS)))]
+    return torch.stack([metrics.reliability(probs[part], labels[part]) for part in parts]).float().cpu()
 
 
 def scored(method: Method, run: Run, x: Float[Tensor, "n D"], branch: str, dtype: torch.dtype) -> Scores:
-    """Scores of a branch, CHUNK rows at a time."""
+    """Scores of a branch of a method, computed for CHUNK rows at a time."""
     with torch.no_grad():
         return torch.cat([method.scores(run.params, run.state, part.to(dtype))[branch] for part in x.split(CHUNK)])
 

@@ -1,4 +1,4 @@
-"""One experiment: a cache and a protocol to a record, every seed trained jointly and measured."""
+"""One experiment: from a cache and a config to a record, all seeds trained jointly and evaluated."""
 
 import dataclasses
 import time
@@ -18,11 +18,12 @@ from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import Task, evaluate, grouping, measured_rows
 from fastltssl.runs.folder import write
 from fastltssl.runs.record import Results, record_of
-from fastltssl.training.fit import fitting_many, shape_key
+from fastltssl.training.fit import fitting_many
+from fastltssl.training.population import same_shape
 from fastltssl.training.rows import Rows, make_problem, resident, rows_for
 from fastltssl.training.streams import Stream, make_stream
 from fastltssl.training.vmap import pick
-from fastltssl.types import Fitted, Method, Problem
+from fastltssl.types import Fitted, Method
 
 
 def training(config: Config, cache: Cache, rows: Rows, out: Path | None = None) -> Work[dict[str, Any]]:
@@ -34,7 +35,7 @@ def training(config: Config, cache: Cache, rows: Rows, out: Path | None = None) 
 def training_together(
     configs: Sequence[Config], cache: Cache, rows: Rows, outs: Sequence[Path | None]
 ) -> Work[list[dict[str, Any]]]:
-    """Train experiments that differ in their protocol only as one, seeds and all; `seconds` is each one's share."""
+    """Train experiments that differ in their protocol only, jointly; their records divide the seconds equally."""
     configs = [check(config) for config in configs]
     first = configs[0]
     method = configure(first.method, first.settings)
@@ -48,7 +49,7 @@ def training_together(
     began = time.perf_counter()
     groups = same_shape([task.problem for task in tasks])
     for place, members in enumerate(groups):
-        work = _fit_together(method, [tasks[index] for index in members])
+        work = _fit_jointly(method, [tasks[index] for index in members])
         result = yield from scaled(work, place, len(groups), began)
         for position, index in enumerate(members):
             fitted[index] = pick(result, position)
@@ -72,7 +73,7 @@ def _is_finite(fitted: Fitted) -> bool:
 
 
 def tasks_of(config: Config, cache: Cache, rows: Rows) -> list[Task]:
-    """The seeds of an experiment; raises RunError where there is nothing to test on."""
+    """The tasks of an experiment, one per seed. Raises RunError where there are no test rows."""
     tasks = []
     for seed in config.seeds:
         split = cache.split_of(config.protocol, seed)
@@ -85,7 +86,7 @@ def tasks_of(config: Config, cache: Cache, rows: Rows) -> list[Task]:
 
 
 def task_of(config: Config, seed: int, cache: Cache, rows: Rows) -> Task:
-    """One seed of an experiment."""
+    """The task of one seed of an experiment."""
     return tasks_of(dataclasses.replace(config, seeds=(seed,)), cache, rows)[0]
 
 
@@ -95,8 +96,8 @@ def stream_of(task: Task, method: Method) -> Stream:
     return make_stream(task.problem, method, batch=config.batch, batch_u=config.batch_u, seed=task.seed)
 
 
-def _fit_together(method: Method, tasks: list[Task]) -> Work[Fitted]:
-    """Train the tasks, whose tensors have one shape, jointly; the history gains the step of each evaluation."""
+def _fit_jointly(method: Method, tasks: list[Task]) -> Work[Fitted]:
+    """Train tasks of one shape jointly; the history also holds the "step" of each evaluation."""
     config, steps = tasks[0].config, []
 
     def noted(record: Progress) -> Progress:
@@ -120,23 +121,15 @@ def _fit_together(method: Method, tasks: list[Task]) -> Work[Fitted]:
 
 
 def evals_of(config: Config) -> int:
-    """Evaluations of a run; mean20 needs at least that many."""
+    """Number of evaluations of a run; report mean20 needs at least 20."""
     return max(config.evals, 20) if config.report == "mean20" else config.evals
 
 
 def tested_rows(config: Config, split: Split, cache: Cache) -> list[tuple[str, np.ndarray]]:
-    """Groups of the cache, and the rows in them that an experiment is tested on."""
+    """The rows that an experiment is tested on: pairs of a group of the cache and rows in it."""
     if config.eval == "all":
         return [(name, np.flatnonzero(group.labels >= 0)) for name, group in cache.groups.items()]
     return [(split.test_group, split.test)]
-
-
-def same_shape(problems: list[Problem]) -> list[list[int]]:
-    """Indices of the problems in groups that can be trained jointly."""
-    groups: dict[Any, list[int]] = {}
-    for index, problem in enumerate(problems):
-        groups.setdefault(shape_key(problem), []).append(index)
-    return list(groups.values())
 
 
 def open_rows(path: str, device: str) -> tuple[Cache, Rows]:

@@ -1,14 +1,14 @@
-"""A trained run as a folder that needs no fastltssl: its tensors, a program of torch.export, and how to call it.
+"""Export of a trained run to a folder that needs no fastltssl: its tensors, a program of torch.export, an example.
 
 | file | what |
 | --- | --- |
-| head.safetensors | params and state of one seed; "tower.NAME" too, what a live run trained in the encoder |
-| model.pt2 | features [n D] as the cache holds them, or pixels in [0, 1] [n 3 S S], to class scores [n C]; float32 |
-| model.json | method, knobs, classes, what the program takes, the encoder, metrics of the run, versions |
+| head.safetensors | params and state of one seed; of a live run also "tower.NAME", what was trained in the encoder |
+| model.pt2 | the program, from features [n D] as in the cache, or pixels [n 3 S S] in [0, 1], to class scores [n C] |
+| model.json | method, knobs, classes, input of the program, encoder, metrics of the run, versions |
 | example.py | prints label and probability of files, in about 20 lines |
 
-The program rounds features to float16, as a cache stores them, so its scores are those of `predict`. Fused attention,
-which that may use and an exported program does not, differs by some 1e-7: now and then a feature rounds the other way.
+The program is float32, and rounds features to float16 as in a cache, so that its scores are those of `predict`. That
+may use fused attention, which differs by some 1e-7: now and then a feature is then rounded to the next value.
 """
 
 import contextlib
@@ -37,25 +37,25 @@ from fastltssl.runs.record import METRICS
 from fastltssl.runs.trained import TrainedRun
 from fastltssl.training.step import leaf_name
 
-BATCHES = (1, 3, 7)  # rows on which the program is compared with the run
-TRACED = 4  # rows it is traced with
+BATCHES = (1, 3, 7)  # numbers of rows with which the program is compared with the run
+TRACED = 4  # rows with which it is traced
 SAME = 1e-4  # largest deviation of a score, relative to the largest score
-UNBOUNDED = 2**31  # rows: torch's own infinity is above every number
-SIDE_EFFECTS = "While compiling, we found certain side effects"  # torch, of einops, which remembers what it parsed
+UNBOUNDED = 2**31  # a bound on rows from here on is torch's infinity
+SIDE_EFFECTS = "While compiling, we found certain side effects"  # torch's warning about the pattern cache of einops
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """What an export has written."""
 
     described: dict[str, Any]  # model.json
     sizes: dict[str, int]  # bytes of each file
     tensors: int  # in head.safetensors
     parameters: int
-    reads: str  # what example.py takes
+    reads: str  # the arguments of example.py
 
 
 class Program(nn.Module):
-    """What is exported: features, or the pixels an encoder is given, to the scores of a run."""
+    """The module that is exported: features, or pixels if it gets an encoder, to the scores of a run."""
 
     mean: Tensor
     std: Tensor
@@ -71,7 +71,7 @@ class Program(nn.Module):
         for name, channels in statistics.items():
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1))
         self.tower = None if encoder is None else encoder.tower.requires_grad_(False)
-        self.to(memory_format=torch.contiguous_format)  # torch.export takes other layouts for parts of a whole
+        self.to(memory_format=torch.contiguous_format)  # torch.export reads other layouts as views of a larger tensor
 
     def forward(self, x: Float[Tensor, " n *shape"]) -> Float[Tensor, "n C"]:
         rows = _rows(self.tower((x - self.mean) / self.std), self.has_taps) if self.tower is not None else x
@@ -80,15 +80,15 @@ class Program(nn.Module):
 
 
 def needs_encoder(trained: TrainedRun) -> bool:
-    """Whether a run reads what no published encoder gives: features of a tower that it trained, or taps."""
+    """Whether a run reads features that no published encoder gives: those of a tower that it trained, or taps."""
     return trained.live is not None or wants_taps(trained.method)
 
 
 def write_export(out: Path, trained: TrainedRun, encoder: Encoder | None, record: dict[str, Any]) -> Exported:
-    """Write the files into a folder that is there; `encoder`, on the CPU, becomes part of the program where given.
+    """Write the files into an existing folder; `encoder`, on the CPU, becomes part of the program where given.
 
-    Raises ExportError, and then writes nothing, for taps without an encoder, for scores that cannot be traced, and for
-    a program whose scores are not those of the run.
+    Raises ExportError for taps without an encoder, for scores that cannot be traced, and for a program whose scores
+    differ from the run's; the folder is then left as it was.
     """
     if wants_taps(trained.method) and encoder is None:
         raise ExportError("this head reads taps of the last block, which no plain encoder gives. Pass --with-encoder")
@@ -97,13 +97,13 @@ def write_export(out: Path, trained: TrainedRun, encoder: Encoder | None, record
     with TemporaryDirectory(dir=out, prefix=".part-") as part:
         folder = Path(part)
         torch.export.save(program, folder / "model.pt2")
-        found = deviation(torch.export.load(folder / "model.pt2").module(), trained, encoder, sample)
-        if not found <= SAME:
+        error = deviation(torch.export.load(folder / "model.pt2").module(), trained, encoder, sample)
+        if not error <= SAME:
             raise ExportError(
-                f"the exported program gives other scores than the run: they differ by {found:.1e} of the largest, and "
+                f"the exported program gives other scores than the run: they differ by {error:.1e} of the largest, and "
                 f"{SAME:g} is accepted. The method's scores must depend on its tensors and their input alone"
             )
-        described = description(trained, encoder, record) | {"input": _input(program, sample), "deviation": found}
+        described = description(trained, encoder, record) | {"input": _input(program, sample), "deviation": error}
         save_file(tensors, folder / "head.safetensors")
         (folder / "model.json").write_text(json.dumps(described, indent=1) + "\n")
         (folder / "example.py").write_text(example(described["method"], reader))
@@ -122,9 +122,9 @@ def named_tensors(trained: TrainedRun) -> dict[str, Tensor]:
 
 
 def traced(module: nn.Module, sample: Float[Tensor, " n *shape"]) -> torch.export.ExportedProgram:
-    """The module as a program that takes batches of any size. Raises ExportError.
+    """The module as a program for batches of any size. Raises ExportError where its scores cannot be traced.
 
-    A plain trace reads len(x) as a number; torch's compiler does not, but is slower and refuses more: it comes second.
+    A plain trace takes len(x) for a constant. If that fails, torch's compiler follows, slower and stricter otherwise.
     """
     reasons = []
     for is_strict in (False, True):
@@ -151,18 +151,18 @@ def deviation(
     encoder: Encoder | None,
     sample: Float[Tensor, " n *shape"],
 ) -> float:
-    """The largest difference from the run's own scores, in float32 and over several batches; 1 is the largest score."""
-    found = []
+    """The largest difference from the run's own scores over several batches, relative to the largest score; float32."""
+    differences = []
     with torch.inference_mode(), _plain_attention():
         for x in (sample[:count] for count in BATCHES):
             rows = x if encoder is None else _rows(encoder.tower(encoder.normalised(x)), bool(encoder.taps))
             own = trained.scores(rows.half())
-            found.append((own - program(x)).abs().max() / own.abs().max().clamp_min(1e-30))
-    return float(torch.stack(found).max())
+            differences.append((own - program(x)).abs().max() / own.abs().max().clamp_min(1e-30))
+    return float(torch.stack(differences).max())
 
 
 def description(trained: TrainedRun, encoder: Encoder | None, record: dict[str, Any]) -> dict[str, Any]:
-    """What model.json holds but for the program's input; its encoder is null where the cache was imported."""
+    """The contents of model.json, its "input" still None; "encoder" is None where the cache was imported."""
     cache, known = trained.cache, _provenance(trained)
     kept = ("model", "pretrained", "weights_sha256", "quick_gelu", "precision") if known else ()
     return {
@@ -183,16 +183,16 @@ def description(trained: TrainedRun, encoder: Encoder | None, record: dict[str, 
 
 
 def _input(program: torch.export.ExportedProgram, sample: Float[Tensor, " n *shape"]) -> dict[str, Any]:
-    """What the program takes; `most_rows` is a number where the method works through its rows in parts."""
+    """The input of the program; `most_rows` is a number where the method scores its rows in parts, else None."""
     name = "features, as the cache holds them" if sample.ndim == 2 else "pixels in [0, 1], red first"
-    bounds = [int(one.upper) for one in program.range_constraints.values() if one.upper < UNBOUNDED]
+    bounds = [int(limits.upper) for limits in program.range_constraints.values() if limits.upper < UNBOUNDED]
     return {
         "name": name, "dtype": "float32", "shape": ["n", *sample.shape[1:]], "most_rows": min(bounds, default=None),
     }  # fmt: skip
 
 
 def _provenance(trained: TrainedRun) -> dict[str, Any] | None:
-    """What is known of the encoder of a run's cache; None where the cache was imported."""
+    """The provenance in a run's cache, which describes the encoder; None where the cache was imported."""
     known = trained.cache.attributes.get("provenance", {})
     return known if "weights_sha256" in known else None
 
@@ -201,14 +201,14 @@ def _tree(trained: TrainedRun) -> dict[str, Any]:
     return {"params": trained.run.params, "state": trained.run.state}
 
 
-def _rows(found: Any, has_taps: bool) -> Float[Tensor, "n _"]:
-    """What a head reads of what a tower gives: the features, or concat(mid, mlp)."""
-    features, others = found if isinstance(found, tuple) else (found, None)  # CoCa gives tokens, too
+def _rows(output: Any, has_taps: bool) -> Float[Tensor, "n _"]:
+    """The rows that a head reads, of the output of a tower: features, or taps, concat(mid, mlp)."""
+    features, others = output if isinstance(output, tuple) else (output, None)  # CoCa gives tokens, too
     return others.flatten(1) if has_taps else features
 
 
 def _sample(trained: TrainedRun, encoder: Encoder | None) -> Float[Tensor, " n *shape"]:
-    """Noise images, or the first rows of the cache."""
+    """Input for the trace and the comparison: noise images, or the first rows of the cache."""
     if encoder is not None:
         return torch.rand(max(BATCHES), 3, encoder.size, encoder.size, generator=torch.Generator().manual_seed(0))
     group = next(iter(trained.cache.groups.values()))
@@ -218,7 +218,7 @@ def _sample(trained: TrainedRun, encoder: Encoder | None) -> Float[Tensor, " n *
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """Attention without torch's fused path, as exported programs have it: then only an error makes a difference."""
+    """A context without torch's fused attention, which exported programs do not use, so that scores can be compared."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -231,7 +231,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 class Reader(NamedTuple):
-    """How an example makes the input of its program out of a file."""
+    """The part of example.py that makes a file the input of the program."""
 
     files: str
     imports: str
@@ -305,7 +305,7 @@ READERS = {
 
 
 def reader_of(trained: TrainedRun, encoder: Encoder | None) -> str:
-    """Which of READERS suits: "arrays" where neither Pillow nor open_clip, by names alone, makes the same input."""
+    """The key in READERS: "arrays" where neither Pillow nor a model of open_clip can make the same input."""
     known = _provenance(trained)
     if known is None or (encoder is None and trained.live):
         return "arrays"
@@ -318,7 +318,7 @@ def reader_of(trained: TrainedRun, encoder: Encoder | None) -> str:
 
 
 def example(method: str, reader: str) -> str:
-    """A script of about 20 lines that labels files."""
+    """The text of example.py, a script of about 20 lines that labels files."""
     files, imports, code = READERS[reader]
     text = EXAMPLE.replace("METHOD", method).replace("FILES", files)
     return text.replace("IMPORTS", imports).replace("CODE", code)

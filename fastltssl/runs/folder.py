@@ -1,10 +1,10 @@
-"""Runs on disk: what decides one, and the folder that records it.
+"""Run folders: written after training, read again by every other command.
 
-A run folder holds config.yaml (what `train --config` takes), rows.npz (split positions and ids), metrics.json,
-metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and environment.json; a live
-run tower.safetensors, too.
+A run folder holds config.yaml (what `train --config` takes), rows.npz (rows of the splits and their ids), metrics.json
+(the record), metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and
+environment.json; that of a live run tower.safetensors, too.
 
-pseudo_labels.zarr has a group seed<n> for each seed, T evaluations long: see `Recorded`, which `read_audit` returns.
+pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `Recorded`, which `read_audit` returns.
 """
 
 import itertools
@@ -37,7 +37,7 @@ TOWER = "tower.safetensors"  # what a live run trained in the encoder
 
 
 class Recorded(NamedTuple):
-    """The history of one seed of a run, T evaluations long; None where the run has no such thing."""
+    """The history of one seed of a run, over T evaluations; None stands for what the run does not have."""
 
     classes: tuple[str, ...]
     steps: np.ndarray  # [T] training steps done at each evaluation
@@ -53,7 +53,7 @@ class Recorded(NamedTuple):
 
 
 def new_folder(config: Config, root: Path = ROOT) -> Path:
-    """A new, empty run folder, named by time, method and cache; made here, so that nobody else gets the same."""
+    """The path of a new, empty run folder, named by time, method and cache. It exists, so no other run takes it."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{Path(config.method).stem}-{Path(config.cache).stem}"
     for n in itertools.count(1):
         path = root / (f"{stem}-{n}" if n > 1 else stem)
@@ -70,9 +70,9 @@ def new_folder(config: Config, root: Path = ROOT) -> Path:
 def write(
     out: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]] = ()
 ) -> dict[str, Any]:
-    """Write a run folder and return its record; `towers` is what each seed trained in the encoder.
+    """Write a run folder and return its record; `towers` holds what each seed trained in the encoder.
 
-    metrics.json comes last, so a folder that has it is whole.
+    metrics.json is written last, so a folder that has it is complete.
     """
     import zarr
     from safetensors.torch import save_file
@@ -99,7 +99,7 @@ def write(
     save_file(tensors, out / "head.safetensors")
     if towers:
         pairs = zip(config.seeds, towers, strict=True)
-        save_file({f"seed{seed}.{name}": value for seed, own in pairs for name, value in own.items()}, out / TOWER)
+        save_file({f"seed{seed}.{name}": value for seed, tower in pairs for name, value in tower.items()}, out / TOWER)
     (out / "metrics.json").write_text(json.dumps(record, indent=1))
     return record
 
@@ -118,7 +118,7 @@ def _positions(task: Task, cache: Cache) -> dict[str, np.ndarray]:
 
 
 def _lines(seed: int, history: dict[str, Tensor]) -> list[str]:
-    """A line of metrics.jsonl for each evaluation of a seed: its scalars, but those that are nan."""
+    """A line of metrics.jsonl for each evaluation of a seed: its scalars, without those that are nan."""
     curves = {name: curve for name, curve in history.items() if curve.ndim == 1}
     lines = []
     for place in range(len(next(iter(curves.values())))):
@@ -129,7 +129,7 @@ def _lines(seed: int, history: dict[str, Tensor]) -> list[str]:
 
 
 def clear(out: Path) -> None:
-    """Remove what a run left in a folder, the record first, and nothing else."""
+    """Remove the files of a run from a folder, the record first, and nothing else."""
     import shutil
 
     names = ("metrics.json", "config.yaml", "environment.json", "rows.npz", "metrics.jsonl", "head.safetensors", TOWER)
@@ -140,7 +140,7 @@ def clear(out: Path) -> None:
 
 
 def _arrays(task: Task, history: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The arrays of one seed, named as the fields of `Recorded`."""
+    """The arrays of one seed, by the names of the fields of `Recorded`."""
     groups = task.measured.groups
     arrays = {"counts": task.split.counts.astype(np.int32), "steps": history["step"].numpy().astype(np.int32)}
     if groups is not None:
@@ -174,7 +174,7 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
 
 
 def environment(cache: Cache) -> dict[str, Any]:
-    """What the numbers depend on besides the config."""
+    """What the numbers may depend on besides the config: versions, machine, cache."""
     packages = ("fastltssl", "torch", "numpy", "zarr", "open_clip_torch")
     return {
         "python": platform.python_version(),
@@ -188,7 +188,7 @@ def environment(cache: Cache) -> dict[str, Any]:
 
 
 class Record(TypedDict):
-    """What is read of metrics.json by name; record.py writes more into it."""
+    """The keys of metrics.json that are checked when it is read; record.py writes more."""
 
     method: str
     protocol: dict[str, Any]
@@ -199,7 +199,7 @@ class Record(TypedDict):
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a finished run folder."""
+    """The record of a finished run. Raises RunError where the folder holds none."""
     if not (path / "metrics.json").is_file():
         raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
     record = read_json(path / "metrics.json", dict[str, Any], RunError)
@@ -209,6 +209,6 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> Config:
     """The config of a finished run. Raises RunError where there is none."""
-    read_record(folder)  # tells what is wrong with a folder that is no run
+    read_record(folder)  # raises for a folder that is no run
     file = folder / "config.yaml"
     return Config.read(read_yaml(file, dict[str, Any], RunError), where=str(file))

@@ -1,4 +1,7 @@
-"""A live experiment: a cache for labels, text and split, images for the rest, one seed after the other, to a record."""
+"""A live experiment, its encoder trained from images: one seed after the other, to a record.
+
+A cache gives labels, text and splits.
+"""
 
 import dataclasses
 import json
@@ -24,12 +27,12 @@ from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.experiment import evals_of, tasks_of
 from fastltssl.runs.folder import read_config, write
-from fastltssl.runs.live_seed import LiveSplit, Opened
+from fastltssl.runs.live_seed import Opened, TaskImages
 from fastltssl.runs.record import Results, record_of
 from fastltssl.training.rows import Rows, rows_for
 from fastltssl.types import Fitted, Method, is_trained, seeded
 
-SAME_NUMBERS = ("accumulate", "recompute", "compiled")  # of Live: they change memory and time alone
+SAME_NUMBERS = ("accumulate", "recompute", "compiled")  # fields of Live that change memory and time, but no number
 
 
 def open_images(
@@ -41,7 +44,7 @@ def open_images(
     ranks: Ranks = ALONE,
     workers: int = 2,
 ) -> Opened:
-    """The images and the encoder of a cache; `dataset` and `root` where they have moved."""
+    """The images and the encoder that a cache was made with; `dataset` and `root` where the images have moved."""
     encoder = ranks.first(lambda: encoder_for(cache, device, pretrained))
     return Opened(ranks.first(lambda: source_of(cache, dataset, root)), encoder, ranks, workers)
 
@@ -49,8 +52,8 @@ def open_images(
 def training(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path | None = None) -> Work[dict[str, Any]]:
     """Train every seed through the encoder, yielding progress; returns the record, written under `out` if given.
 
-    A checkpoint of each seed is kept in `out` until all are done: the same call goes on from there.
-    Raises RunError for a method that cannot train so, and where the memory does not hold a step.
+    A checkpoint of each seed is kept in `out` until all are done: after an interruption the same call continues there.
+    Raises RunError for a method that cannot be trained so, and where a step does not fit into memory.
     """
     config = check(config)
     method = configure(config.method, config.settings)
@@ -87,18 +90,18 @@ class _Seed(NamedTuple):
 
     fitted: Fitted
     tower: dict[str, Tensor]  # what was trained in the encoder, by name
-    parameters: int  # numbers in the tower, what the mode adds to it included
-    earlier_s: float  # spent on it by calls that were interrupted
+    parameters: int  # in the tower, with those that the mode adds
+    earlier_s: float  # spent on it by interrupted calls
 
 
 def _trained(task: Task, method: Method, cache: Cache, opened: Opened, out: Path | None, is_first: bool) -> Work[_Seed]:
-    """Train one seed; `out` keeps its checkpoint."""
+    """Train one task, with its checkpoint in `out`."""
     config, live = task.config, _live(task.config)
     mode, generator = parse_mode(live.mode), seeded(task.seed, "tower")
     tower = tuned(opened.encoder.tower, mode, n_classes=len(cache.classes), generator=generator)
     if is_first:
         yield Note(describe(tower, mode))
-    images = LiveSplit(task, cache, opened)
+    images = TaskImages(task, cache, opened)
     trainee = yield from images.trainee(method, tower, is_first=is_first)
     try:
         run, history, before_s = yield from finetuning(
@@ -124,7 +127,7 @@ def _trained(task: Task, method: Method, cache: Cache, opened: Opened, out: Path
 
 
 def check_method(config: Config, method: Method) -> None:
-    """Raise RunError where a method cannot train through the encoder."""
+    """Raise RunError where a method cannot be trained through the encoder."""
     if not is_trained(method):
         raise RunError(f"{config.method} has no loss, so nothing would train through the encoder. Leave --live out")
     if wants_taps(method):
@@ -132,14 +135,14 @@ def check_method(config: Config, method: Method) -> None:
 
 
 def identity_of(config: Config, cache: Cache) -> str:
-    """What decides the numbers of a run, as JSON: its config, but for how a step is cut up and where the cache lies."""
-    flat = as_dict(config)
-    how = {f"live {name}": value for name, value in flat.pop("live").items() if name not in SAME_NUMBERS}
-    del flat["cache"]
-    return json.dumps(flat | how | {"cache_fingerprint": fingerprint(cache)}, default=str)
+    """Everything that decides the numbers of a run, as JSON: config without SAME_NUMBERS, fingerprint of the cache."""
+    options = as_dict(config)
+    live = {f"live {name}": value for name, value in options.pop("live").items() if name not in SAME_NUMBERS}
+    del options["cache"]
+    return json.dumps(options | live | {"cache_fingerprint": fingerprint(cache)}, default=str)
 
 
 def is_same(config: Config, cache: Cache, folder: Path) -> bool:
-    """Whether a finished run is the one this config would give."""
+    """Whether a finished run has the numbers that this config would give."""
     stored = read_config(folder)
     return stored.live is not None and identity_of(check(stored), cache) == identity_of(config, cache)

@@ -1,6 +1,6 @@
-"""The record of an experiment: one JSON row out of the histories of its seeds.
+"""The record of an experiment: one JSON row, computed from the histories of its seeds.
 
-Percent, but for nats and rows; std with ddof 1 (0 for one seed); null for what does not exist.
+Values are percent, nats or counts of rows; std has ddof 1 (0 for one seed); null stands for what does not exist.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ from fastltssl.types import Fitted, Method, is_trained
 
 METRICS = tuple(measures.TEST)
 PSEUDO_LABEL = ("accuracy", "mask_rate", "wrong_confidence")
-AUDIT = {  # curves of the audit, and the factor to the unit of the record: percent, nats, rows
+AUDIT = {  # curves of the audit, and the factor from their unit to that of the record
     name if name == "prior_kl" else f"pseudo_{name}": measure.factor for name, measure in measures.AUDIT.items()
 }
 
 
 class Results(NamedTuple):
-    """An experiment after its training: what its record and its folder are written from."""
+    """An experiment after its training, from which its record and its folder are written."""
 
     config: Config
     method: Method
     cache: Cache
-    tasks: list[Task]  # one a seed
-    fitted: list[Fitted]
+    tasks: list[Task]  # one per seed
+    fitted: list[Fitted]  # one per seed
 
 
 def record_of(results: Results, seconds: float) -> dict[str, Any]:
-    """The JSON row of an experiment, `run` left empty."""
+    """The record of an experiment; "run", the folder, is None until it is written."""
     config, method, cache, tasks, fitted = results
     histories = [run.history for run in fitted]
     protocol = dataclasses.asdict(config.protocol)
@@ -72,7 +72,7 @@ def record_of(results: Results, seconds: float) -> dict[str, Any]:
 
 
 def _reported(history: dict[str, Tensor], name: str, report: str) -> float:
-    """One seed's reported value of a metric."""
+    """The reported value of a metric of one seed: the last, the mean of the last 20, or that of the best val_bacc."""
     values = history[name]
     if report == "mean20":
         return float(values[-20:].nanmean())
@@ -80,35 +80,36 @@ def _reported(history: dict[str, Tensor], name: str, report: str) -> float:
 
 
 def _audit(histories: list[dict[str, Tensor]], report: str) -> dict[str, Any] | None:
-    """Each scalar of the audit over the seeds, a seed that has none being null; None without pseudo-labels or truth."""
+    """Each scalar of the audit over the seeds, null for a seed without it; None without pseudo-labels or truth."""
     if not all("pseudo_accuracy" in history for history in histories):
         return None
-    found: dict[str, Any] = {}
+    audit: dict[str, Any] = {}
     for name, factor in AUDIT.items():
-        each = [factor * _reported(history, name, report) for history in histories if name in history]
-        known = _summary([value for value in each if value == value])
-        values = [round(value, 4) if value == value else None for value in each]
-        found[name.removeprefix("pseudo_")] = known and known | {"values": values}
-    return found
+        values = [factor * _reported(history, name, report) for history in histories if name in history]
+        summary = _summary([value for value in values if value == value])
+        rounded = [round(value, 4) if value == value else None for value in values]
+        audit[name.removeprefix("pseudo_")] = summary and summary | {"values": rounded}
+    return audit
 
 
 def _group_sizes(groups: list[Tensor | None]) -> dict[str, list[int]] | None:
-    """Classes in each group, one number a seed; None where labels are balanced."""
-    known = [each for each in groups if each is not None]
+    """Number of classes in each group, one a seed; None where labels are balanced."""
+    known = [group for group in groups if group is not None]
     if len(known) < len(groups):
         return None
-    return {name: [int((each == index).sum()) for each in known] for index, name in enumerate(metrics.GROUPS)}
+    return {name: [int((group == index).sum()) for group in known] for index, name in enumerate(metrics.GROUPS)}
 
 
-def _summary(each: list[float]) -> dict[str, Any] | None:
-    if not each or any(value != value for value in each):
+def _summary(values: list[float]) -> dict[str, Any] | None:
+    """Mean, std and values over the seeds; None without values, or where one is nan."""
+    if not values or any(value != value for value in values):
         return None
-    std = float(np.std(each, ddof=1)) if len(each) > 1 else 0.0
-    return {"mean": round(float(np.mean(each)), 4), "std": round(std, 4), "values": [round(v, 4) for v in each]}
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": round(float(np.mean(values)), 4), "std": round(std, 4), "values": [round(v, 4) for v in values]}
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """One metric of a record minus that of another, in points, paired by seed; no interval from a single seed."""
-    each = paired_difference(ours["values"], theirs["values"])
-    low, high = (round(each.low, 4), round(each.high, 4)) if len(each.values) > 1 else (None, None)
-    return {"mean": round(each.mean, 4), "low": low, "high": high, "values": [round(one, 4) for one in each.values]}
+    """A metric of one record minus that of another, in points, paired by seed; without an interval for one seed."""
+    paired = paired_difference(ours["values"], theirs["values"])
+    low, high = (round(paired.low, 4), round(paired.high, 4)) if len(paired.values) > 1 else (None, None)
+    return {"mean": round(paired.mean, 4), "low": low, "high": high, "values": [round(v, 4) for v in paired.values]}

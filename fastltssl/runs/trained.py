@@ -1,4 +1,4 @@
-"""A trained run on new images: encoded as its cache was, scored by its method, one row an image."""
+"""A trained run on new images: they are encoded as those of its cache, and scored by its method."""
 
 import dataclasses
 import time
@@ -30,7 +30,7 @@ from fastltssl.training.rows import rows_for
 from fastltssl.training.step import leaf_name, start
 from fastltssl.types import Method, Run, seeded
 
-ROWS = 64  # images of a block: what is encoded between two lines of progress
+ROWS = 64  # images encoded between two Progress
 
 
 class TrainedRun(NamedTuple):
@@ -44,13 +44,13 @@ class TrainedRun(NamedTuple):
     tower: dict[str, Tensor]  # what was trained in the encoder, by name
 
     def scores(self, features: Float[Tensor, "n _"]) -> Float[Tensor, "n C"]:
-        """Scores of rows as the cache stores them; taps for a head that reads these."""
+        """Scores of rows as the cache stores them: features, or taps for a head that reads taps."""
         with torch.no_grad():
             return self.method.scores(self.run.params, self.run.state, features.float())["test"]
 
 
 class Predictions(NamedTuple):
-    """Probabilities of every image that could be read, and the names of those that could not."""
+    """Class probabilities of the images that could be read, and the ids of those that could not."""
 
     ids: tuple[str, ...]
     probs: Float[Tensor, "n C"]
@@ -68,10 +68,10 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
     check_cache(folder, cache)
     method = configure(config.method, config.settings)
     problem = task_of(config, seed, cache, rows_for(cache, method, templates=config.templates)).problem
-    begun = start(method, problem, seed)
-    leaves, spec = tree_flatten_with_path({"params": begun.params, "state": begun.state})
+    untrained = start(method, problem, seed)
+    leaves, spec = tree_flatten_with_path({"params": untrained.params, "state": untrained.state})
     stored = load_file(folder / "head.safetensors")
-    found = []
+    tensors = []
     for path, leaf in leaves:
         name = f"seed{seed}.{leaf_name(path)}"
         if name not in stored or stored[name].shape != leaf.shape:
@@ -80,16 +80,16 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
                 f"{folder}/head.safetensors: {name} is {held}, and {config.method} on {cache.path} needs "
                 f"{tuple(leaf.shape)}. Name the run's own cache with --cache, or train again"
             )
-        found.append(stored[name])
-    tree = tree_unflatten(found, spec)
+        tensors.append(stored[name])
+    tree = tree_unflatten(tensors, spec)
     prefix = f"seed{seed}."
-    own = load_file(folder / TOWER) if config.live else {}
-    tower = {name.removeprefix(prefix): value for name, value in own.items() if name.startswith(prefix)}
+    towers = load_file(folder / TOWER) if config.live else {}
+    tower = {name.removeprefix(prefix): value for name, value in towers.items() if name.startswith(prefix)}
     return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed, config.live, tower)
 
 
 def check_cache(folder: Path, cache: Cache) -> None:
-    """Raise RunError where a run was trained on another cache: classes, images or weights may be others."""
+    """Raise RunError where a run was trained on another cache, whose classes, images or weights may differ."""
     known = read_record(folder)["cache_fingerprint"]
     if fingerprint(cache) != known:
         raise RunError(
@@ -99,9 +99,9 @@ def check_cache(folder: Path, cache: Cache) -> None:
 
 
 def encoder_of(trained: TrainedRun, pretrained: str | None, device: str) -> Encoder:
-    """The encoder of a run: that of its cache, or with a live run what was made of it.
+    """The encoder of a run: that of its cache, with the trained weights of a live run.
 
-    Raises RunError where the cache was imported, or the weights are others.
+    Raises RunError where the cache was imported, or was made with other weights.
     """
     encoder = encoder_for(trained.cache, device, pretrained, taps=wants_taps(trained.method))
     if trained.live is None:
@@ -127,13 +127,13 @@ def predicting(
     with pipeline(encoder.device, workers) as threads:
         views = {"images": parse_views("center")}
         blocks = all_blocks(shapes, {"images": ROWS})
-        for one in threads.encoded(source, encoder, views, blocks, seed=0, skip_broken=skip_broken):
-            parts = one.features[:, 0].astype(np.float16)
+        for block in threads.encoded(source, encoder, views, blocks, seed=0, skip_broken=skip_broken):
+            parts = block.features[:, 0].astype(np.float16)
             rows = np.concatenate(list(parts[:, 1:].transpose(1, 0, 2)), axis=-1) if encoder.taps else parts[:, 0]
             probs.append(trained.scores(torch.from_numpy(rows)).softmax(dim=-1))
-            broken += one.broken
+            broken += block.broken
             done += len(rows)
-            waited += one.waited_s
+            waited += block.waited_s
             yield Progress(done, len(images.ids), time.perf_counter() - began, unit="images", waited_s=waited)
     kept = [row for row in range(len(images.ids)) if row not in set(broken)]
     ids = tuple(images.ids[row] for row in kept)

@@ -1,4 +1,4 @@
-"""Arrays as a notebook has them (numpy, torch, lists), checked: what was wrong, the value, what is accepted."""
+"""Arrays from a notebook (numpy, torch, lists), checked; messages say what was wrong, the value, what is accepted."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from fastltssl.errors import FitError
 
 
 def numbers(name: str, given: Any, form: str, ranks: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-    """An array of one of the ranks, in float32; `form` says to the user which those are."""
+    """A finite float32 array, its number of axes among `ranks`; `form` says the same in messages."""
     array = as_array(name, given)
     if array.dtype.kind not in "fiu" or array.ndim not in ranks or not array.size:
         raise FitError(f"{name} must be an array of numbers {form}, got {array.dtype} {list(array.shape)}")
@@ -21,7 +21,7 @@ def numbers(name: str, given: Any, form: str, ranks: tuple[int, ...]) -> Float32
 
 
 def features(given: Any, width: int | None = None) -> Float32[np.ndarray, "n *V D"]:
-    """Rows [n D] or [n V D] that float16 can hold and that have a direction; `width` is the D they must have."""
+    """Rows [n D] or [n V D] within float16 and without zero vectors; `width` is the D they must have."""
     x = numbers("X", given, "[n, D] or [n, V, D]", (2, 3))
     if width is not None and x.shape[-1] != width:
         raise FitError(f"X {list(x.shape)} is {x.shape[-1]} wide, and the rows of fit were {width}")
@@ -30,7 +30,7 @@ def features(given: Any, width: int | None = None) -> Float32[np.ndarray, "n *V 
 
 
 def refuse_rows(name: str, is_bad: Bool[np.ndarray, " n"], why: str) -> None:
-    """Raise where any row is bad; names the first few."""
+    """Raise FitError where any row is bad; the message names the first few."""
     if is_bad.any():
         first = ", ".join(map(str, np.flatnonzero(is_bad)[:5]))
         raise FitError(f"{name}: {int(is_bad.sum())} of {len(is_bad)} rows {why} (rows {first})")
@@ -43,7 +43,7 @@ def has_zeros(x: Float32[np.ndarray, "n *m D"]) -> Bool[np.ndarray, " n"]:
 
 
 def as_array(name: str, given: Any) -> np.ndarray:
-    """A numpy array of anything that can be one."""
+    """The input as a numpy array. Raises FitError where it cannot be one."""
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         return (given.float() if given.is_floating_point() else given).numpy()  # numpy has no bfloat16
@@ -54,16 +54,16 @@ def as_array(name: str, given: Any) -> np.ndarray:
 
 
 def labels(given: Any, count: int) -> tuple[np.ndarray, Bool[np.ndarray, " n"]]:
-    """Labels as given, and which rows have one: y = -1 marks the others."""
+    """The labels, and which rows have one: y = -1 marks the others. Raises FitError on mixed or unusable labels."""
     y = as_array("y", given)
     if y.shape != (count,):
         raise FitError(f"y must be [{count}], a label for each row of X or -1; got {y.dtype} {list(y.shape)}")
     if y.dtype.kind == "U" and (y == "-1").any():
         raise FitError("y holds the text '-1'. An unlabelled row is the number -1: np.array([..., -1], dtype=object)")
-    is_labelled = np.array([not _is_minus_one(each) for each in y.tolist()], bool)
+    is_labelled = np.array([not _is_minus_one(label) for label in y.tolist()], bool)
     known = y[is_labelled]
     if y.dtype.kind == "O":
-        is_text = {isinstance(each, str) for each in known.tolist()}
+        is_text = {isinstance(label, str) for label in known.tolist()}
         known = np.array(known.tolist()) if len(is_text) == 1 else known
     if known.dtype.kind == "f" and not (known == np.floor(known)).all():
         raise FitError(
@@ -81,7 +81,7 @@ def _is_minus_one(label: Any) -> bool:
 
 
 def classes_of(y: np.ndarray, is_labelled: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, Int[np.ndarray, " L"]]:
-    """The sorted labels, and which of them each labelled row has. Raises FitError on fewer than two."""
+    """The sorted classes, and the class index of each labelled row. Raises FitError on fewer than two classes."""
     known = y[is_labelled]
     known = np.array(known.tolist()) if known.dtype.kind == "O" else known
     classes, code = np.unique(known, return_inverse=True)
@@ -92,7 +92,7 @@ def classes_of(y: np.ndarray, is_labelled: Bool[np.ndarray, " n"]) -> tuple[np.n
 
 
 def view_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Names of the views of X [n V D], one each, the center view first."""
+    """The names of the `count` views of X [n V D]. Raises FitError unless they are distinct, the center view first."""
     names = tuple(given or ())
     is_known = all(name.rstrip("0123456789") in ("weak", "strong") for name in names[1:])
     if len(names) != count or names[:1] != ("center",) or not is_known or len(set(names)) < count:
@@ -104,19 +104,19 @@ def view_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
 
 
 def class_order(names: Sequence[Any], classes: np.ndarray) -> list[int]:
-    """Where each class is among the names. Raises FitError where they are not the same labels."""
+    """The index of each class among the names. Raises FitError where the names are not those of the classes."""
     given, wanted = np.asarray(names).tolist(), classes.tolist()
-    for each in given:
-        if each not in wanted:
-            raise FitError(f"class {each!r} of class_names has no labelled row in y, whose classes are {wanted[:5]}")
+    for name in given:
+        if name not in wanted:
+            raise FitError(f"class {name!r} of class_names has no labelled row in y, whose classes are {wanted[:5]}")
     if len(set(given)) < len(given) or len(given) != len(wanted):
-        absent = [each for each in wanted if each not in given] or given
+        absent = [label for label in wanted if label not in given] or given
         raise FitError(f"class_names must hold each class of y once: {len(given)} names, and {absent[:5]} are amiss")
-    return [given.index(each) for each in wanted]
+    return [given.index(label) for label in wanted]
 
 
 def prompts(given: Any, n_classes: int, width: int, like: str) -> Float32[np.ndarray, "C T E"]:
-    """Text features [C T E] of so many classes, as wide as what they are compared with (`like`)."""
+    """Text features of all classes; E must be `width`, that of `like`, which they are compared with."""
     text = numbers("text", given, "[C, E] or [C, T, E]", (2, 3))
     text = text[:, None] if text.ndim == 2 else text
     if len(text) != n_classes:

@@ -1,7 +1,7 @@
-"""`Classifier`: any method as a scikit-learn estimator, by its names alone; scikit-learn itself is not needed.
+"""`Classifier`: any method as an estimator with the interface of scikit-learn, which need not be installed.
 
-Rows are held as a cache holds them, in float16, and emulated views are those of `cache import --emulate`: for the same
-rows and seed the answer is, bit for bit, that of an imported cache and `fit`.
+Rows are stored in float16, as in a cache, and emulated views are those of `cache import --emulate`: for the same rows
+and seed the result is bit for bit that of an imported cache and `fit`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ CHUNK = 16384  # rows scored at once
 
 
 class PseudoLabels(NamedTuple):
-    """What the fitted method takes the M unlabelled rows for, in the order of X."""
+    """The pseudo-labels of the M unlabelled rows by the fitted method, in the order of X."""
 
     label: np.ndarray  # [M], from classes_
     confidence: Float32[np.ndarray, " M"]  # the largest probability
@@ -36,7 +36,7 @@ class PseudoLabels(NamedTuple):
 
 @dataclass(eq=False)
 class Classifier:
-    """A method and everything it takes to fit it. Parameters are checked by `fit`, as scikit-learn has it.
+    """A method with all its settings. As in scikit-learn, parameters are checked by `fit`.
 
     X is [n D], or [n V D] with the names of its V views; of those, predictions score the first, the center view. A
     method that trains on unlabelled rows gets emulated views of X [n D]. numpy, torch or lists in, numpy out.
@@ -49,12 +49,12 @@ class Classifier:
     _: KW_ONLY
     text: Any = field(default=None, repr=False)  # [C E] or [C T E], in the order of classes_ or of class_names
     class_names: Sequence[Any] | None = None  # the labels that the rows of text stand for; None: classes_
-    projection: Any = field(default=None, repr=False)  # [D E]; None: X lives with the text (D = E)
+    projection: Any = field(default=None, repr=False)  # [D E] from X to the space of the text; None: D = E
     logit_scale: float = 100.0
     logit_bias: float = 0.0
     views: Sequence[str] | None = None  # of X [n V D]
     emulate: str | None = "weak:8:0.2,strong:8:0.5:0.1"
-    settings: Mapping[str, Any] | None = None  # knobs of the method, as `train --set` takes them
+    settings: Mapping[str, Any] | None = None  # knobs of the method to values, as `train --set`
     steps: int = 500
     lr: float = 0.03
     weight_decay: float = 5e-4
@@ -72,7 +72,7 @@ class Classifier:
         classes, code = classes_of(label, is_labelled)
         names, views = self._views(x, method, bool(is_labelled.all()))
         rows = torch.from_numpy(views).to(self.device)
-        mask, target = (torch.from_numpy(each).to(self.device) for each in (is_labelled, code))
+        mask, target = (torch.from_numpy(array).to(self.device) for array in (is_labelled, code))
         problem = Problem(
             x=rows[mask].float(),
             y=target,
@@ -88,7 +88,7 @@ class Classifier:
         return self
 
     def decision_function(self, X: Any) -> Float32[np.ndarray, "..."]:
-        """Scores [n C]; of two classes [n], those of the second less those of the first."""
+        """Scores [n C]; for two classes [n], the score of the second minus that of the first."""
         scores = self._scores(X)
         return (scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores).numpy()
 
@@ -103,18 +103,18 @@ class Classifier:
 
     def score(self, X: Any, y: Any) -> float:
         """Share of the rows with a label, those where y is not -1, that `predict` gets right."""
-        found = self.predict(X)
-        label, is_labelled = labels(y, len(found))
+        predicted = self.predict(X)
+        label, is_labelled = labels(y, len(predicted))
         if not is_labelled.any():
-            raise FitError(f"none of the {len(found)} rows has a label to score against: y is -1 throughout")
-        return float((found == label)[is_labelled].mean())
+            raise FitError(f"none of the {len(predicted)} rows has a label to score against: y is -1 throughout")
+        return float((predicted == label)[is_labelled].mean())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Every parameter by name; none is an estimator, so `deep` changes nothing."""
-        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        """Every parameter by name; `deep` has no effect, as no parameter is an estimator."""
+        return {parameter.name: getattr(self, parameter.name) for parameter in dataclasses.fields(self)}
 
     def set_params(self, **params: Any) -> "Classifier":
-        """Set parameters by name; the next `fit` reads them."""
+        """Set parameters by name, for the next `fit`."""
         known = self.get_params()
         for name, value in params.items():
             if name not in known:
@@ -134,7 +134,7 @@ class Classifier:
         )
 
     def _configured(self) -> Method:
-        """The method with its settings, once every number is known to be usable."""
+        """The method with its settings. Raises FitError on parameters that are out of range."""
         for name in ("steps", "batch", "batch_u", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if not isinstance(value, int | np.integer) or value < least:
@@ -151,7 +151,7 @@ class Classifier:
     def _views(
         self, x: Float32[np.ndarray, "n *V D"], method: Method, is_labelled_throughout: bool
     ) -> tuple[tuple[str, ...], Float16[np.ndarray, "n W D"]]:
-        """Names of the views, and the rows with them; emulated ones are added to X [n D] for who trains on them."""
+        """Names of the views, and the rows with all views; X [n D] gets emulated ones if the method trains on views."""
         weak, strong = method.views
         if (weak or strong) and is_labelled_throughout:
             raise FitError(
@@ -175,7 +175,7 @@ class Classifier:
         return names, rows
 
     def _zero_shot(self, classes: np.ndarray, width: int) -> dict[str, Any]:
-        """The fields of a Problem that say how features meet the text."""
+        """The fields of a Problem that compare features with the text."""
         order = None if self.class_names is None else class_order(self.class_names, classes)
         tensors: dict[str, Tensor | None] = {"text": None, "projection": None}
         if self.projection is not None:
@@ -189,7 +189,7 @@ class Classifier:
         return tensors | {"logit_scale": float(self.logit_scale), "logit_bias": float(self.logit_bias)}
 
     def _trained(self, method: Method, problem: Problem) -> Fitted:
-        """The method fitted on the stream of the seed."""
+        """The method fitted to the problem. Raises FitError where it needs text or diverges."""
         seed = int(self.seed)
         stream = make_stream(problem, method, batch=int(self.batch), batch_u=int(self.batch_u), seed=seed)
         rates = {"lr": float(self.lr), "weight_decay": float(self.weight_decay)}
@@ -218,7 +218,7 @@ class Classifier:
             return torch.cat([self.method_.scores(run.params, run.state, part)[branch] for part in parts]).cpu()
 
     def _pseudo_labels(self, problem: Problem) -> PseudoLabels:
-        """Of the first weak view of each unlabelled row, as the audit of a run has them."""
+        """Pseudo-labels of the first weak view of each unlabelled row, as in the audit of a run."""
         weak = (views_of(problem, "weak") or [0])[0]
         confidence, label = self._branch(problem.u[:, weak], "pseudo").softmax(dim=-1).max(dim=-1)
         return PseudoLabels(self.classes_[label.numpy()], confidence.numpy())

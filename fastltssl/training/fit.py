@@ -1,4 +1,4 @@
-"""The only training loop over cached rows: `fit` repeats a step, `fit_many` takes it for many runs at once."""
+"""The training loop over cached rows: `fit` trains one run, `fit_many` many runs jointly."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ def fitting(
     evals: int = 10,
     evaluate: Evaluate | None = None,
 ) -> Work[Fitted]:
-    """Train one run, yielding Progress at each of `evals` evaluations; returns Fitted."""
+    """Train one run, yielding Progress after each of `evals` evaluations; returns Fitted."""
     run, history, began = start(method, problem, seed), History(0), time.perf_counter()
     steps = steps if is_trained(method) else 0
     with torch.no_grad():
@@ -69,11 +69,11 @@ def fitting_many(
     group: int = 0,
     compiled: bool = False,
 ) -> Work[Fitted]:
-    """Train splits x configurations as one program, yielding Progress; returns Fitted, run s * R + r on axis 0.
+    """Train S splits x R configurations as one program, yielding Progress; returns Fitted, run s * R + r on axis 0.
 
-    `problem`, `stream` and `seed` may be one or a sequence, one per split (all of one shape, see `shape_key`). The
-    configurations differ in real knobs only ("lr" and "weight_decay" among them) and share each split's batches.
-    `group` runs advance together, see `fastltssl.training.population.advance`; `compiled` pays in long runs only.
+    `problem`, `stream` and `seed` are those of one split, or sequences (of one shape, see `population.same_shape`).
+    Configurations differ in real knobs only, "lr" and "weight_decay" included, and share the batches of a split.
+    `group` runs advance together, see `population.advance`; `compiled` pays in long runs only.
     """
     problems = [problem] if isinstance(problem, Problem) else list(problem)
     streams = [stream] if isinstance(stream, Stream) else list(stream)
@@ -96,18 +96,18 @@ def fitting_many(
 
 
 def intervals(steps: int, evals: int) -> list[tuple[int, int]]:
-    """First and last + 1 step of each of `evals` intervals; of fewer where there are fewer steps."""
+    """The steps [first, last) before each of `evals` evaluations, about equally many; fewer where steps are fewer."""
     ends = sorted({-(-steps * (k + 1) // evals) for k in range(evals)})
     return [(first, last) for first, last in zip([0, *ends], ends, strict=False) if last > first]
 
 
 def evaluated(population: Population, evaluate: Evaluate | None) -> dict[str, Float[Tensor, "S R ..."]]:
-    """The metrics of every run; those without an array are [S, R]."""
+    """The metrics of every run; a scalar metric gives [S, R]."""
     if evaluate is None:
         return {}
     splits, count = population.shape
-    each = [population.configured(r) for r in range(count)]
-    rows = [evaluate(each[r], pick(population.run, s, r), s) for s in range(splits) for r in range(count)]
+    methods = [population.configured(r) for r in range(count)]
+    rows = [evaluate(methods[r], pick(population.run, s, r), s) for s in range(splits) for r in range(count)]
     return {name: torch.stack([row[name] for row in rows]).unflatten(0, (splits, count)) for name in rows[0]}
 
 
@@ -124,12 +124,8 @@ def fit_many(
     return drain(fitting_many(method, knobs, problem, batches, steps=steps, **settings))
 
 
-def shape_key(problem: Problem) -> tuple[Any, ...]:
-    """Splits with equal keys can be trained jointly: every shape of a run follows from those of its problem."""
-    return tuple(problem.x.shape), tuple(problem.u.shape), problem.prior.numel()
-
-
 def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, streams: list, seeds: list) -> None:
+    """Raise ValueError on knobs, problems, streams or seeds that no joint fit can have."""
     for name, values in knobs.items():
         if not isinstance(values, Tensor) or values.ndim != 1 or not len(values):
             raise ValueError(f"knob {name!r} must be a tensor [R], one number a run, got {values!r}")
@@ -150,16 +146,18 @@ def check_joint(method: Method, knobs: dict[str, Tensor], problems: list, stream
 
 
 class History:
-    """Mean loss and stats of each interval, and the metrics at its end; `stacked` gives leaves [..., evals, ...]."""
+    """What is recorded at each evaluation: the metrics, and loss and stats as means over the steps before it."""
 
     def __init__(self, axis: int) -> None:
-        self.rows: list[dict[str, Tensor]] = []
-        self.axis = axis
+        self.rows: list[dict[str, Tensor]] = []  # one per evaluation
+        self.axis = axis  # of the evaluations in `stacked`, after those of the runs
 
     def close(self, curves: dict[str, Float[Tensor, "*runs t"]], metrics: dict[str, Tensor]) -> float:
+        """Record an evaluation, after t steps with these curves; returns the mean loss, nan without steps."""
         means = {name: curve.mean(dim=-1) for name, curve in curves.items()}
         self.rows.append(means | metrics)
         return float(means["loss"].mean()) if means else math.nan
 
     def stacked(self) -> dict[str, Tensor]:
+        """Every quantity over all evaluations."""
         return {name: torch.stack([row[name] for row in self.rows], dim=self.axis) for name in (self.rows or [{}])[0]}

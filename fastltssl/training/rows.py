@@ -1,7 +1,4 @@
-"""Rows resident on the device, the Problem of a split, and the seeded index streams that pick batches.
-
-A stream is drawn once from its seed, so batch t is the same whether a run is alone, joint, resumed or replayed.
-"""
+"""The rows of a cache on the device, and the Problem of a split: what a method may know of them."""
 
 from typing import Any, NamedTuple
 
@@ -20,11 +17,11 @@ from fastltssl.types import Problem
 
 
 class Rows(NamedTuple):
-    """A cache resident on a device."""
+    """The features, labels and text of a cache, on a device."""
 
     features: dict[str, Float[Tensor, "N V D"]]  # float16, as stored; [N V 2D] with taps
     labels: dict[str, Int[Tensor, " N"]]
-    views: tuple[str, ...]  # of the group "train"
+    views: tuple[str, ...]  # V of the group "train"
     text: Float[Tensor, "C T E"] | None
     projection: Float[Tensor, "D E"] | None
     logit_scale: float
@@ -50,10 +47,10 @@ def resident(cache: Cache, device: str = "cpu", taps: bool = False) -> Rows:
 def rows_for(
     cache: Cache, method: Any, rows: Rows | None = None, *, device: str = "cpu", templates: str | None = None
 ) -> Rows:
-    """The rows that a method reads: features, or taps where its head reads those; `rows` where they are read already.
+    """The rows that a method reads, features or taps: `rows` if these hold them already, else read from the cache.
 
-    `templates` names the set of prompts that the text is to hold, of those in the cache; all of them without a name.
-    Raises RunError where the cache holds none of the set.
+    `templates` names a set of prompts: of the prompts in the cache only those of the set stay in the text. Raises
+    RunError where the cache holds none of them.
     """
     taps = wants_taps(method)
     if rows is None or (taps and rows.ln_post is None):
@@ -78,7 +75,7 @@ def _read(group: Group, arrays: tuple[str, ...]) -> Float[Tensor, "N V _"]:
 
 
 def make_problem(rows: Rows, split: Split, steps: int, dtype: torch.dtype = torch.float32) -> Problem:
-    """What a method may know of a split. The labels of the unlabelled rows stay behind."""
+    """What a method may know of a split: everything but the labels of the unlabelled rows."""
     labelled = torch.from_numpy(split.labelled).to(rows.labels["train"].device)
     unlabelled = torch.from_numpy(split.unlabelled).to(labelled.device)
     y = rows.labels["train"][labelled]

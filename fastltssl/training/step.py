@@ -1,6 +1,6 @@
 """One step of training, pure: loss, gradient, update. `fastltssl.training.fit` repeats it for one run or for many.
 
-Optimiser: SGD with momentum 0.9 and a cosine to zero, as the LTSSL papers train their heads.
+The optimiser is SGD with momentum 0.9 and a cosine schedule to zero, as in the LTSSL papers.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ def step(
     weight_decay: Knob,
     momentum: float = MOMENTUM,
 ) -> tuple[Run, Out]:
-    """One step of SGD: loss, gradient, update. Pure; `lr` is the rate of this step."""
-    slope, out = gradient(method, run, batch, progress)
-    buffer = tree_map(lambda b, g, p: momentum * b + g + weight_decay * p, run.momentum, slope, run.params)
+    """The run after one step of SGD, and what the loss returned; `lr` is the learning rate of this step."""
+    grad, out = gradient(method, run, batch, progress)
+    buffer = tree_map(lambda b, g, p: momentum * b + g + weight_decay * p, run.momentum, grad, run.params)
     params = tree_map(lambda p, b: p - lr * b, run.params, buffer)
     return Run(params, buffer, out.state), out
 
 
 def gradient(method: Method, run: Run, batch: Batch, progress: Float[Tensor, ""]) -> tuple[Any, Out]:
-    """The gradient of the loss by the parameters, and what the loss returned."""
+    """The gradient of the loss with respect to the parameters, and what the loss returned."""
 
     def loss_of(params: Any) -> tuple[Tensor, Out]:
         out = cast(Trained, method).loss(params, run.state, batch, progress)
         return out.loss, out
 
-    slope, (_, out) = grad_and_value(loss_of, has_aux=True)(run.params)
-    return slope, out
+    grad, (_, out) = grad_and_value(loss_of, has_aux=True)(run.params)
+    return grad, out
 
 
 def start(method: Method, problem: Problem, seed: int) -> Run:
@@ -55,7 +55,7 @@ def start(method: Method, problem: Problem, seed: int) -> Run:
 
 
 def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
-    """The method with some fields replaced; "head.scale" reaches into the head."""
+    """The method with some knobs replaced; "head.scale" is the knob `scale` of its head."""
     direct = {name: value for name, value in knobs.items() if "." not in name}
     for part in {name.split(".")[0] for name in knobs} - direct.keys():
         inner = {name.split(".", 1)[1]: value for name, value in knobs.items() if name.startswith(part + ".")}
@@ -64,13 +64,13 @@ def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
 
 
 def cosine(progress: float) -> float:
-    """Share of the learning rate left at `progress` in [0, 1)."""
+    """The factor of the learning rate at `progress` in [0, 1): 1 at first, falling to 0."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int counts the splits of a joint fit
+Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int is the index of the split in a joint fit
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """The name of a tensor in head.safetensors, from its place in the tree: "params.weight"."""
+    """The name of a tensor in head.safetensors, from its path in the tree of a run: "params.weight"."""
     return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)

@@ -1,4 +1,7 @@
-"""The seeded index streams that pick batches: drawn once, so batch t is the same alone, joint, resumed or replayed."""
+"""The seeded index streams that make up the batches.
+
+A stream is drawn at once from its seed, so that batch t is the same in a single run, a joint one or a resumed one.
+"""
 
 from typing import NamedTuple
 
@@ -11,7 +14,7 @@ from fastltssl.types import Batch, Method, Problem, seeded, wants_noise
 
 
 class Stream(NamedTuple):
-    """Which rows and views each step sees."""
+    """Which rows and views the batch of each step holds."""
 
     x_row: Int[Tensor, "steps B"]
     x_view: Int[Tensor, "steps B"]
@@ -27,7 +30,7 @@ def views_of(problem: Problem, role: str) -> list[int]:
 
 
 def require(problem: Problem, views: tuple[int, int]) -> None:
-    """Raise MissingViews where the method wants unlabelled rows or strong views that are not there."""
+    """Raise MissingViews where the method trains on unlabelled rows or strong views that are not there."""
     weak, strong = views
     if (weak or strong) and not len(problem.u):
         raise MissingViews("this method trains on unlabelled rows and the split has none. Add --m1 COUNT")
@@ -41,10 +44,10 @@ def require(problem: Problem, views: tuple[int, int]) -> None:
 def make_stream(
     problem: Problem, method: Method, *, batch: int, batch_u: int, seed: int, noise: bool | None = None
 ) -> Stream:
-    """The index stream of one seed, with the views that a method wants. Raises MissingViews where they are not there.
+    """The index stream of one seed, with the views that a method trains on. Raises MissingViews where there are none.
 
-    Rows of a batch are distinct; an epoch's remainder is dropped. Noise is drawn where the method, as it is set, reads
-    it; with `noise` anyway, for a joint fit that varies a knob which reads it. It changes no other draw.
+    Rows of a batch are distinct; an epoch's remainder is dropped. Noise is drawn if the method, with its settings,
+    reads it, or if `noise` says so, as for a joint fit in which some runs do. It changes no other draw.
     """
     views = method.views
     require(problem, views)
@@ -56,10 +59,10 @@ def make_stream(
     device = problem.x.device
     drawn = Stream(
         x_row=x_row,
-        x_view=_pick(weak, 1, x_row, generator)[:, 0],
+        x_view=_drawn_views(weak, 1, x_row, generator)[:, 0],
         row=row,
-        weak_view=_pick(weak, views[0], row, generator),
-        strong_view=_pick(strong, views[1], row, generator),
+        weak_view=_drawn_views(weak, views[0], row, generator),
+        strong_view=_drawn_views(strong, views[1], row, generator),
         noise_seed=torch.randint(
             2**32, (steps if (wants_noise(method) if noise is None else noise) else 0,), generator=generator
         ),
@@ -82,7 +85,7 @@ def batch_at(problem: Problem, stream: Stream, step: int) -> Batch:
 
 
 def noise_at(problem: Problem, stream: Stream, step: int) -> Float[Tensor, "B D"] | None:
-    """Uniform numbers in [0, 1), drawn on the CPU: the same on every device. None for a method without noise."""
+    """Uniform numbers in [0, 1), drawn on the CPU to be the same on every device; None for a method without noise."""
     if not len(stream.noise_seed):
         return None
     like, generator = problem.x, torch.Generator().manual_seed(int(stream.noise_seed[step]))
@@ -91,7 +94,7 @@ def noise_at(problem: Problem, stream: Stream, step: int) -> Float[Tensor, "B D"
 
 
 def _epochs(rows: int, count: int, steps: int, generator: Generator) -> Int[Tensor, "steps B"]:
-    """Shuffled epochs cut into batches of `count` distinct rows."""
+    """Row indices of every step: shuffled epochs cut into batches of `count` distinct rows."""
     if not count:
         return torch.zeros(steps, 0, dtype=torch.long)
     per_epoch = rows // count
@@ -100,8 +103,8 @@ def _epochs(rows: int, count: int, steps: int, generator: Generator) -> Int[Tens
     return torch.cat(order).view(-1, count)[:steps]
 
 
-def _pick(options: list[int], count: int, rows: Tensor, generator: Generator) -> Int[Tensor, "steps K n"]:
-    """`count` views for each row of each step, distinct as long as there are enough."""
+def _drawn_views(options: list[int], count: int, rows: Tensor, generator: Generator) -> Int[Tensor, "steps K n"]:
+    """`count` views of each row of each step: distinct ones, unless there are fewer."""
     steps, n = rows.shape
     first = torch.randint(len(options), (steps, 1, n), generator=generator)
     return torch.tensor(options)[(first + torch.arange(count)[:, None]) % len(options)]

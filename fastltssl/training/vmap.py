@@ -1,7 +1,7 @@
-"""vmap over runs: splits x configurations, kept as trees whose leaves are [S, R, ...].
+"""vmap over S splits x R configurations, whose tensors are the leaves [S, R, ...] of one tree, the joint tree.
 
-A leaf that is the same for all splits or all configurations is an expanded view, its stride 0 on that axis. vmap leaves
-such a leaf unbatched, so a batch shared by all configurations gives one wide product.
+A leaf that is the same for all splits or all configurations is shared: an expanded view with stride 0 on that axis,
+stored once. `jointly` does not batch over a shared axis, so that R products with one batch become one wide product.
 """
 
 import logging
@@ -21,15 +21,16 @@ log = logging.getLogger(__name__)
 def jointly(
     fn: Callable[..., Any], shape: tuple[int, int], *args: Any, calls: dict[Any, Callable[..., Any]] | None = None
 ) -> Any:
-    """fn over the two leading axes of every leaf of args; a result that does not vary stays an expanded view.
+    """fn of every run, batched by vmap over the axes S and R of its arguments; `shape` is (S, R).
 
-    Leaves of args are [S or 1, R or 1, ...] or None; fn returns a tree of tensors. Given `calls`, fn is compiled, once
-    for each set of shared axes and shapes, and kept there for the calls that follow with the same fn.
+    Leaves of args are [S or 1, R or 1, ...] or None; fn, of one run, returns a tree of tensors, whose leaves become
+    [S, R, ...], shared where no argument varies. Given a dict `calls`, fn is compiled and stored there, once for each
+    set of shared axes and shapes: pass the same dict with the same fn only.
     """
     leaves, spec = tree_flatten(args)
     inner = tuple(None if _is_shared(leaf, 1) else 0 for leaf in leaves)
     outer = tuple(None if _is_shared(leaf, 0) else 0 for leaf in leaves)
-    taken = [_drop(_drop(leaf, 1, i), 0, o) for leaf, i, o in zip(leaves, inner, outer, strict=True)]
+    inputs = [_drop(_drop(leaf, 1, i), 0, o) for leaf, i, o in zip(leaves, inner, outer, strict=True)]
 
     def flat(*leaves: Any) -> Any:
         return fn(*tree_unflatten(list(leaves), spec))
@@ -37,48 +38,48 @@ def jointly(
     call = vmap(flat, in_dims=inner) if 0 in inner else flat
     call = vmap(call, in_dims=outer) if 0 in outer else call
     if calls is not None:
-        key = (inner, outer, tuple(None if leaf is None else leaf.shape for leaf in taken))
+        key = (inner, outer, tuple(None if leaf is None else leaf.shape for leaf in inputs))
         if key not in calls:
-            calls[key] = compiled(call, taken)
+            calls[key] = compiled(call, inputs)
         call = calls[key]
 
-    def lifted(leaf: Tensor) -> Tensor:  # back to [S, R, ...]
+    def expanded(leaf: Tensor) -> Tensor:  # to [S, R, ...]
         leaf = leaf if 0 in inner else leaf.unsqueeze(1 if 0 in outer else 0)
         leaf = leaf if 0 in outer else leaf.unsqueeze(0)
         return leaf.expand(*shape, *leaf.shape[2:])
 
-    return tree_map(lifted, call(*taken))
+    return tree_map(expanded, call(*inputs))
 
 
 def compiled(call: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
-    """A function traced on args and compiled for their shapes; itself where the compiler fails, with a warning."""
+    """A function compiled for the shapes of args; the function itself, with a warning, where that fails."""
     try:
         traced = make_fx(call)(*args)
-        for node in traced.graph.nodes:  # the compiler may lay tensors out in another way than the trace did
+        for node in traced.graph.nodes:  # the compiler may choose strides of which no view can be taken
             if node.target is torch.ops.aten.view.default:
                 node.target = torch.ops.aten.reshape.default
         traced.recompile()
         fast = torch.compile(traced, dynamic=False)
         fast(*args)
-    except Exception as error:  # whatever a compiler raises, the answer is the same without one
+    except Exception as error:  # a compiler may raise anything; the result is the same without it
         log.warning("this step cannot be compiled here and runs as it is: %s", str(error).split("\n")[0])
         return call
     return fast
 
 
 def stack(runs: Sequence[Sequence[Any]]) -> Any:
-    """[S][R] trees as one tree with leaves [S, R, ...], equal ones expanded."""
-    rows = [tree_map(lambda *leaves: join(leaves), *row) for row in runs]
-    return tree_map(lambda *leaves: join(leaves), *rows)
+    """The joint tree of the runs, a tree for each split and configuration: runs[s][r]."""
+    rows = [tree_map(lambda *leaves: _stacked(leaves), *row) for row in runs]
+    return tree_map(lambda *leaves: _stacked(leaves), *rows)
 
 
 def pick(tree: Any, *index: int) -> Any:
-    """One run of a joint tree."""
+    """The tree of one run of a joint tree; `index` is on its leading axes."""
     return tree_map(lambda leaf: leaf[index], tree)
 
 
-def join(leaves: Sequence[Any]) -> Any:
-    """Tensors stacked on a new first axis, an expanded view where all are equal; None where the first is."""
+def _stacked(leaves: Sequence[Any]) -> Any:
+    """Tensors stacked on a new first axis, shared where all are equal; None where the first is None."""
     first = leaves[0]
     if first is None:
         return None
@@ -87,14 +88,14 @@ def join(leaves: Sequence[Any]) -> Any:
     return torch.stack(tuple(leaves))
 
 
-def glue(parts: Sequence[Sequence[Any]]) -> Any:
-    """A grid of trees, [S / s][R / r] with leaves [s, r, ...], as one tree; leaves that are equal stay expanded."""
-    rows = [tree_map(lambda *leaves: _cat(leaves, 1), *row) for row in parts]
-    return tree_map(lambda *leaves: _cat(leaves, 0), *rows)
+def concatenate(parts: Sequence[Sequence[Any]]) -> Any:
+    """The joint tree of a grid of smaller ones: a row holds the same splits, a column the same configurations."""
+    rows = [tree_map(lambda *leaves: _concatenated(leaves, 1), *row) for row in parts]
+    return tree_map(lambda *leaves: _concatenated(leaves, 0), *rows)
 
 
 def take(tree: Any, chosen: Int[Tensor, " K"]) -> Any:
-    """Some configurations of a joint tree, in that order."""
+    """The joint tree of the chosen configurations, in that order."""
 
     def taken(leaf: Tensor) -> Tensor:
         if _is_shared(leaf, 1):
@@ -104,11 +105,12 @@ def take(tree: Any, chosen: Int[Tensor, " K"]) -> Any:
     return tree_map(taken, tree)
 
 
-def _cat(leaves: Sequence[Tensor], axis: int) -> Tensor:
+def _concatenated(leaves: Sequence[Tensor], axis: int) -> Tensor:
+    """Tensors concatenated on an axis of the joint tree, shared where all are shared there and equal."""
     if len(leaves) == 1:
         return leaves[0]
     firsts = [leaf.narrow(axis, 0, 1) for leaf in leaves]
-    if all(_is_shared(leaf, axis) for leaf in leaves) and all(torch.equal(firsts[0], each) for each in firsts[1:]):
+    if all(_is_shared(leaf, axis) for leaf in leaves) and all(torch.equal(firsts[0], first) for first in firsts[1:]):
         size = list(leaves[0].shape)
         size[axis] = sum(leaf.shape[axis] for leaf in leaves)
         return firsts[0].expand(size)

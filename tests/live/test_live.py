@@ -28,14 +28,15 @@ from fastltssl.images.views import parse_recipe, parse_views
 from fastltssl.live.images import Augmented, Seen, pictures_of, recipes_of
 from fastltssl.live.memory import check_memory, recompute, step_bytes
 from fastltssl.live.modes import Live, parse_mode, trainable, tuned
-from fastltssl.live.step import Trainee, asked_at, finetuning, live_step
+from fastltssl.live.step import Trainee, finetuning, live_step, views_at
 from fastltssl.live.tokens import make_tokens
 from fastltssl.methods import configure
 from fastltssl.progress import drain
 from fastltssl.runs import live
-from fastltssl.runs import live_seed as live_split
 from fastltssl.runs.config import Config, read_options
 from fastltssl.runs.experiment import tasks_of
+from fastltssl.runs.live_seed import TaskImages
+from fastltssl.runs.trained import encoder_of, load_run
 from fastltssl.training.fit import fit
 from fastltssl.training.rows import resident
 from fastltssl.training.streams import make_stream
@@ -74,21 +75,23 @@ class Setup:
     def __init__(self, cache, opened, method="fixmatch", mode="adaptformer", settings=None, taps=False, **own):
         self.config = config_of(cache, method, mode, own.pop("steps", STEPS), settings=settings, **own)
         self.method = configure(method, settings or {})
-        self.one = tasks_of(self.config, cache, resident(cache, taps=taps))[0]
-        self.pool = live_split.LiveSplit(self.one, cache, opened)
+        self.task = tasks_of(self.config, cache, resident(cache, taps=taps))[0]
+        self.images = TaskImages(self.task, cache, opened)
         self.mode, self.encoder = parse_mode(mode), opened.encoder
 
     def tower(self, stream="tower"):
         return tuned(self.encoder.tower, self.mode, n_classes=40, generator=seeded(0, stream))
 
     def trainee(self, tower):
-        return Trainee(tower, Augmented(self.pool.pictures, self.pool.recipes, self.pool.view_seed), None, workers=0)
+        return Trainee(
+            tower, Augmented(self.images.pictures, self.images.recipes, self.images.view_seed), None, workers=0
+        )
 
     def fitted(self, trainee, evaluate=lambda method, run: {}, evals=STEPS, **change):
         how = dataclasses.replace(self.config.live, **change)
         return drain(
             finetuning(
-                self.method, self.one.problem, self.pool.stream(self.method), trainee, how,
+                self.method, self.task.problem, self.images.stream(self.method), trainee, how,
                 lr=0.03, weight_decay=5e-4, seed=0, evals=evals, evaluate=evaluate,
             )
         )[:2]  # fmt: skip
@@ -101,14 +104,14 @@ def leaves_of(tree):
 def test_an_encoder_that_does_not_move_gives_the_features_and_the_losses_of_the_cache(cache, opened):
     own = Setup(cache, opened, "ulfine", views="cached")
     trainee = own.trainee(opened.encoder.tower)
-    stream, problem = own.pool.stream(own.method), own.one.problem
+    stream, problem = own.images.stream(own.method), own.task.problem
     for t in range(3):
-        asked = asked_at(problem, stream, t, is_fresh=False)
-        live_features = trainee.encoded(asked.trained)[: len(stream.x_row[t])]
+        views = views_at(problem, stream, t, is_fresh=False)
+        live_features = trainee.encoded(views.trained)[: len(stream.x_row[t])]
         cached = problem.x[stream.x_row[t], stream.x_view[t]]
         torch.testing.assert_close(live_features, cached, atol=2e-3, rtol=2e-3)  # of float16
-    assert set(asked.weak.names) <= {"weak0", "weak1"}
-    assert set(asked.trained.names[8:]) <= {"strong0", "strong1"}
+    assert set(views.weak.names) <= {"weak0", "weak1"}
+    assert set(views.trained.names[8:]) <= {"strong0", "strong1"}
 
 
 @pytest.mark.parametrize("method", ["probe", "fixmatch", "adello", "simpro"])
@@ -117,8 +120,8 @@ def test_the_last_block_adapter_trains_alike_from_taps_and_from_images(cache, op
     images = Setup(cache, opened, method, "lastblock", {"head": "cosine", "head.scale": 25}, steps=50, views="cached")
     taps = Setup(cache, opened, method, "lastblock", {"head": "lastblock"}, steps=50, taps=True)
     _, history = images.fitted(images.trainee(images.tower("init")), evals=50)  # the adapter starts as that of the head
-    stream = make_stream(taps.one.problem, taps.method, batch=8, batch_u=8, seed=0)
-    cached = fit(taps.method, taps.one.problem, stream, steps=50, evals=50, seed=0)
+    stream = make_stream(taps.task.problem, taps.method, batch=8, batch_u=8, seed=0)
+    cached = fit(taps.method, taps.task.problem, stream, steps=50, evals=50, seed=0)
     assert len(history["loss"]) == 50
     torch.testing.assert_close(history["loss"], cached.history["loss"], atol=1e-3, rtol=1e-3)
     assert history["loss"].std() > 0.1
@@ -128,7 +131,7 @@ def test_tokens_of_the_frozen_blocks_train_like_images_and_each_view_is_encoded_
     own = Setup(cache, opened, "fixmatch", "lastk:2", views="cached")
     tower = own.tower()
     front, rest = split_tower(tower, 2)
-    every = own.pool._every(own.method)
+    every = own.images._every(own.method)
     tokens = drain(make_tokens(every, own.trainee(tower).inputs, front))
     different = {(int(p), name) for one in every for p, name in zip(one.picture, one.names, strict=True)}
     assert len(tokens.table) == len(different) < sum(len(one.picture) for one in every)
@@ -146,7 +149,7 @@ def test_tokens_of_the_frozen_blocks_train_like_images_and_each_view_is_encoded_
 @pytest.mark.parametrize("mode", ["fft", "vpt:3"])
 def test_a_step_in_parts_or_recomputed_has_the_gradients_of_the_whole_one(cache, opened, method, mode):
     own = Setup(cache, opened, method, mode)
-    problem, stream, found = own.one.problem, own.pool.stream(own.method), []
+    problem, stream, found = own.task.problem, own.images.stream(own.method), []
     for parts, is_recomputed in ((1, False), (3, False), (1, True)):
         tower = own.tower()
         if is_recomputed:
@@ -154,9 +157,9 @@ def test_a_step_in_parts_or_recomputed_has_the_gradients_of_the_whole_one(cache,
         params = torch.utils._pytree.tree_map(
             lambda leaf: leaf.clone().requires_grad_(), own.method.init(problem, seeded(0, "init"))
         )
-        asked = asked_at(problem, stream, 0, is_fresh=True)
+        views = views_at(problem, stream, 0, is_fresh=True)
         out = live_step(
-            own.method, own.trainee(tower), params, own.method.start(problem), problem, stream, 0, asked, parts
+            own.method, own.trainee(tower), params, own.method.start(problem), problem, stream, 0, views, parts
         )
         found.append((out.loss, [value.grad for value in (*trainable(tower).values(), *leaves_of(params))]))
     for loss, gradients in found[1:]:
@@ -180,7 +183,7 @@ def test_fresh_views_differ_at_every_visit_and_between_seeds_and_do_not_depend_o
 
 def test_pictures_that_memory_does_not_hold_are_decoded_ahead_and_forgotten(cache, opened):
     own = Setup(cache, opened)
-    kept = own.pool.pictures
+    kept = own.images.pictures
     bare = dataclasses.replace(kept, store=torch.empty(0, 3, 48, 48, dtype=torch.uint8), lots={})
     index = np.array([9, 2, 9, 4])
     torch.testing.assert_close(bare.canvases(index), kept.canvases(index), atol=0, rtol=0)
@@ -208,7 +211,7 @@ def test_the_mean_of_the_weights_is_measured_and_kept(cache, opened):
     run, _ = own.fitted(own.trainee(tower), evaluate, ema=0.5)
     plain, trained = own.tower(), []
     own.fitted(own.trainee(plain), lambda method, run: trained.append(run.params["weight"].clone()) or {})
-    mean = own.method.init(own.one.problem, seeded(0, "init"))["weight"].clone()
+    mean = own.method.init(own.task.problem, seeded(0, "init"))["weight"].clone()
     for weight, found in zip(trained, seen, strict=True):
         mean = 0.5 * mean + 0.5 * weight
         torch.testing.assert_close(found, mean, atol=1e-6, rtol=1e-5)
@@ -360,10 +363,9 @@ def test_two_processes_train_like_one(cache, unbroken, tmp_path):
 
 
 def test_new_images_get_the_scores_of_the_tuned_tower(cache, unbroken, opened, tmp_path):
-    from fastltssl.runs import trained as predict
 
-    trained = predict.load_run(unbroken[0], cache, 1)
-    encoder = predict.encoder_of(trained, None, "cpu")
+    trained = load_run(unbroken[0], cache, 1)
+    encoder = encoder_of(trained, None, "cpu")
     images = open_source(DATASET).groups["test"]
     canvases = torch.from_numpy(np.stack([encoder.canvas(image) for image in images.read(range(120))]))
     scores = trained.scores(encoder.encode_parts(canvases)[:, 0])

@@ -11,8 +11,7 @@ from safetensors.torch import load, save
 from fastltssl.encoder import towers
 from fastltssl.errors import TuningError
 from fastltssl.functional.adapters import adapted_feature
-from fastltssl.live import modes as tuning
-from fastltssl.live.modes import Mode, describe, load_state, parse_mode, state, trainable, tuned
+from fastltssl.live.modes import Mode, bottleneck_width, describe, load_state, parse_mode, state, trainable, tuned
 
 SIDE = 16
 SMALL = ["fft", "adaptformer:3", "lora:2", "vpt:5", "bitfit", "lastk:1"]  # one text of every mode
@@ -91,7 +90,7 @@ def test_a_mode_of_vit_b_16_and_100_classes_trains_the_numbers_its_paper_counts(
 
 @pytest.mark.parametrize(("n_classes", "width"), [(10, 1), (47, 1), (48, 2), (100, 4), (1000, 32), (8142, 256)])
 def test_the_bottleneck_follows_the_number_of_classes(base, n_classes, width):
-    assert tuning.bottleneck_width(n_classes, 12) == width == 2 ** max(0, math.floor(math.log2(n_classes / 24)))
+    assert bottleneck_width(n_classes, 12) == width == 2 ** max(0, math.floor(math.log2(n_classes / 24)))
     tower = tuned(base, Mode("adaptformer"), n_classes=n_classes, generator=seeded())
     assert trainable(tower)["transformer.resblocks.11.mlp.adapter.down"].shape == (768, width)
 

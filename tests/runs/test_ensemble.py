@@ -22,11 +22,11 @@ from fastltssl.images.source import Subset
 from fastltssl.images.views import parse_views
 from fastltssl.progress import drain
 from fastltssl.runs import ensemble
-from fastltssl.runs import trained as predict
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import tasks_of, training
 from fastltssl.runs.folder import read_audit, read_record
 from fastltssl.runs.record import METRICS
+from fastltssl.runs.trained import encoder_of, load_run, predicting
 from fastltssl.training.rows import resident
 from fastltssl.training.step import start
 from fastltssl.training.streams import batch_at, make_stream
@@ -102,7 +102,7 @@ def test_the_ensemble_of_a_probe_is_gla(world, tmp_path, settings):
 
 def test_the_scores_are_the_sum_of_the_paper(world, cached):
     """z_ft - (1 - tau) log pi_s + s z_zs - log pi_p, row by row, on counts 12 to 2 and shifted label bias."""
-    rows, trained = resident(world), predict.load_run(cached, world, 3)
+    rows, trained = resident(world), load_run(cached, world, 3)
     config = ensemble.planned("gla", cached, {"tau": 0.3}).config
     one = tasks_of(config, world, rows)[1]
     x = rows.features["test"][:50, 0].float()
@@ -164,15 +164,15 @@ def test_a_method_whose_tau_is_taken_trains_the_tested_head_with_it(world, name)
 
 
 def test_a_live_run_scores_test_images_as_predict_does(world, tuned):
-    trained = predict.load_run(tuned, world)
-    source, encoder = open_source("world:mild:160:12"), predict.encoder_of(trained, None, "cpu")
+    trained = load_run(tuned, world)
+    source, encoder = open_source("world:mild:160:12"), encoder_of(trained, None, "cpu")
     wanted = [("train", np.array([5, 2])), ("test", np.arange(40, 70))]
     found = drain(ensemble.encoding(trained, source, encoder, wanted, workers=0)).softmax(dim=-1)
     for (name, chosen), probs in zip(wanted, found.split([2, 30]), strict=True):
         images = source.groups[name]
         ids = tuple(images.ids[row] for row in chosen)
         alone = source._replace(groups={"images": Subset(ids, images.labels[chosen], images, chosen)})
-        assert torch.allclose(probs, drain(predict.predicting(trained, alone, encoder, workers=0)).probs, atol=1e-6)
+        assert torch.allclose(probs, drain(predicting(trained, alone, encoder, workers=0)).probs, atol=1e-6)
     frozen = trained.scores(resident(world).features["test"][40:70, 0]).softmax(dim=-1)
     assert (found[2:] - frozen).abs().max() > 1e-3, "the run's own tower was not used"
 
@@ -237,7 +237,7 @@ def test_an_ensemble_is_no_run_to_train_predict_or_ensemble_from(world, cached, 
     with pytest.raises(RunError, match=r"is an ensemble with .*probe already. Name that run"):
         ensemble.planned("gla", out, {})
     with pytest.raises(RunError, match=r"adds zero-shot scores to those of .*probe: it has no head"):
-        predict.load_run(out, world)
+        load_run(out, world)
     assert f"train gla --ensemble {cached}" in refused(f"train gla --config {out / 'config.yaml'}")
 
 

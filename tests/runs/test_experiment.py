@@ -14,10 +14,10 @@ from fastltssl.functional import metrics
 from fastltssl.methods import configure
 from fastltssl.progress import drain
 from fastltssl.runs import experiment
-from fastltssl.runs import folder as runs
-from fastltssl.runs import record as records
 from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import audited, evaluate, given_groups, grouping, measured_rows
+from fastltssl.runs.folder import read_audit
+from fastltssl.runs.record import _reported
 from fastltssl.training.rows import make_problem, resident
 from fastltssl.types import Run
 
@@ -68,7 +68,7 @@ def test_the_record_holds_every_metric_and_the_audit_beside_the_old_keys(ulfine)
 def test_the_history_of_a_run_gives_the_audit_of_its_record_again(ulfine, cache, rows):
     record, out = ulfine
     for place, seed in enumerate(record["seeds"]):
-        found = runs.read_audit(out, seed)
+        found = read_audit(out, seed)
         split = long_tailed({name: one.labels for name, one in cache.groups.items()}, 6, PROTOCOL, seed)
         assert found.classes == toy_cache.CLASSES
         assert found.steps.tolist() == [5, 10, 15, 20]
@@ -108,11 +108,11 @@ def test_metrics_over_training_name_the_step_and_end_in_the_record(ulfine):
 def test_runs_without_pseudo_labels_have_a_history_of_recalls_only(cache, rows, tmp_path):
     record = drain(experiment.training(config(cache, "probe"), cache, rows, tmp_path / "probe"))
     assert record["audit"] is record["pseudo_label"] is None
-    found = runs.read_audit(tmp_path / "probe")
+    found = read_audit(tmp_path / "probe")
     assert found.label is found.confidence is found.truth is found.prior_u is None
     assert found.test_recall.shape == (4, 6)
     drain(experiment.training(config(cache, "zeroshot"), cache, rows, tmp_path / "zero"))
-    assert runs.read_audit(tmp_path / "zero").steps.tolist() == [0]
+    assert read_audit(tmp_path / "zero").steps.tolist() == [0]
 
 
 def test_a_history_that_is_not_there_is_refused(ulfine, tmp_path):
@@ -120,15 +120,15 @@ def test_a_history_that_is_not_there_is_refused(ulfine, tmp_path):
 
     _, out = ulfine
     with pytest.raises(RunError, match="has no seed 7, only 0, 3"):
-        runs.read_audit(out, 7)
+        read_audit(out, 7)
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     shutil.rmtree(copy / "pseudo_labels.zarr/seed0/test_recall")
     with pytest.raises(RunError, match="older version: it has no test_recall"):
-        runs.read_audit(copy)
+        read_audit(copy)
     shutil.rmtree(copy / "pseudo_labels.zarr")
     with pytest.raises(RunError, match="cannot be read"):
-        runs.read_audit(copy)
+        read_audit(copy)
 
 
 def test_the_last_step_is_reported_unless_validation_rows_choose_another():
@@ -136,7 +136,7 @@ def test_the_last_step_is_reported_unless_validation_rows_choose_another():
         "bacc": torch.tensor([0.9, 0.5, 0.7, 0.6]),  # best on test first: never reported for that
         "val_bacc": torch.tensor([0.1, 0.8, 0.9, 0.2]),
     }
-    found = {report: records._reported(history, "bacc", report) for report in ("last", "val", "mean20")}
+    found = {report: _reported(history, "bacc", report) for report in ("last", "val", "mean20")}
     assert found == pytest.approx({"last": 0.6, "val": 0.7, "mean20": 0.675})
 
 
@@ -238,7 +238,7 @@ def test_groups_can_be_given_by_name_or_number(cache, rows, tmp_path):
     assert grouping(str(tmp_path / "g.yaml"), toy_cache.CLASSES, np.arange(6)).tolist() == [0, 0, 0, 2, 2, 2]
     chosen = config(cache, "zeroshot", groups=str(tmp_path / "g.json"))
     record = drain(experiment.training(chosen, cache, rows, tmp_path / "run"))
-    recall = runs.read_audit(tmp_path / "run").test_recall[-1]
+    recall = read_audit(tmp_path / "run").test_recall[-1]
     assert record["head"]["mean"] == pytest.approx(100 * (recall[0] + recall[5]) / 2, abs=1e-3)
     assert record["group_sizes"] == {"head": [2], "medium": [2], "tail": [2]}
 

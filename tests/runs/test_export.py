@@ -29,10 +29,10 @@ from fastltssl.images.folder import open_images
 from fastltssl.images.views import parse_views
 from fastltssl.progress import drain
 from fastltssl.runs import export
-from fastltssl.runs import trained as predict
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
 from fastltssl.runs.folder import read_record
+from fastltssl.runs.trained import encoder_of, load_run, predicting
 from fastltssl.training.rows import resident
 
 PACKAGE = str(Path(fastltssl.__file__).parent)
@@ -65,8 +65,8 @@ def trained(cache, out, method="probe", *, seeds=(0,), steps=3, **settings):
 def exported(run, out, cache, encoder=None):
     """The program of a run, loaded, what was said of it, and the run."""
     out.mkdir()
-    one = predict.load_run(run, cache)
-    encoder = predict.encoder_of(one, None, "cpu") if encoder else None
+    one = load_run(run, cache)
+    encoder = encoder_of(one, None, "cpu") if encoder else None
     found = export.write_export(out, one, encoder, read_record(run))
     return torch.export.load(out / "model.pt2").module(), found, one
 
@@ -136,8 +136,8 @@ def test_a_program_gives_the_scores_of_its_run_on_batches_of_any_size(world, tmp
 
 def compared(folder, run, cache, photos):
     """A program of pixels against what `predict` finds for the same files."""
-    one = predict.load_run(run, cache)
-    own = drain(predict.predicting(one, open_images(photos), predict.encoder_of(one, None, "cpu"), workers=0))
+    one = load_run(run, cache)
+    own = drain(predicting(one, open_images(photos), encoder_of(one, None, "cpu"), workers=0))
     images = [Image.open(path).resize((48, 48), Image.Resampling.BILINEAR) for path in sorted(photos.iterdir())]
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2) / 255
     program = torch.export.load(folder / "model.pt2").module()
@@ -244,7 +244,7 @@ def test_an_example_cuts_an_image_as_open_clip_does(tmp_path, resize, size):
 )  # fmt: skip
 def test_open_clip_makes_the_encoder_of_an_example_where_a_name_is_enough(world, cached, pretrained, model, reader):
     known = world.attributes["provenance"] | {"pretrained": pretrained, "model": model}
-    run = predict.load_run(cached, world)._replace(cache=world._replace(attributes={"provenance": known}))
+    run = load_run(cached, world)._replace(cache=world._replace(attributes={"provenance": known}))
     assert export.reader_of(run, None) == reader
 
 

@@ -16,9 +16,9 @@ from fastltssl.errors import RunError, SourceError
 from fastltssl.images import open_source
 from fastltssl.images.folder import open_images
 from fastltssl.progress import drain
-from fastltssl.runs import trained as predict
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
+from fastltssl.runs.trained import encoder_of, load_run, predicting
 from fastltssl.training.rows import resident
 
 
@@ -42,9 +42,9 @@ def lines_of(path):
 
 @pytest.mark.parametrize("seed", [None, 2])
 def test_an_image_gets_the_scores_it_has_in_the_cache(trained, world, seed):
-    run = predict.load_run(trained / "run", world, seed)
+    run = load_run(trained / "run", world, seed)
     source = open_images(trained / "photos")
-    found = drain(predict.predicting(run, source, predict.encoder_of(run, None, "cpu"), workers=0))
+    found = drain(predicting(run, source, encoder_of(run, None, "cpu"), workers=0))
     rows = torch.tensor([int(name[-7:-4]) for name in found.ids])
     cached = run.scores(resident(world).features["test"][rows, 0]).softmax(dim=-1)
     assert torch.allclose(found.probs, cached, atol=1e-6)
@@ -80,7 +80,7 @@ def test_a_broken_image_stops_it_by_name_or_is_left_out(trained, tmp_path):
 
 def test_what_cannot_predict_is_refused(trained, world, tmp_path):
     with pytest.raises(RunError, match="has no seed 7, only 0, 2"):
-        predict.load_run(trained / "run", world, 7)
+        load_run(trained / "run", world, 7)
     with pytest.raises(SourceError, match="holds no images"):
         open_images(tmp_path)
     imported = toy_cache.write(tmp_path / "toy.zarr")
@@ -90,9 +90,9 @@ def test_what_cannot_predict_is_refused(trained, world, tmp_path):
         )
     )
     with pytest.raises(RunError, match="was imported, so no encoder is known"):
-        predict.encoder_of(predict.load_run(tmp_path / "r", imported), None, "cpu")
+        encoder_of(load_run(tmp_path / "r", imported), None, "cpu")
     with pytest.raises(RunError, match="Name the run's own cache with --cache"):
-        predict.load_run(tmp_path / "r", world)
+        load_run(tmp_path / "r", world)
     alike = toy_cache.write(tmp_path / "other.zarr", noise=0.8)  # of the same shapes: only its content is another
     with pytest.raises(RunError, match="was trained on a cache with fingerprint"):
-        predict.load_run(tmp_path / "r", alike)
+        load_run(tmp_path / "r", alike)

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_flatten
 
 from fastltssl import methods
 from fastltssl.training.fit import fit, fit_many
-from fastltssl.training.population import advance, each_group, kept, populate, scores_of, tuned
+from fastltssl.training.population import advance, fastest_group, map_groups, populate, scores_of, selected
 from fastltssl.training.step import step, with_knobs
 from fastltssl.training.vmap import compiled, pick
 
@@ -82,7 +82,7 @@ def test_those_kept_go_on_as_if_the_others_had_never_been():
     chosen = torch.tensor([1, 4])
     with torch.no_grad():
         half, _ = advance(population(), 0, 10, 40)
-        some, _ = advance(kept(half, chosen), 10, 20, 40)
+        some, _ = advance(selected(half, chosen), 10, 20, 40)
         alone = population(knobs={name: values[chosen] for name, values in KNOBS.items()})
         alone, _ = advance(alone, 0, 20, 40)
     assert some.shape == (2, 2)
@@ -101,16 +101,16 @@ def test_scores_of_every_run_are_those_of_its_method_alone():
                 run = pick(after.run, s, r)
                 own = with_knobs(after.method, {"tau": float(KNOBS["tau"][r])}).scores(run.params, run.state, x[s])
                 assert torch.allclose(scores[s, r], own["pseudo"], atol=1e-9)
-        glued = each_group(after, lambda part, place: scores_of(part, x[place], "pseudo").mean(dim=(-2, -1)), group=3)
-    assert torch.allclose(glued, scores.mean(dim=(-2, -1)))
+        whole = map_groups(after, lambda part, splits: scores_of(part, x[splits], "pseudo").mean(dim=(-2, -1)), group=3)
+    assert torch.allclose(whole, scores.mean(dim=(-2, -1)))
 
 
 def test_a_tuned_group_is_one_of_those_tried():
     knobs = {"lr": torch.linspace(0.01, 0.1, 40)}
     with torch.no_grad():
-        assert tuned(population("probe", splits=1, knobs=knobs), 40) in (8, 16, 32, 40)
-        assert tuned(population("probe", splits=2), 40) in (5, 10)
-        assert tuned(population("probe", splits=1), 40) == 0  # too few to be cut
+        assert fastest_group(population("probe", splits=1, knobs=knobs), 40) in (8, 16, 32, 40)
+        assert fastest_group(population("probe", splits=2), 40) in (5, 10)
+        assert fastest_group(population("probe", splits=1), 40) == 0  # too few to be cut
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler on this machine")

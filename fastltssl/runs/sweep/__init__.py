@@ -1,1 +1,1 @@
-"""Hundreds of configurations at once: the space, the trials, the joint sweep."""
+"""Sweeps: hundreds of configurations trained jointly. The space, the trials, the sweep itself."""

@@ -1,8 +1,8 @@
-"""A sweep's trials, kept by Optuna: asked for, adopted after a death, counted, read back.
+"""The trials of a sweep, in a study of Optuna: asked for, reported, taken over from a dead process, read again.
 
-Several workers may share one study through any storage that Optuna takes. The sampler of a trial is seeded by the
-number of trials before it, so that a resumed sweep asks for what an unbroken one would. A trial that a dead process of
-this host left running is trained again, so none is lost and none counts twice.
+Several workers may share a study through any storage of Optuna. The sampler of a trial is seeded by the number of
+trials before it, so that a resumed sweep asks for the same trials as an uninterrupted one. A trial that a dead process
+of this host left running is trained again, so that none is lost and none counts twice.
 """
 
 import dataclasses
@@ -24,50 +24,50 @@ from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional.measures import TEST
 from fastltssl.methods import configure
 from fastltssl.runs.config import Config, as_dict, check
-from fastltssl.runs.sweep.space import Real, Space, grid
+from fastltssl.runs.sweep.space import Real, Space, as_json, grid
 from fastltssl.types import is_trained
 
 SAMPLERS = ("tpe", "random", "grid", "qmc")
-METRICS = {name: TEST[name].sign for name in ("bacc", "top1", "gm", "hm", "worst", "ece", "mce")}
-ENOUGH = 15  # trials trained to the end, before anything is said of what matters
-TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
+METRICS = {name: TEST[name].sign for name in ("bacc", "top1", "gm", "hm", "worst", "ece", "mce")}  # -1: lower is better
+ENOUGH = 15  # complete trials from which importances are computed
+TAKEN = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)  # states that count; FAIL does not
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything that decides a sweep; `config` is the experiment, its settings those that stay."""
+    """Everything that decides a sweep."""
 
-    config: Config
+    config: Config  # the experiment; its settings are the same in all trials
     space: Space
     trials: int = 256
     sampler: str = "tpe"
-    halving: int = 1  # eta; 1 trains every configuration to the end
+    halving: int = 1  # eta of successive halving; 1 trains every configuration to the end
     metric: str = "val.bacc"
-    together: int = 0  # configurations asked at once; 0: a quarter of the trials for tpe, else all
+    together: int = 0  # trials of a round, asked for at once; 0: a quarter of the trials for tpe, else all
     seed: int = 0  # of the sampler
     compiled: bool = False
 
 
 class Trial(NamedTuple):
-    """A configuration that was judged, or left at a rung."""
+    """A configuration of a sweep, and what it reached."""
 
     number: int
     state: str  # complete, pruned, diverged or running
-    value: float | None  # mean over seeds at its last rung, percent
+    value: float | None  # the metric at its last rung, mean over seeds, percent
     values: tuple[float, ...]  # of each seed
-    steps: int
-    point: dict[str, Any]
+    steps: int  # trained
+    point: dict[str, Any]  # knobs to values
 
 
 def checked(sweep: Sweep) -> Sweep:
-    """The sweep with its experiment checked; raises ConfigError on what cannot be swept."""
+    """The sweep with its experiment checked. Raises ConfigError on a sweep that cannot be run."""
     config = check(sweep.config)
     if sweep.sampler not in SAMPLERS:
         raise ConfigError(f"--sampler {sweep.sampler!r} is not one of {', '.join(SAMPLERS)}")
     part, _, name = sweep.metric.partition(".")
     if part != "val" or name not in METRICS:
         raise ConfigError(
-            f"--metric {sweep.metric!r} is not one of {', '.join('val.' + each for each in METRICS)}: "
+            f"--metric {sweep.metric!r} is not one of {', '.join('val.' + known for known in METRICS)}: "
             "configurations are chosen on validation rows only"
         )
     if not config.protocol.val:
@@ -77,7 +77,7 @@ def checked(sweep: Sweep) -> Sweep:
     if config.report != "last":
         raise ConfigError(f"a sweep judges the last step, so --report {config.report} has no place in it. Leave it out")
     if sweep.sampler == "grid":
-        grid(sweep.space, sweep.trials)  # raises where it has more points than that
+        grid(sweep.space, sweep.trials)  # raises where the smallest grid has more points than trials
     if not is_trained(configure(config.method, config.settings)):
         raise ConfigError(f"{config.method} trains nothing, so its knobs are tried with `train --set`")
     return dataclasses.replace(sweep, config=config)
@@ -98,7 +98,7 @@ def open_study(sweep: Sweep, storage: str, cache: Cache) -> optuna.Study:
             load_if_exists=True,
         )
         before = study.user_attrs.get("sweep")
-    except Exception as error:  # whatever a storage raises
+    except Exception as error:  # a storage may raise anything
         reason = str(error).strip().split("\n")[0]
         raise RunError(
             f"--storage {storage} cannot be used ({reason}). Accepted: memory, journal:FILE in a folder that is there, "
@@ -128,45 +128,47 @@ def _storage(text: str) -> Any:
 
 
 def _decided(sweep: Sweep, cache: Cache) -> dict[str, Any]:
-    """What trials of one study share; the number of trials may grow."""
-    space = {name: dataclasses.astuple(each) if isinstance(each, Real) else each for name, each in sweep.space.items()}
+    """The settings that all trials of a study share, stored in it; the number of trials may grow."""
     own = {name: getattr(sweep, name) for name in ("halving", "metric", "sampler", "seed", "together")}
-    return as_dict(sweep.config) | own | {"space": space, "cache": fingerprint(cache)}
+    return as_dict(sweep.config) | own | {"space": as_json(sweep.space), "cache": fingerprint(cache)}
 
 
 def asked(
     study: optuna.Study, sweep: Sweep, points: list[dict[str, Any]], wanted: int, before: Sequence[optuna.Trial]
 ) -> list[optuna.Trial]:
-    """The trials of `before`, their round filled up with new ones as far as they are still wanted."""
+    """A round of trials: those of `before`, filled up with new ones until the study holds the number wanted.
+
+    A round has a number of its own, the count of trials when it began.
+    """
     together = sweep.together or (max(16, math.ceil(sweep.trials / 4)) if sweep.sampler == "tpe" else sweep.trials)
-    found, place = list(before), before[0].user_attrs["round"] if before else count_of(study)
+    trials, round_ = list(before), before[0].user_attrs["round"] if before else count_of(study)
     space: dict[str, Any] = {
-        name: FloatDistribution(each.low, each.high, log=each.log)
-        if isinstance(each, Real)
-        else CategoricalDistribution(each)
-        for name, each in sweep.space.items()
+        name: FloatDistribution(range_.low, range_.high, log=range_.log)
+        if isinstance(range_, Real)
+        else CategoricalDistribution(range_)
+        for name, range_ in sweep.space.items()
     }
-    filled = len(round_of(study, place))
+    filled = len(round_of(study, round_))
     while filled < together and (count := count_of(study)) < wanted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.sampler = _sampler(study, sweep, points, count)
             trial = study.ask(space)
-        trial.set_user_attr("round", place)
+        trial.set_user_attr("round", round_)
         trial.set_user_attr("worker", _worker())
-        found.append(trial)
+        trials.append(trial)
         filled += 1
-    return found
+    return trials
 
 
-def round_of(study: optuna.Study, place: int) -> list[Any]:
-    """The trials that were asked for together, whatever became of them."""
+def round_of(study: optuna.Study, round_: int) -> list[Any]:
+    """The trials of a round, which were asked for together: running, complete and pruned ones."""
     trials = study.get_trials(deepcopy=False, states=TAKEN)
-    return [trial for trial in trials if trial.user_attrs.get("round") == place]
+    return [trial for trial in trials if trial.user_attrs.get("round") == round_]
 
 
 def _sampler(study: optuna.Study, sweep: Sweep, points: list[dict[str, Any]], count: int) -> Any:
-    """The sampler of one trial, seeded by how many there are: the same alone, resumed or beside other workers."""
+    """The sampler of one trial, seeded by the count of trials before it."""
     from optuna import samplers
 
     if sweep.sampler == "tpe":
@@ -181,6 +183,7 @@ def _sampler(study: optuna.Study, sweep: Sweep, points: list[dict[str, Any]], co
 
 
 def count_of(study: optuna.Study) -> int:
+    """The number of trials that count: running, complete and pruned ones."""
     return len(study.get_trials(deepcopy=False, states=TAKEN))
 
 
@@ -189,17 +192,17 @@ def _worker() -> str:
 
 
 def sign_in(study: optuna.Study) -> None:
-    """Tell the study that this process works on it."""
+    """Store in the study that this process works on it."""
     study.set_user_attr(f"worker {_worker()}", True)
 
 
 def sign_off(study: optuna.Study) -> None:
-    """Tell the study that this process no longer works on it."""
+    """Store in the study that this process no longer works on it."""
     study.set_user_attr(f"worker {_worker()}", False)
 
 
 def orphans(study: optuna.Study) -> list[Any]:
-    """Trials that a process of this host, now dead, left running; nobody's, where no other worker is alive."""
+    """Running trials whose process, on this host, is dead; those of an unknown process, if no other worker is alive."""
     workers = [name.partition(" ")[2] for name, at_work in study.user_attrs.items() if at_work is True]
     is_alone = not any(_is_alive(name) for name in workers if name != _worker())
     return [
@@ -210,7 +213,7 @@ def orphans(study: optuna.Study) -> list[Any]:
 
 
 def _is_alive(worker: str) -> bool:
-    """Whether a worker may still be at work; one of another host always may."""
+    """Whether the process of a worker may be alive; one of another host always counts as alive."""
     host, _, pid = worker.rpartition(":")
     if host != socket.gethostname():
         return True
@@ -224,30 +227,30 @@ def _is_alive(worker: str) -> bool:
 
 
 def adopted(study: optuna.Study, sweep: Sweep) -> list[optuna.Trial]:
-    """The orphans of one round, to be trained again; one that was never fully asked for is given up as failed."""
-    found: list[optuna.Trial] = []
+    """The orphans of one round, taken over by this worker; one whose knobs were never all drawn is told as failed."""
+    taken: list[optuna.Trial] = []
     for orphan in orphans(study):
         if orphan.params.keys() != sweep.space.keys() or "round" not in orphan.user_attrs:
             study.tell(orphan.number, state=TrialState.FAIL, skip_if_finished=True)
-        elif not found or orphan.user_attrs["round"] == found[0].user_attrs["round"]:
-            found.append(optuna.Trial(study, orphan._trial_id))
-            found[-1].set_user_attr("worker", _worker())
-    return found
+        elif not taken or orphan.user_attrs["round"] == taken[0].user_attrs["round"]:
+            taken.append(optuna.Trial(study, orphan._trial_id))
+            taken[-1].set_user_attr("worker", _worker())
+    return taken
 
 
 def report(trial: optuna.Trial, value: float, step: int, values: Sequence[float], is_finite: bool = True) -> None:
-    """Record what a trial reached at a rung: the mean over seeds, and each seed's own; the worst if it diverged."""
+    """Store what a trial reached at a rung: the mean over seeds, and the value of each seed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an adopted trial may have reached this rung before
         trial.report(value, step)
-    trial.set_user_attr("values", [round(each, 6) for each in values])
+    trial.set_user_attr("values", [round(of_seed, 6) for of_seed in values])
     trial.set_user_attr("steps", step)
     trial.set_user_attr("diverged", not is_finite)
 
 
 def trials_of(study: optuna.Study, sweep: Sweep) -> list[Trial]:
     """All trials of a study, in the order they were asked for."""
-    found = []
+    trials = []
     for trial in study.get_trials(deepcopy=False, states=TAKEN):
         state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
         name = "diverged" if trial.user_attrs.get("diverged") else state.get(trial.state, "running")
@@ -255,26 +258,26 @@ def trials_of(study: optuna.Study, sweep: Sweep) -> list[Trial]:
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
         attrs = trial.user_attrs
-        found.append(Trial(
+        trials.append(Trial(
             trial.number, name, value, tuple(attrs.get("values", ())),
             attrs.get("steps", 0), {name: trial.params.get(name) for name in sweep.space},
         ))  # fmt: skip
-    return found
+    return trials
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial:
-    """The best trial that was trained to the end. Raises RunError where there is none."""
+    """The best of the complete trials. Raises RunError where there is none."""
     sign = METRICS[metric.partition(".")[2]]
-    whole = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
-    if not whole:
+    complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
+    if not complete:
         raise RunError(
             "no configuration was trained to its end: each diverged (lower --range lr=LOW:HIGH), or others still train"
         )
-    return max(whole, key=lambda trial: (sign * float(trial.value or 0), -trial.number))
+    return max(complete, key=lambda trial: (sign * float(trial.value or 0), -trial.number))
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Share of each knob in what sets the best trials apart (PED-ANOVA, arXiv 2304.10255); empty below ENOUGH."""
+    """Importance of each knob for being among the best trials (PED-ANOVA, arXiv 2304.10255); empty below ENOUGH."""
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < ENOUGH:
         return {}
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances

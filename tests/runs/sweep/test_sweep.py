@@ -26,10 +26,9 @@ from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.progress import drain
 from fastltssl.runs.config import Config
-from fastltssl.runs.sweep import sweep as sweeps
-from fastltssl.runs.sweep import trials as study
 from fastltssl.runs.sweep.space import Real
-from fastltssl.runs.sweep.trials import Sweep
+from fastltssl.runs.sweep.sweep import concluding, ready, rungs, sweeping
+from fastltssl.runs.sweep.trials import Sweep, asked, best_of, checked, open_study, report
 from fastltssl.training.rows import resident
 
 PROTOCOL = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4, val=4)
@@ -49,19 +48,19 @@ def rows(cache):
 
 def asked_for(cache, space=SPACE, method="fixmatch", steps=20, protocol=PROTOCOL, **settings):
     config = Config(method, str(cache.path), protocol, seeds=(0, 1), steps=steps)
-    return study.checked(Sweep(config, space, **({"trials": 8, "together": 4} | settings)))
+    return checked(Sweep(config, space, **({"trials": 8, "together": 4} | settings)))
 
 
 def swept(cache, rows, sweep, storage="memory"):
-    kept = study.open_study(sweep, storage, cache)
-    return drain(sweeps.sweeping(sweep, cache, rows, kept)), kept
+    kept = open_study(sweep, storage, cache)
+    return drain(sweeping(sweep, cache, rows, kept)), kept
 
 
 def test_a_configuration_has_the_value_it_has_when_trained_alone(cache, rows, tmp_path):
     sweep = asked_for(cache)
     trials, kept = swept(cache, rows, sweep)
     assert [trial.state for trial in trials] == ["complete"] * 8
-    found = drain(sweeps.concluding(sweep, cache, rows, kept, trials, tmp_path))
+    found = drain(concluding(sweep, cache, rows, kept, trials, tmp_path))
     assert found["best"]["value"] == max(trial.value for trial in trials)
     assert found["record"]["val_bacc"]["mean"] == pytest.approx(found["best"]["value"], abs=1e-3)
     assert found["record"]["bacc"] is not None
@@ -80,7 +79,7 @@ def test_the_same_sweep_asks_for_the_same_configurations(cache, rows):
 def test_halving_keeps_the_best_of_each_round_and_prunes_the_rest(cache, rows):
     sweep = asked_for(cache, steps=80, halving=2, trials=8, together=8, sampler="random")
     trials, _ = swept(cache, rows, sweep)
-    assert sweeps.rungs(80, 2) == [20, 40, 80]
+    assert rungs(80, 2) == [20, 40, 80]
     assert sorted(trial.steps for trial in trials) == [20] * 4 + [40] * 2 + [80] * 2
     whole, _ = swept(cache, rows, asked_for(cache, steps=80, trials=8, together=8, sampler="random"))
     kept = [trial.number for trial in trials if trial.state == "complete"]
@@ -105,9 +104,9 @@ def test_trials_of_a_dead_worker_are_trained_again_and_none_is_lost_or_doubled(c
     sweep = asked_for(cache, steps=40, halving=2)
     whole, _ = swept(cache, rows, sweep)
     storage = f"journal:{tmp_path / 'study.journal'}"
-    begun = study.open_study(sweep, storage, cache)
-    for trial in study.asked(begun, sweep, [], 8, [])[:told]:  # told at the first rung, before the worker died
-        study.report(trial, whole[trial.number].value if whole[trial.number].steps == 20 else 0.0, 20, [])
+    begun = open_study(sweep, storage, cache)
+    for trial in asked(begun, sweep, [], 8, [])[:told]:  # told at the first rung, before the worker died
+        report(trial, whole[trial.number].value if whole[trial.number].steps == 20 else 0.0, 20, [])
         begun.tell(trial, state=optuna.trial.TrialState.PRUNED)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -122,17 +121,17 @@ def test_trials_of_a_dead_worker_are_trained_again_and_none_is_lost_or_doubled(c
 
 def test_a_trial_that_was_never_fully_asked_for_is_replaced(cache, rows, tmp_path):
     sweep, storage = asked_for(cache), f"journal:{tmp_path / 'study.journal'}"
-    study.open_study(sweep, storage, cache).ask()  # killed before its knobs were drawn
+    open_study(sweep, storage, cache).ask()  # killed before its knobs were drawn
     trials, _ = swept(cache, rows, sweep, storage)
     assert [trial.state for trial in trials] == ["complete"] * 8  # what was never drawn is no trial
 
 
 def test_a_storage_of_another_sweep_is_refused_with_what_differs(cache, rows, tmp_path):
     storage = f"journal:{tmp_path / 'study.journal'}"
-    study.open_study(asked_for(cache), storage, cache)
+    open_study(asked_for(cache), storage, cache)
     with pytest.raises(RunError, match="holds a sweep with steps 20, and this one has 40"):
-        study.open_study(asked_for(cache, steps=40), storage, cache)
-    study.open_study(asked_for(cache, trials=99), storage, cache)  # more trials are welcome
+        open_study(asked_for(cache, steps=40), storage, cache)
+    open_study(asked_for(cache, trials=99), storage, cache)  # more trials are welcome
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ def test_configurations_that_diverge_count_once_are_pruned_first_and_never_best(
     diverged = [trial for trial in trials if trial.state == "diverged"]
     assert diverged
     assert {trial.value for trial in diverged} == {0.0 if metric == "val.bacc" else 100.0}
-    assert study.best_of(trials, metric).point["lr"] < min(trial.point["lr"] for trial in diverged)
+    assert best_of(trials, metric).point["lr"] < min(trial.point["lr"] for trial in diverged)
 
 
 def test_a_sweep_of_which_every_configuration_diverges_ends_and_says_so(cache, rows):
@@ -217,7 +216,7 @@ def test_a_sweep_of_which_every_configuration_diverges_ends_and_says_so(cache, r
     trials, _ = swept(cache, rows, sweep)
     assert [trial.state for trial in trials] == ["diverged"] * 4
     with pytest.raises(RunError, match="each diverged"):
-        study.best_of(trials, sweep.metric)
+        best_of(trials, sweep.metric)
 
 
 def test_a_head_that_reads_taps_is_swept_beside_one_that_does_not(cache, rows, tmp_path):
@@ -226,12 +225,12 @@ def test_a_head_that_reads_taps_is_swept_beside_one_that_does_not(cache, rows, t
     taps = open_cache(tmp_path / "taps.zarr")
     config = Config("probe", str(taps.path), Protocol(n1=4, val=3), steps=5)
     space = {"lr": Real(0.01, 0.1), "head": ("cosine", "lastblock")}
-    sweep, own = study.checked(Sweep(config, space, trials=4, together=4, sampler="grid")), resident(taps)
-    sweeps.ready(sweep, taps, own)
+    sweep, own = checked(Sweep(config, space, trials=4, together=4, sampler="grid")), resident(taps)
+    ready(sweep, taps, own)
     trials, _ = swept(taps, own, sweep)
     assert {trial.point["head"] for trial in trials if trial.state == "complete"} == {"cosine", "lastblock"}
     with pytest.raises(CacheError, match="--taps mid"):
-        sweeps.ready(asked_for(cache, space), cache, rows)
+        ready(asked_for(cache, space), cache, rows)
 
 
 def test_what_is_not_meant_is_refused_before_anything_is_trained(cache, tmp_path, monkeypatch):
