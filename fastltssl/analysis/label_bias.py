@@ -262,7 +262,7 @@ def class_rows(
 def table(studies: Sequence[Study], classes: tuple[str, ...], prior: np.ndarray | None) -> list[dict[str, Any]]:
     """One row per class, most over-predicted first; means over the splits, logarithms relative to the mean class.
 
-    `error` is the standard error of one split's estimate, the root mean square over the splits.
+    `error` is the standard error of the log bias on a split; of several splits, the root mean square.
     """
     bias = torch.stack([_centred(study.estimate.log_bias.double()) for study in studies]).mean(dim=0)
     error = torch.stack([study.estimate.standard_error.double() for study in studies]).square().mean(dim=0).sqrt()

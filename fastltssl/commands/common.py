@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
+LONGEST = 160  # characters that the names of runs may take in a next command
 PATH = click.Path(path_type=Path)
 Files = dict[str, TextIO | None]  # the files that --csv, --markdown and --latex name, by these words
 Options = dict[str, Callable[[Any], Any]]  # decorators of click, by the flags they add
@@ -194,6 +195,12 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
 def quoted(path: Path | str) -> str:
     """A path as part of a command that can be pasted into a shell."""
     return shlex.quote(str(path))
+
+
+def quoted_runs(folders: Sequence[Path]) -> str:
+    """Run folders as arguments of a command; if they would be too long, the parent of the first followed by /*."""
+    names = " ".join(map(quoted, folders))
+    return names if len(names) < LONGEST else f"{quoted(folders[0].parent)}/*"
 
 
 def counted(count: int, what: str) -> str:

@@ -14,11 +14,10 @@ from fastltssl.commands.common import (
     example,
     export,
     on_device,
-    quoted,
+    quoted_runs,
     usable_device,
 )
 
-LONGEST = 160  # characters of the next command that may name runs; with more, it names their folder and /*
 FILE = click.File("w", lazy=True)
 YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
 GRID_OPTIONS = ("methods", "seeds", "cache", "steps", "metric", "out")
@@ -109,9 +108,7 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
     for file in files.values():
         if file is not None:
             show(f"wrote {file.name}")
-    names = " ".join(map(quoted, folders))
-    where = names if len(names) < LONGEST else f"{quoted(folders[0].parent)}/*"
-    show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {where}")
+    show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {quoted_runs(folders)}")
     if is_json:
         click.echo(json.dumps(comparison.as_dict()))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted
+from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FORMATS = click.Choice(["png", "svg", "pdf"])
@@ -46,8 +46,8 @@ def report(
     size = out.stat().st_size
     if written:
         show(f"wrote {len(written)} figures into {figures}")
-    names = " ".join(map(quoted, folders))
-    show(f"{counted(len(runs), 'run')}, {size / 2**20:.2f} MiB\nwrote {out}\nnext: fastltssl studio {names}")
+    show(f"{counted(len(runs), 'run')}, {size / 2**20:.2f} MiB\nwrote {out}")
+    show(f"next: fastltssl studio {quoted_runs(folders)}")
     if is_json:
         files = list(map(str, written))
         click.echo(json.dumps({"out": str(out), "bytes": size, "runs": list(map(str, folders)), "figures": files}))
