@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 
+from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.cache.splits import Protocol
 from fastltssl.progress import drain
 from fastltssl.runs.config import Config, parse_seeds
 from fastltssl.runs.experiment import open_rows, training_together
-from fastltssl.show.names import mark_below_la
 from fastltssl.show.terminal import grid, show
 
 MAIN: list[tuple[str, dict[str, Any]]] = [

@@ -1,1 +1,1 @@
-"""What finished runs say about pseudo-label bias: plain functions and studies, no pictures."""
+"""Analysis of finished runs, and studies that train several: numbers as plain functions, without printing or plots."""

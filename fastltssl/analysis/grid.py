@@ -1,10 +1,9 @@
-"""Methods x protocols, the table of a paper: planned, trained or read again, and compared; no printing here.
+"""Methods x protocols, the table of a paper: planned, trained or read again, and compared.
 
-Every cell is a run folder, so a grid that was stopped goes on where it was: `finished` cells are not trained again.
+Each cell is a run folder, so a grid that was stopped goes on where it was: `finished` cells are not trained again.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from fastltssl.analysis.pseudo_labels import Choice
+from fastltssl.analysis.comparison import mark_below_la
+from fastltssl.analysis.pseudo_labels import Choice, run_name
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.splits import long_tailed
 from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
@@ -29,17 +29,17 @@ from fastltssl.training.rows import Rows
 
 @dataclass(frozen=True)
 class Published:
-    """A row of numbers from a paper: reference only."""
+    """A row of numbers from a paper, shown for reference only."""
 
     method: str
     source: str
-    differs: str  # in what its protocol is another than the column's
-    values: tuple[float | None, ...]  # one a protocol
+    differs: str  # how the paper's protocol differs from those of the grid
+    values: tuple[float | None, ...]  # one for each protocol
     metric: str = "bacc"
 
 
 class Grid(NamedTuple):
-    """The columns of a table, each a checked Config without a method, and what stands beside them."""
+    """The columns of a table, each a checked Config without a method, and the published rows under them."""
 
     name: str
     configs: dict[str, Config]  # by the name of the protocol
@@ -47,7 +47,7 @@ class Grid(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One method under one protocol, every seed, and the run folder it goes to."""
+    """A method under a protocol with all seeds, and the folder of its run."""
 
     choice: Choice
     protocol: str
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a cell: its record, or the reason why there is none."""
+    """The result of a cell: its record, or the reason why there is none."""
 
     cell: Cell
     record: dict[str, Any] | None
@@ -64,33 +64,35 @@ class Outcome(NamedTuple):
 
 
 def plan(grid: Grid, choices: Sequence[Choice], folder: Path) -> list[list[Cell]]:
-    """The cells, one list a method. Raises UnknownMethod or UnknownKnob, and ConfigError where folders would clash."""
+    """The cells, a list for each method.
+
+    Raises UnknownMethod or UnknownKnob, and ConfigError if two cells would have the same folder.
+    """
     rows = []
     for choice in choices:
         row = []
-        for name, config in grid.configs.items():
-            settings = config.settings | choice.settings
+        for protocol, shared in grid.configs.items():
+            settings = shared.settings | choice.settings
             configure(choice.name, settings)  # raises
-            named = "-".join([Path(choice.name).stem, *(f"{k}={v}" for k, v in choice.settings.items()), name])
-            own = folder / re.sub(r"[^\w.=-]", "_", named)
-            row.append(Cell(choice, name, dataclasses.replace(config, method=choice.name, settings=settings), own))
+            config = dataclasses.replace(shared, method=choice.name, settings=settings)
+            row.append(Cell(choice, protocol, config, folder / run_name(choice.name, choice.settings, protocol)))
         rows.append(row)
     folders = [cell.folder for row in rows for cell in row]
-    if twice := [each.name for each in folders if folders.count(each) > 1]:
+    if twice := [path.name for path in folders if folders.count(path) > 1]:
         raise ConfigError(f"two cells would be written to {twice[0]}; give the protocols names that differ in letters")
     return rows
 
 
 def finished(cell: Cell, cache: Cache) -> dict[str, Any] | None:
-    """The record of a cell that has been run; None where its folder has no whole one.
+    """The record of a cell that has been run; None if its folder holds no complete record.
 
-    Raises RunError where the folder holds a run with other settings or from other features.
+    Raises RunError if the folder holds a run with other settings, or from other features.
     """
     try:
         record, stored = read_record(cell.folder), as_dict(read_config(cell.folder))
     except (RunError, OSError):
         return None
-    wanted = as_dict(cell.config) | {"cache": stored["cache"]}  # may have moved: its fingerprint decides
+    wanted = as_dict(cell.config) | {"cache": stored["cache"]}  # its path may differ, its fingerprint not
     differ = [f"{key} {stored.get(key)}, now {wanted[key]}" for key in wanted if stored.get(key) != wanted[key]]
     if record["cache_fingerprint"] != fingerprint(cache):
         differ.append(f"features of cache {record['cache_fingerprint']}, now {fingerprint(cache)}")
@@ -104,46 +106,46 @@ def settled(grid: Grid, cells: Sequence[Sequence[Cell]], cache: Cache) -> dict[P
 
     Raises RunError as `finished` does, before anything is trained.
     """
-    short = _shortages(grid, cache)
-    found = {}
+    shortages = _shortages(grid, cache)
+    outcomes = {}
     for cell in (cell for row in cells for cell in row):
         if record := finished(cell, cache):
-            found[cell.folder] = Outcome(cell, record)
-        elif cell.protocol in short:
-            found[cell.folder] = Outcome(cell, None, short[cell.protocol])
-    return found
+            outcomes[cell.folder] = Outcome(cell, record)
+        elif cell.protocol in shortages:
+            outcomes[cell.folder] = Outcome(cell, None, shortages[cell.protocol])
+    return outcomes
 
 
 def _shortages(grid: Grid, cache: Cache) -> dict[str, str]:
-    """Why the cache cannot serve a protocol, by its name; nothing for those it can."""
+    """The reason for each protocol, by name, that the cache has too few rows for."""
     labels = {name: group.labels for name, group in cache.groups.items()}
-    found = {}
+    reasons = {}
     for name, config in grid.configs.items():
         try:
             for seed in config.seeds:
                 long_tailed(labels, len(cache.classes), config.protocol, seed)
         except SplitError as error:
-            found[name] = str(error)
-    return found
+            reasons[name] = str(error)
+    return reasons
 
 
 def running(cells: Sequence[Cell], done: dict[Path, Outcome], cache: Cache, rows: Rows) -> Work[list[Outcome]]:
-    """Train what is not done of one method, protocols and seeds jointly; an outcome for each cell, in order.
+    """Train those cells of a method that are not done, protocols and seeds jointly; an outcome for each cell, in order.
 
-    Where the joint training fails, each protocol is trained alone, so that one that cannot be run leaves the others.
+    If the joint training fails, each protocol is trained alone, so that one that fails does not stop the others.
     """
     todo = [cell for cell in cells if cell.folder not in done]
-    parts = [todo] if todo else []
+    batches = [todo] if todo else []
     outcomes = dict(done)
-    while parts:
-        part = parts.pop(0)
+    while batches:
+        batch = batches.pop(0)
         try:
-            trained = yield from _trained(part, cache, rows)
+            trained = yield from _trained(batch, cache, rows)
         except Exception as error:  # whatever a method or the device raises: the other cells go on
-            trained = [Outcome(cell, None, _reason(error)) for cell in part]
-            if len(part) > 1:
-                parts = [[cell] for cell in part]
-        outcomes |= {one.cell.folder: one for one in trained}
+            trained = [Outcome(cell, None, _reason(error)) for cell in batch]
+            if len(batch) > 1:
+                batches = [[cell] for cell in batch]
+        outcomes |= {outcome.cell.folder: outcome for outcome in trained}
     return [outcomes[cell.folder] for cell in cells]
 
 
@@ -154,22 +156,33 @@ def _trained(cells: Sequence[Cell], cache: Cache, rows: Rows) -> Work[list[Outco
 
 
 def _reason(error: Exception) -> str:
-    """One line; the kind of the error too where it is not one of ours."""
+    """An error in one line, with its type unless the package raised it on purpose."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory on the device: fewer --seeds, a smaller batch_u, or --device cpu"
     text = " ".join(str(error).split())
     return text if isinstance(error, FastltsslError) else f"{type(error).__name__}: {text}"
 
 
+def marked(outcomes: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
+    """The outcomes with "is_below_la" in each record, see comparison.mark_below_la."""
+    records = iter(mark_below_la([outcome.record for row in outcomes for outcome in row if outcome.record]))
+    return [[outcome._replace(record=next(records)) if outcome.record else outcome for outcome in row]
+            for row in outcomes]  # fmt: skip
+
+
 def best_of(outcomes: Sequence[Sequence[Outcome]], metric: str) -> list[set[int]]:
-    """The places of the best methods in each column; several where one decimal does not tell them apart."""
+    """The indices of the best methods in each column; several if they are equal when rounded to one decimal."""
     sign = measure(metric).sign
-    found = []
+    best = []
     for column in zip(*outcomes, strict=True):
-        records = {place: one.record for place, one in enumerate(column) if one.record and one.record.get(metric)}
-        means = {place: sign * float(f"{record[metric]['mean']:.1f}") for place, record in records.items()}
-        found.append({place for place, mean in means.items() if mean == max(means.values())})
-    return found
+        records = {row: outcome.record for row, outcome in enumerate(column)}
+        means = {
+            row: sign * float(f"{record[metric]['mean']:.1f}")
+            for row, record in records.items()
+            if record and record.get(metric)
+        }
+        best.append({row for row, mean in means.items() if mean == max(means.values())})
+    return best
 
 
 def differences(
@@ -181,25 +194,24 @@ def differences(
     def minus(row: Sequence[Outcome], column: int) -> dict[str, Any] | None:
         if base is None or row is base:
             return None
-        ours, theirs = ((of[column].record or {}).get(metric) for of in (row, base))
+        ours, theirs = ((cells[column].record or {}).get(metric) for cells in (row, base))
         return difference(ours, theirs) if ours and theirs else None
 
     return [[minus(row, column) for column in range(len(row))] for row in outcomes]
 
 
 def as_json(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice | None, metric: str) -> dict[str, Any]:
-    """The table as one object: a record for each cell that has one, the reasons of the others, the papers' rows."""
+    """The table as one object: the records of cells, the reasons of those without a record, and the published rows."""
     best, minus = best_of(outcomes, metric), differences(outcomes, baseline, metric)
     results, failed = [], []
-    for place, row in enumerate(outcomes):
-        for column, one in enumerate(row):
-            named = {"row": one.cell.choice.label, "column": one.cell.protocol}
-            if one.record is None:
-                failed.append(named | {"reason": one.reason})
+    for index, row in enumerate(outcomes):
+        for column, outcome in enumerate(row):
+            names = {"row": outcome.cell.choice.label, "column": outcome.cell.protocol}
+            if outcome.record is None:
+                failed.append(names | {"reason": outcome.reason})
             else:
-                results.append(
-                    named | {"is_best": place in best[column], "difference": minus[place][column]} | one.record
-                )
+                compared = {"is_best": index in best[column], "difference": minus[index][column]}
+                results.append(names | compared | outcome.record)
     return {
         "grid": grid.name,
         "metric": metric,
@@ -212,17 +224,17 @@ def as_json(grid: Grid, outcomes: Sequence[Sequence[Outcome]], baseline: Choice 
 
 
 class _File(TypedDict, total=False):
-    """What a grid's file holds beside the options of `train`."""
+    """The keys of a grid's file that are not options of `train`."""
 
     protocols: list[dict[str, Any]]
     published: list[Published] | None
 
 
 def read_grid(file: Path, flags: Mapping[str, Any]) -> Grid:
-    """The grid of a YAML file: options of `train` for all, `protocols` as columns, maybe `published` numbers.
+    """The grid of a YAML file: options of `train` for all columns, `protocols`, and optional `published` numbers.
 
-    Flags are over the file; a whole number as seeds is a count. Raises ConfigError on an unknown key, and on a value
-    that no run can have.
+    Flags replace options of the file; a whole number as seeds is a count. Raises ConfigError for an unknown key, and
+    for a value that no run can have.
     """
     where = str(file)
     options = known(read_yaml(file) or {}, OPTIONS - {"method", "live", "ensemble"} | {*_File.__annotations__}, where)
@@ -231,25 +243,25 @@ def read_grid(file: Path, flags: Mapping[str, Any]) -> Grid:
     if not own.get("protocols"):
         raise ConfigError(f"{where}: protocols must be a list such as - {{name: reversed, order: reversed}}")
     configs: dict[str, Config] = {}
-    for place, column in enumerate(own["protocols"], 1):
-        switches = known(column, SWITCHES | {"name"}, f"{where}, protocol {place}")
+    for number, column in enumerate(own["protocols"], 1):
+        switches = known(column, SWITCHES | {"name"}, f"{where}, protocol {number}")
         name = str(switches.pop("name", "")).strip()
         if not name or name in configs:
-            raise ConfigError(f"{where}, protocol {place}: it needs a name of its own, not {name!r}")
+            raise ConfigError(f"{where}, protocol {number}: it needs a name of its own, not {name!r}")
         layers = ({"method": ""} | common | switches, flags)
         try:
             configs[name] = Config.of(*layers, where=f"{where}, protocol {name}", counted=True)
         except (SplitError, ConfigError) as error:
-            named = str(error).removeprefix(f"{where}, protocol {name}: ")
-            raise ConfigError(f"{where}, protocol {name}: {named}") from None
+            message = str(error).removeprefix(f"{where}, protocol {name}: ")
+            raise ConfigError(f"{where}, protocol {name}: {message}") from None
     rows = own.get("published") or []
-    for place, row in enumerate(rows, 1):
-        _check_published(row, len(configs), f"{where}, published row {place}")
+    for number, row in enumerate(rows, 1):
+        _check_published(row, len(configs), f"{where}, published row {number}")
     return Grid(file.stem, configs, tuple(rows))
 
 
 def _check_published(row: Published, columns: int, where: str) -> None:
-    """Raise ConfigError where a row of a paper has no source, an unknown metric, or not one number a column."""
+    """Raise ConfigError if a published row lacks a source, has an unknown metric, or not a number for each column."""
     if missing := [name for name in ("method", "source", "differs", "values") if not getattr(row, name)]:
         raise ConfigError(f"{where}: it has no {', '.join(missing)}")
     if row.metric not in METRICS:

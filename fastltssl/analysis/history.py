@@ -1,6 +1,6 @@
-"""The numbers behind a finished run, from its folder alone. cure.py goes on from here, with the cache.
+"""The numbers behind a finished run, read from its folder alone; cure.py needs its cache too.
 
-True labels of the pool are looked at here; no method sees them.
+The true labels of the pool are used here, to judge pseudo-labels. No method sees them.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ class Insight(NamedTuple):
     groups: Int[Tensor, " C"] | None  # 0 head, 1 medium, 2 tail
     steps: Int[np.ndarray, " T"]
     curves: dict[str, np.ndarray]  # [T] each, by the names of metrics.jsonl, nan where there is no value; fractions
-    truth: Int[Tensor, " M"] | None  # of the pool, where all of it is known
+    truth: Int[Tensor, " M"] | None  # true labels of the pool; None unless all of them are known
 
 
 class Labels(NamedTuple):
@@ -48,28 +48,28 @@ class Labels(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Pseudo-labels of a pool; what needs the truth is None without it."""
+    """Statistics of the pseudo-labels of a pool; those that need the true labels are None without them."""
 
     accepted: Int[Tensor, " C"]  # rows at or above the threshold, by pseudo-label
     mask_rate: float  # share of rows that are accepted, nan for an empty pool
-    right_histogram: Int[Tensor, " bins"]  # all rows by confidence; every row where the truth is not known
-    wrong_histogram: Int[Tensor, " bins"]
+    right_histogram: Int[Tensor, " bins"]  # right pseudo-labels by confidence, accepted or not; all if truth is unknown
+    wrong_histogram: Int[Tensor, " bins"]  # the same of wrong ones
     audit: metrics.Audit | None
     by_class: metrics.ClassAudit | None
     by_group: dict[str, float] | None  # recall_head, false_head and so on, see metrics.audit_groups
-    confusion: Int[Tensor, "C C"] | None  # accepted rows, true class by pseudo-label
+    confusion: Int[Tensor, "C C"] | None  # accepted rows: true class in rows, pseudo-label in columns
 
 
 class Mistake(NamedTuple):
-    """A pair of classes that accepted pseudo-labels mix up; indices."""
+    """A pair of classes, by index, that accepted pseudo-labels confuse."""
 
     true: int
     label: int
-    rows: int
+    rows: int  # how many rows of the first are labelled as the second
 
 
 def read_insight(folder: Path, seed: int | None = None) -> Insight:
-    """The history of one seed (None: the first) of a finished run. Raises RunError where there is none."""
+    """One seed (None: the first) of a finished run. Raises RunError if there is no such run."""
     recorded, record, config = read_audit(folder, seed), read_record(folder), read_config(folder)
     seed = config.seeds[0] if seed is None else seed
     groups, truth = recorded.groups, recorded.truth
@@ -103,7 +103,7 @@ def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
 
 
 def reporting(insight: Insight) -> str:
-    """A sentence where the run's record reports anything but its last evaluation (--report); "" where it does not."""
+    """A sentence if the run's table does not report its last evaluation (see --report), else ""."""
     if insight.config.report == "mean20":
         return "The run's own table has means over its last 20 evaluations."
     if insight.config.report == "val" and "val_bacc" in insight.curves:
@@ -113,7 +113,7 @@ def reporting(insight: Insight) -> str:
 
 
 def at_step(insight: Insight, place: int = -1) -> Labels | None:
-    """The pseudo-labels at an evaluation (0 to T - 1, or -1 for the last); None where the method makes none."""
+    """The pseudo-labels at an evaluation (0 to T - 1, or -1 for the last); None if the method makes none."""
     label, confidence = insight.recorded.label, insight.recorded.confidence
     if label is None or confidence is None:
         return None
@@ -121,7 +121,10 @@ def at_step(insight: Insight, place: int = -1) -> Labels | None:
 
 
 def summary(insight: Insight, labels: Labels, threshold: float, truth: Int[Tensor, " M"] | None = None) -> Summary:
-    """What there is to say of pseudo-labels; `truth` where the run recorded none. About a millisecond a 10,000 rows."""
+    """Statistics of pseudo-labels, those at or above the threshold being accepted.
+
+    `truth` are the true labels of the pool, if the run has not recorded them. Takes about 1 ms for 10,000 rows.
+    """
     label, confidence = labels
     truth, n_classes = insight.truth if truth is None else truth, len(insight.classes)
     is_accepted = confidence >= threshold
@@ -129,17 +132,17 @@ def summary(insight: Insight, labels: Labels, threshold: float, truth: Int[Tenso
     mask_rate = float(is_accepted.double().mean())
     bins = (confidence * BINS).long().clamp_(0, BINS - 1)
     if truth is None:
-        every = torch.bincount(bins, minlength=BINS)
-        return Summary(accepted, mask_rate, every, torch.zeros_like(every), None, None, None, None)
+        histogram = torch.bincount(bins, minlength=BINS)
+        return Summary(accepted, mask_rate, histogram, torch.zeros_like(histogram), None, None, None, None)
     is_right = label == truth
-    both = torch.bincount(bins + BINS * is_right, minlength=2 * BINS)
+    wrong_and_right = torch.bincount(bins + BINS * is_right, minlength=2 * BINS)
     by_class = metrics.audit_classes(label, confidence, truth, threshold, n_classes)
     pairs = (truth * n_classes + label)[is_accepted]
     return Summary(
         accepted=accepted,
         mask_rate=mask_rate,
-        right_histogram=both[BINS:],
-        wrong_histogram=both[:BINS],
+        right_histogram=wrong_and_right[BINS:],
+        wrong_histogram=wrong_and_right[:BINS],
         audit=metrics.audit(label, confidence, truth, threshold),
         by_class=by_class,
         by_group=metrics.audit_groups(by_class, insight.groups),
@@ -148,16 +151,16 @@ def summary(insight: Insight, labels: Labels, threshold: float, truth: Int[Tenso
 
 
 def mistakes(confusion: Int[Tensor, "C C"], count: int = 10) -> list[Mistake]:
-    """The pairs of classes that are mixed up most, most rows first."""
+    """The pairs of classes that are confused most often, most rows first."""
     n_classes = len(confusion)
     wrong = confusion.clone().fill_diagonal_(0).flatten()
-    rows, places = wrong.topk(min(count, len(wrong)))
-    each = zip(rows.tolist(), places.tolist(), strict=True)
-    return [Mistake(place // n_classes, place % n_classes, n) for n, place in each if n]
+    counts, places = wrong.topk(min(count, len(wrong)))
+    pairs = zip(counts.tolist(), places.tolist(), strict=True)
+    return [Mistake(place // n_classes, place % n_classes, rows) for rows, place in pairs if rows]
 
 
 def method_state(insight: Insight) -> list[PerClass | OverTime]:
-    """What the method itself keeps of each class or over training, such as ULFine's alpha_k; empty where nothing."""
+    """What the method says of its state, by class or over training (see types.Keeps), and the estimated prior."""
     method = configure(insight.config.method, insight.config.settings)
     kept: list[PerClass | OverTime] = []
     steps = torch.from_numpy(insight.steps)
@@ -167,7 +170,7 @@ def method_state(insight: Insight) -> list[PerClass | OverTime]:
         kept.append(OverTime("Estimated prior Q of the pool", "share (%)", reading, steps, prior))
     if isinstance(method, Keeps) and not insight.config.ensemble:
         curves = {name: torch.from_numpy(curve) for name, curve in insight.curves.items()}
-        kept += method.kept(_state(insight), Trace(steps, insight.config.steps, curves))
+        kept += method.kept(final_state(insight), Trace(steps, insight.config.steps, curves))
     return [_as_numpy(item) for item in kept]
 
 
@@ -175,15 +178,15 @@ def _as_numpy(item: PerClass | OverTime) -> PerClass | OverTime:
     return type(item)(*(np.asarray(value) if isinstance(value, Tensor) else value for value in item))  # type: ignore
 
 
-def _state(insight: Insight) -> SimpleNamespace:
-    """The final state of a run, read by name as the method reads it: state.text.anchor."""
+def final_state(insight: Insight) -> SimpleNamespace:
+    """The state that the method ended with, its tensors as nested attributes such as state.text.anchor."""
     prefix = f"seed{insight.seed}.state."
     state = SimpleNamespace()
     for name, value in load_file(insight.folder / "head.safetensors").items():
         if name.startswith(prefix):
-            owner, (*parts, last) = state, name.removeprefix(prefix).split(".")
+            parent, (*parts, last) = state, name.removeprefix(prefix).split(".")
             for part in parts:
-                owner.__dict__.setdefault(part, SimpleNamespace())
-                owner = getattr(owner, part)
-            setattr(owner, last, value)
+                parent.__dict__.setdefault(part, SimpleNamespace())
+                parent = getattr(parent, part)
+            setattr(parent, last, value)
     return state

@@ -1,9 +1,11 @@
-"""The label bias of a cached zero-shot model, estimated from the labelled rows of a split and judged where it can be.
+"""The label bias of a cached zero-shot model, estimated from the labelled rows of splits, and how good the estimate is.
 
-What `fastltssl bias` prints; no printing here. Accuracies are fractions.
+`fastltssl bias` prints and writes what is computed here. Accuracies are fractions.
 """
 
 import csv
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +21,12 @@ from fastltssl.functional import metrics
 from fastltssl.functional.bias import LabelBias, cross_fitted_accuracy, estimate_label_bias
 from fastltssl.functional.zero_shot import text_branch, text_scores
 from fastltssl.images.world.world import CLASSES, caption_prior
+from fastltssl.runs.config import Config
 from fastltssl.training.rows import Rows, make_problem
 
-NEAR_CHANCE = 3.0  # below this many times chance a model knows little but the prior
+NEAR_CHANCE = 3.0  # a zero-shot model below this many times chance knows little but the class prior
+ACCURACIES = ("top1", "bacc", "bacc_uncorrected", "cross_fitted")  # the fields of Study that hold a Change
+AGREEMENTS = ("correlation", "slope", "rank_correlation")  # the fields of Agreement that are summed up over splits
 
 
 class Change(NamedTuple):
@@ -54,14 +59,18 @@ class Study(NamedTuple):
 
 
 def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, " C"] | None = None, scale: str = "fixed") -> Study:
-    """Estimate the bias of the zero-shot scores from the split's labelled rows; `prior` is the truth, where known."""
+    """Estimate the bias of the zero-shot scores from the split's labelled rows.
+
+    `prior` is the class prior of the model's captions, if it is known. With scale "joint" a factor on the scores is
+    fitted along with the bias.
+    """
     problem = make_problem(rows, split, 1)
     branch = text_branch(problem)
     scores = text_scores(branch, problem.x[:, 0])
     uniform = torch.full_like(problem.prior, 1 / len(problem.prior))
     estimate, uncorrected = (
-        estimate_label_bias(scores, problem.y, prior=each, fit_scale=scale == "joint")
-        for each in (problem.prior, uniform)
+        estimate_label_bias(scores, problem.y, prior=labelled_prior, fit_scale=scale == "joint")
+        for labelled_prior in (problem.prior, uniform)
     )
     top1 = bacc = bacc_uncorrected = None
     if len(split.test):
@@ -83,25 +92,27 @@ def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, " C"] | None = N
 
 
 def _change(z: Float[Tensor, "n C"], y: Int[Tensor, " n"], bias: LabelBias, name: str) -> Change:
-    found = (metrics.evaluate(each, y, None)[name] for each in (z, bias.scale * z - bias.log_bias))
-    return Change(*(_fraction(value) for value in found))
+    before, after = (metrics.evaluate(scores, y, None)[name] for scores in (z, bias.scale * z - bias.log_bias))
+    return Change(_fraction(before), _fraction(after))
 
 
 def agreement(log_bias: Float[Tensor, " C"], prior: Float[Tensor, " C"], is_present: np.ndarray) -> Agreement:
-    """Correlations and least-squares slope of the estimated log bias on the known log prior; nan where it is flat."""
-    kept = torch.from_numpy(is_present)
-    known, found = (each.double().cpu()[kept] for each in (prior.log(), log_bias))
-    known, found = _centred(known), _centred(found)
+    """Correlations and least-squares slope of the estimated log bias on the known log prior.
+
+    nan with fewer than three classes that have labelled rows, or if these are equally likely under the prior.
+    """
+    present = torch.from_numpy(is_present)
+    known, estimated = (_centred(values.double().cpu()[present]) for values in (prior.log(), log_bias))
     variance = float(known @ known)
     if len(known) < 3 or variance < 1e-12:
         return Agreement(*[float("nan")] * len(Agreement._fields))
-    slope = float(known @ found) / variance
-    left = float(((found - slope * known) ** 2).sum()) / (len(known) - 2)
+    slope = float(known @ estimated) / variance
+    residual_variance = float(((estimated - slope * known) ** 2).sum()) / (len(known) - 2)
     return Agreement(
-        correlation=_cosine(known, found),
+        correlation=_cosine(known, estimated),
         slope=slope,
-        slope_error=(left / variance) ** 0.5,
-        rank_correlation=_cosine(_centred(_ranks(known)), _centred(_ranks(found))),
+        slope_error=(residual_variance / variance) ** 0.5,
+        rank_correlation=_cosine(_centred(_ranks(known)), _centred(_ranks(estimated))),
     )
 
 
@@ -110,15 +121,16 @@ def _cosine(a: Float[Tensor, " C"], b: Float[Tensor, " C"]) -> float:
 
 
 def _ranks(values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-    """Place of each value from the smallest, from 0; equal values share the mean of their places."""
+    """The rank of each value, 0 for the smallest; equal values share their mean rank."""
     below = (values[:, None] > values).sum(dim=1)
     return below + ((values[:, None] == values).sum(dim=1).double() - 1) / 2
 
 
 def known_prior(choice: str | None, cache: Cache) -> Float[np.ndarray, " C"] | None:
-    """The class prior of a model's captions: "world", a CSV file of class,prior, or "none".
+    """The class prior of a model's captions, by the option --known-prior; None if it is not known.
 
-    Without a choice it is the world's for the embedded model on the embedded world, and unknown for all else.
+    A choice is "world", a CSV file of class,prior, or "none". Without a choice the prior is that of the embedded world
+    for the embedded model on that world, and not known for any other.
     """
     provenance = cache.attributes.get("provenance", {})
     if choice is None:
@@ -138,7 +150,7 @@ def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, " C"]
         raise SourceError(
             f"--known-prior {path}: there is no such file. Accepted: world, none, or a CSV of class,prior"
         )
-    found: dict[str, float] = {}
+    priors: dict[str, float] = {}
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -152,33 +164,113 @@ def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, " C"]
             raise SourceError(f"{path}, line {number}: {','.join(line)!r} is not class,prior") from None
         if name not in classes:
             raise SourceError(f"{path}, line {number}: {name!r} is no class of the cache.{did_you_mean(name, classes)}")
-        if name in found:
+        if name in priors:
             raise SourceError(f"{path}, line {number}: {name!r} was given before. One line for each class")
-        found[name] = value
-    if missing := [name for name in classes if not 0 < found.get(name, 0) < float("inf")]:
+        priors[name] = value
+    if missing := [name for name in classes if not 0 < priors.get(name, 0) < float("inf")]:
         raise SourceError(f"{path} has no prior above 0 for {len(missing)} classes, such as {missing[0]!r}")
-    prior = np.array([found[name] for name in classes])
+    prior = np.array([priors[name] for name in classes])
     return prior / prior.sum()
 
 
-def is_near_chance(one: Study) -> bool:
+def is_near_chance(study: Study) -> bool:
     """Whether the zero-shot model is so weak that its agreement with a prior says nothing about the estimate."""
-    accuracy = one.bacc.before if one.bacc else one.cross_fitted.before
-    return accuracy < NEAR_CHANCE / len(one.counts)
+    accuracy = study.bacc.before if study.bacc else study.cross_fitted.before
+    return accuracy < NEAR_CHANCE / len(study.counts)
 
 
-def table(studies: list[Study], classes: tuple[str, ...], prior: np.ndarray | None) -> list[dict[str, Any]]:
+def record_of(
+    config: Config,
+    scale: str,
+    splits: Sequence[Split],
+    studies: Sequence[Study],
+    classes: tuple[str, ...],
+    prior: Float[np.ndarray, " C"] | None,
+) -> dict[str, Any]:
+    """The JSON object of `fastltssl bias`: the protocol, a row for each class, means over the splits, and each split.
+
+    `splits` and `studies` hold one for each seed of the config.
+    """
+    return {
+        "cache": config.cache,
+        "protocol": dataclasses.asdict(config.protocol),
+        "seeds": list(config.seeds),
+        "templates": config.templates,
+        "scale": scale,
+        "labelled": [len(split.labelled) for split in splits],
+        "unlabelled": [len(split.unlabelled) for split in splits],
+        "classes": table(studies, classes, prior),
+        **_means(studies),
+        "per_seed": [_of_seed(seed, study) for seed, study in zip(config.seeds, studies, strict=True)],
+    }
+
+
+def _means(studies: Sequence[Study]) -> dict[str, Any]:
+    """Means over the splits of each accuracy, and mean and range of the agreement; None for what is not defined."""
+    means: dict[str, Any] = {}
+    for name in ACCURACIES:
+        changes = [getattr(study, name) for study in studies]
+        means[name] = None if changes[0] is None else [float(np.mean(side)) for side in zip(*changes, strict=True)]
+    means["agreement"] = None
+    agreements = [study.agreement for study in studies if study.agreement is not None]
+    if _is_defined(studies[0].agreement):
+        means["agreement"] = {}
+        for name in AGREEMENTS:
+            values = [getattr(agreement, name) for agreement in agreements]
+            means["agreement"][name] = {
+                "mean": float(np.mean(values)), "low": min(values), "high": max(values), "values": values
+            }  # fmt: skip
+    return means
+
+
+def _of_seed(seed: int, study: Study) -> dict[str, Any]:
+    """The numbers of one split, except those of each class, which are in bias.csv."""
+    return {
+        "seed": seed,
+        "scale": float(study.estimate.scale),
+        "residual": float(study.estimate.residual),
+        **{name: getattr(study, name) and list(getattr(study, name)) for name in ACCURACIES},
+        "agreement": study.agreement._asdict() if study.agreement and _is_defined(study.agreement) else None,
+    }
+
+
+def _is_defined(agreement: Agreement | None) -> bool:
+    return agreement is not None and bool(np.isfinite(agreement).all())
+
+
+def class_rows(
+    seeds: Sequence[int],
+    studies: Sequence[Study],
+    classes: tuple[str, ...],
+    prior: Float[np.ndarray, " C"] | None,
+) -> list[dict[str, Any]]:
+    """The rows of bias.csv: one for each seed and class, logarithms with six digits."""
+    return [
+        {
+            "seed": seed,
+            "class": name,
+            "labelled": int(study.counts[k]),
+            "log_bias": f"{float(study.estimate.log_bias[k]):.6f}",
+            "standard_error": f"{float(study.estimate.standard_error[k]):.6f}",
+            "known_log_prior": "" if prior is None else f"{np.log(prior[k]):.6f}",
+        }
+        for seed, study in zip(seeds, studies, strict=True)
+        for k, name in enumerate(classes)
+    ]
+
+
+def table(studies: Sequence[Study], classes: tuple[str, ...], prior: np.ndarray | None) -> list[dict[str, Any]]:
     """One row per class, most over-predicted first; means over the splits, logarithms relative to the mean class.
 
-    `error` is the standard error of one split's estimate, the root mean square over the splits.
+    `error` is the standard error of the log bias on a split; of several splits, the root mean square.
     """
-    bias = torch.stack([_centred(one.estimate.log_bias.double()) for one in studies]).mean(dim=0)
-    error = torch.stack([one.estimate.standard_error.double() for one in studies]).square().mean(dim=0).sqrt()
+    bias = torch.stack([_centred(study.estimate.log_bias.double()) for study in studies]).mean(dim=0)
+    error = torch.stack([study.estimate.standard_error.double() for study in studies]).square().mean(dim=0).sqrt()
     known = None if prior is None else _centred(torch.from_numpy(prior).log())
     rows = [
         {
             "class": name,
-            "labelled": round(float(np.mean([one.counts[k] for one in studies])), 1),
+            "labelled": round(float(np.mean([study.counts[k] for study in studies])), 1),
             "log_bias": float(bias[k]),
             "error": float(error[k]),
             "known_log_prior": None if known is None else float(known[k]),

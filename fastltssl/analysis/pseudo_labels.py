@@ -1,10 +1,11 @@
 """How pseudo-labels suffer from the imbalance of the pool: methods x unlabelled pools, trained from one cache.
 
-What `fastltssl analyze pseudo-labels` prints and draws; no printing here. Percent, but for KL in nats.
+`fastltssl analyze pseudo-labels` prints and draws what is computed here. Numbers are in percent, KL is in nats.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,14 @@ from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training, training_together
 from fastltssl.training.rows import Rows
 
-MEASURES = {  # in a record: (where, name); the audit's are those of accepted pseudo-labels
+MEASURES = {  # of the study: the part of a run's record that holds it ("" for the record itself), and its name there
     "kl": ("audit", "kl"),
     "tail_recall": ("audit", "recall_tail"),
     "precision": ("audit", "accuracy"),
     "mask_rate": ("audit", "mask_rate"),
     "bacc": ("", "bacc"),
 }
-FURTHER = {  # in the CSV and the JSON beside them
+FURTHER = {  # only in the CSV and the JSON
     "kl_all": ("audit", "kl_all"),
     "prior_kl": ("audit", "prior_kl"),
     "recall": ("audit", "recall"),
@@ -35,7 +36,7 @@ FURTHER = {  # in the CSV and the JSON beside them
 
 
 class Pool(NamedTuple):
-    """An unlabelled pool of the study."""
+    """An unlabelled pool of the study: the order of its class counts, and its imbalance."""
 
     order: str
     gamma_u: float
@@ -56,20 +57,26 @@ class Choice(NamedTuple):
         return " ".join([self.name, *(f"{knob}={value}" for knob, value in self.settings.items())])
 
 
+def run_name(method: str, settings: Mapping[str, Any], *parts: str) -> str:
+    """The name of a run's folder: the method, its settings and some parts, without characters that a shell reads."""
+    words = [Path(method).stem, *(f"{knob}={value}" for knob, value in settings.items()), *parts]
+    return re.sub(r"[^\w.=-]", "_", "-".join(words))
+
+
 def pools(gammas: Sequence[float], orders: Sequence[str]) -> list[Pool]:
     """The different pools among orders x gammas: at gamma 1 every order is uniform, and uniform has no gamma."""
     if unknown := [order for order in orders if order not in ORDERS]:
         raise SwitchError(f"--orders {unknown[0]!r} is not one of {', '.join(ORDERS)}")
-    found = [
+    named = {
         Pool("uniform", 1.0) if order == "uniform" or gamma == 1 else Pool(order, gamma)
         for order in orders
         for gamma in gammas
-    ]
-    return sorted(set(found), key=lambda pool: (pool != ("uniform", 1.0), ORDERS.index(pool.order), pool.gamma_u))
+    }
+    return sorted(named, key=lambda pool: (pool != ("uniform", 1.0), ORDERS.index(pool.order), pool.gamma_u))
 
 
-def plan(base: Config, choices: Sequence[Choice], found: Sequence[Pool], cache: Cache) -> list[list[Config]]:
-    """The experiments, one list a method, checked before anything is trained.
+def plan(base: Config, choices: Sequence[Choice], pools: Sequence[Pool], cache: Cache) -> list[list[Config]]:
+    """The experiments, a list for each method, checked before anything is trained.
 
     Raises RunError where a method makes no pseudo-labels or the pool has no true labels to judge them by, SplitError
     where the cache cannot serve one of the pools.
@@ -87,7 +94,7 @@ def plan(base: Config, choices: Sequence[Choice], found: Sequence[Pool], cache: 
             why = "the group unlabeled has no true labels to judge pseudo-labels by"
         raise RunError(f"{base.cache}: {why}. Add --m1 n, to take the pool from rows whose labels are known")
     labels = {name: group.labels for name, group in cache.groups.items()}
-    for pool in found:
+    for pool in pools:
         protocol = dataclasses.replace(base.protocol, order=pool.order, gamma_u=pool.gamma_u)
         for seed in base.seeds:
             long_tailed(labels, len(cache.classes), protocol, seed)
@@ -99,32 +106,40 @@ def plan(base: Config, choices: Sequence[Choice], found: Sequence[Pool], cache: 
                 settings=dict(choice.settings),
                 protocol=dataclasses.replace(base.protocol, order=pool.order, gamma_u=pool.gamma_u),
             )
-            for pool in found
+            for pool in pools
         ]
         for choice in choices
     ]
 
 
 def reference(base: Config, cache: Cache, rows: Rows, out: Path | None) -> Work[dict[str, Any]]:
-    """The record of LP+LA on the same labels: what a method must beat for its pool to have helped."""
+    """Train the logit-adjusted probe (LP+LA) on the same labels; a method below it has not gained from its pool.
+
+    Returns the record.
+    """
     protocol = dataclasses.replace(base.protocol, m1=0, gamma_u=1.0, order="consistent")
     config = dataclasses.replace(base, method="probe", settings={}, protocol=protocol)
     return (yield from training(config, cache, rows, out))
 
 
-def studying(
-    configs: Sequence[Config], cache: Cache, rows: Rows, folder: Callable[[Config], Path | None]
-) -> Work[list[dict[str, Any]]]:
-    """Train one method on every pool, seeds and pools of one size jointly; returns its records."""
-    return (yield from training_together(configs, cache, rows, [folder(config) for config in configs]))
+def studying(configs: Sequence[Config], cache: Cache, rows: Rows, folder: Path) -> Work[list[dict[str, Any]]]:
+    """Train one method on every pool, seeds and pools of one size jointly, each run into a folder of its own.
+
+    Returns the records.
+    """
+    folders = [
+        folder / run_name(config.method, config.settings, config.protocol.order, f"{config.protocol.gamma_u:g}")
+        for config in configs
+    ]
+    return (yield from training_together(configs, cache, rows, folders))
 
 
 def row(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """One line of the study: method, pool, and each measure {mean, std, values} or None."""
+    """A row of the study: the method by that name, its pool, and each measure as {mean, std, values} or None."""
     protocol = record["protocol"]
-    found = {
-        key: (record[where] or {}).get(measure) if where else record[measure]
-        for key, (where, measure) in (MEASURES | FURTHER).items()
+    measures = {
+        key: (record[part] or {}).get(name_there) if part else record[name_there]
+        for key, (part, name_there) in (MEASURES | FURTHER).items()
     }
     return {
         "method": name,
@@ -133,21 +148,21 @@ def row(record: dict[str, Any], name: str) -> dict[str, Any]:
         "pool": Pool(protocol["order"], protocol["gamma_u"]).name,
         "unlabelled": record["unlabelled"],
         "seeds": record["seeds"],
-        **found,
+        **measures,
         "is_below_la": bool(record.get("is_below_la")),
         "run": record["run"],
     }
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The study as a tidy table: one line for each method, pool and seed."""
+def seed_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The study as a tidy table: a row for each method, pool and seed."""
     return [
         {
-            **{name: one[name] for name in ("method", "order", "gamma_u")},
-            "unlabelled": one["unlabelled"][place],
+            **{name: row[name] for name in ("method", "order", "gamma_u")},
+            "unlabelled": row["unlabelled"][place],
             "seed": seed,
-            **{name: one[name]["values"][place] if one[name] else None for name in MEASURES | FURTHER},
+            **{name: row[name]["values"][place] if row[name] else None for name in MEASURES | FURTHER},
         }
-        for one in rows
-        for place, seed in enumerate(one["seeds"])
+        for row in rows
+        for place, seed in enumerate(row["seeds"])
     ]

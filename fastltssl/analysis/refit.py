@@ -1,4 +1,7 @@
-"""A run trained again from the cache with other knobs, and the curve of one knob. No page; the numbers are train's."""
+"""A run trained again from the cache with other knobs, and accuracy as a function of one knob.
+
+Training and evaluation are those of `fastltssl train`.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,39 +27,45 @@ MEASURES = ("bacc", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate", "val_b
 
 
 def changed(insight: Insight, settings: dict[str, Any], options: dict[str, Any]) -> Config:
-    """The config of the run with other knobs, for its one seed. Raises UnknownKnob on a value that is none."""
+    """The config of the run with other knobs and options, for one seed. Raises UnknownKnob for a wrong value."""
     config = dataclasses.replace(insight.config, seeds=(insight.seed,), settings=settings, **options)
     configure(config.method, config.settings)
     return config
 
 
 def refitting(config: Config, scored: Scored, out: Path) -> Work[Insight]:
-    """Train a changed config from the cache of a run, yielding progress; a run folder under `out`."""
+    """Train a changed config from the cache of a run, yielding progress; the run is written to the folder `out`."""
     yield from training(config, scored.trained.cache, scored.rows, out)
     return read_insight(out)
 
 
 def knob_range(config: Config, knob: str, count: int) -> list[float]:
-    """`count` values over the range a knob is meant for; equal factors apart where its scale is logarithmic."""
+    """`count` values over the range a knob is meant for, spaced by equal factors if its scale is logarithmic.
+
+    lr and weight_decay range from a tenth to ten times their value in the config.
+    """
     if knob in ("lr", "weight_decay"):
         middle = getattr(config, knob) or 5e-4
         return [float(value) for value in np.geomspace(middle / 10, middle * 10, count)]
-    meant = fields(configure(config.method, config.settings))[knob].metadata
-    spaced = np.geomspace if meant["log"] and meant["low"] > 0 else np.linspace
-    return [float(value) for value in spaced(meant["low"], meant["high"], count)]
+    metadata = fields(configure(config.method, config.settings))[knob].metadata
+    spaced = np.geomspace if metadata["log"] and metadata["low"] > 0 else np.linspace
+    return [float(value) for value in spaced(metadata["low"], metadata["high"], count)]
 
 
 def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) -> dict[str, Float[np.ndarray, " R"]]:
-    """The last evaluation of one run for each value of a real knob, trained together; fractions, by MEASURES."""
+    """The measures in MEASURES at the last evaluation, as fractions, for each value of a real knob.
+
+    The runs, one for each value, are trained together.
+    """
     task = scored.task
     method, problem = configure(config.method, config.settings), dataclasses.replace(task.problem, steps=config.steps)
     swept = {knob: torch.tensor(values, dtype=problem.x.dtype)}
-    inside = {name: numbers for name, numbers in swept.items() if name not in OPTIONS}
+    in_method = {name: numbers for name, numbers in swept.items() if name not in OPTIONS}
     work = fitting_many(
         method,
         swept,
         problem,
-        stream_of(task._replace(config=config, problem=problem), with_knobs(method, inside)),
+        stream_of(task._replace(config=config, problem=problem), with_knobs(method, in_method)),
         steps=config.steps,
         lr=config.lr,
         weight_decay=config.weight_decay,

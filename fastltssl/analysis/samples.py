@@ -1,4 +1,4 @@
-"""One sample of a pool, and the pool as a map: images, scores by view and branch, neighbours, two dimensions."""
+"""Samples of a pool: their images, scores by view and branch, and nearest labelled rows; and the pool as a 2-D map."""
 
 import base64
 import importlib.util
@@ -26,15 +26,15 @@ NO_UMAP = "no UMAP without umap-learn: pip install umap-learn. PCA needs nothing
 
 
 class Album(NamedTuple):
-    """The images of a cache's groups, where the data set is at hand; else why not."""
+    """The images of a cache's groups if its data set can be opened; else no images and the reason."""
 
-    images: dict[str, Any]  # Images, which a cache of thumbnails is keyed by
-    place: dict[str, dict[str, int]]  # id -> row, of each group
-    why: str
+    images: dict[str, Any]  # by group; a value is the Images of a source
+    place: dict[str, dict[str, int]]  # by group: the row of each image id
+    why: str  # why there are no images, else ""
 
 
 class Neighbour(NamedTuple):
-    """A labelled row near a sample."""
+    """A labelled row that is similar to a sample."""
 
     image_id: str
     label: int
@@ -42,19 +42,19 @@ class Neighbour(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which rows of the pool a gallery shows, most confident first; None takes all."""
+    """The rows of the pool that a gallery shows; a field that is None sets no condition."""
 
-    kind: str = "wrong"  # or "right" or "all"; without the truth every row is shown
+    kind: str = "wrong"  # or "right" or "all"; if the true labels are not known, all are shown
     true: int | None = None
     label: int | None = None
     group: int | None = None  # of the predicted class: 0 head, 1 medium, 2 tail
-    low: float = 0.0  # confidence
-    high: float = 1.0
+    low: float = 0.0  # the least confidence
+    high: float = 1.0  # the greatest confidence
     rows: Int[np.ndarray, " K"] | None = None
 
 
 def open_album(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Album:
-    """The images that a cache was made from; `dataset` and `root` where they have moved."""
+    """The images that a cache was made from; `dataset` and `root` tell where they are if they have been moved."""
     made = cache.attributes["provenance"]
     if made.get("model") == "imported":
         return no_album("the cache was imported from features, and does not know which images they are of")
@@ -72,17 +72,17 @@ def open_album(cache: Cache, dataset: str | None = None, root: Path | None = Non
 
 
 def no_album(why: str) -> Album:
-    """No images, and the reason."""
+    """An album without images, with the reason."""
     return Album({}, {}, f"Images are not at hand, so ids are shown: {why}")
 
 
 def thumbnails(album: Album, group: str | None, ids: list[str]) -> list[str]:
-    """A square PNG of each image as a data address, "" where there is none or it cannot be read.
+    """A square PNG of each image as a data URL; "" if there is no such image, or it cannot be read.
 
-    Without a group, it is the first one that has all the ids.
+    Without a group, the first group that holds all the ids is used.
     """
     if group is None:
-        group = next((name for name, rows in album.place.items() if all(each in rows for each in ids)), "")
+        group = next((name for name, rows in album.place.items() if rows.keys() >= {*ids}), "")
     if group not in album.images:
         return [""] * len(ids)
     return [_thumbnail(album.images[group], album.place[group].get(image_id, -1)) for image_id in ids]
@@ -104,9 +104,9 @@ def _thumbnail(images: Any, row: int) -> str:
     side = max(picture.size)
     square = Image.new("RGBA", (side, side))
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    held = io.BytesIO()
-    square.save(held, "PNG")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    file = io.BytesIO()
+    square.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, " M"] | None, wanted: Wanted) -> Int[np.ndarray, " K"]:
@@ -128,7 +128,7 @@ def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, " M"] | None, wa
 
 
 def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
-    """The ids of rows of the pool, as the run has kept them."""
+    """The image ids of rows of the pool, from the run's rows.npz."""
     stamp = (insight.folder / "rows.npz").stat().st_mtime_ns
     return _pool_ids(insight.folder, insight.seed, stamp)[rows].tolist()
 
@@ -140,34 +140,36 @@ def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
 
 
 def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:
-    """Scores of every cached view of a row of the pool, by branch: "run", and "text", "probe" and such as there are."""
+    """Scores of each cached view of a row of the pool: those of the "run", of each branch of its method, and zero-shot.
+
+    The branches are called as the method calls them, such as "text" and "probe".
+    """
     problem, trained = scored.task.problem, scored.trained
     x = problem.u[row].float()
     with torch.no_grad():
-        found = dict(trained.method.scores(trained.run.params, trained.run.state, x))
-        own = found.pop("pseudo", None)
-        test = found.pop("test")
-        own = test if own is None else own
+        branches = dict(trained.method.scores(trained.run.params, trained.run.state, x))
+        test = branches.pop("test")
+        own = branches.pop("pseudo", test)
         if problem.text is not None:
-            found["zero-shot"] = text_scores(text_branch(problem), x)
-    return {"run": own} | found
+            branches["zero-shot"] = text_scores(text_branch(problem), x)
+    return {"run": own} | branches
 
 
 def neighbours(scored: Scored, row: int, count: int = 6) -> list[Neighbour]:
-    """The labelled rows nearest to a row of the pool, by the cosine of the center views."""
+    """The labelled rows most similar to a row of the pool, by the cosine of their center views."""
     problem, split = scored.task.problem, scored.task.split
     norm = last_norm(problem)
     query, keys = (feature_of(x[:, 0].float(), norm) for x in (problem.u[row : row + 1], problem.x))
-    cosine, found = nearest(query, keys, count)
+    cosines, places = nearest(query, keys, count)
     ids = scored.trained.cache.groups["train"].ids
-    pairs = zip(found[0].tolist(), cosine[0].tolist(), strict=True)
-    return [Neighbour(ids[split.labelled[place]], int(problem.y[place]), near) for place, near in pairs]
+    pairs = zip(places[0].tolist(), cosines[0].tolist(), strict=True)
+    return [Neighbour(ids[split.labelled[place]], int(problem.y[place]), cosine) for place, cosine in pairs]
 
 
 def flat_pca(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 2"]:
-    """The two principal components of the normalised center views of rows of the pool.
+    """The first two principal components of the normalised center views of rows of the pool.
 
-    The largest loading of each is positive, so that the map lies the same way everywhere.
+    The sign of each is chosen so that its largest loading is positive, so the map is not mirrored from run to run.
     """
     x = _unit(scored, rows)
     centred = x - x.mean(dim=0)
@@ -183,15 +185,16 @@ def has_umap() -> bool:
 
 
 def flat_umap(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[np.ndarray, "K 2"]:
-    """UMAP of the same; raises MapError where umap-learn is not installed."""
+    """A two-dimensional UMAP of the same views. Raises MapError if umap-learn is not installed."""
     if not has_umap():
         raise MapError(NO_UMAP)
     import umap
 
-    made: Any = umap.UMAP(n_components=2, metric="cosine", random_state=0, n_jobs=1)
-    return np.asarray(made.fit_transform(_unit(scored, rows).numpy()))
+    reducer: Any = umap.UMAP(n_components=2, metric="cosine", random_state=0, n_jobs=1)
+    return np.asarray(reducer.fit_transform(_unit(scored, rows).numpy()))
 
 
 def _unit(scored: Scored, rows: Int[np.ndarray, " K"]) -> Float[Tensor, "K D"]:
+    """The center views of rows of the pool, normalised to length 1."""
     x = feature_of(scored.task.problem.u[torch.from_numpy(rows), 0].float(), last_norm(scored.task.problem))
     return torch.nn.functional.normalize(x, dim=-1)

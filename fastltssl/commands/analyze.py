@@ -1,9 +1,7 @@
 """`fastltssl analyze`: studies of what training does, each a table, a CSV, a JSON and a picture."""
 
-import csv
 import dataclasses
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,20 @@ import click
 
 from fastltssl.commands.common import (
     PATH,
+    TRAIN_OPTIONS,
     as_json,
     example,
     on_device,
     output_folder,
     parse_methods,
-    spread_of,
-    train_options,
+    quoted,
     usable_device,
+    with_options,
+    write_study,
 )
 from fastltssl.commands.strategies import lp_lft_fft
-from fastltssl.functional.measures import measure
 
-COLUMNS = {name: measure(name) for name in ("kl", "tail_recall", "precision", "mask_rate", "bacc")}
+GIVEN_AS_LISTS = ("--gamma-u", "--order", "--set")  # by --gamma-u, --orders and --methods of the command itself
 
 
 @click.group()
@@ -41,113 +40,85 @@ def analyze() -> None:
               show_default=True, help="Methods, each with the knobs it is to have.")  # fmt: skip
 @click.option("--gamma-u", "gamma_text", default="1,10,50", show_default=True, help="Head over tail of the pools.")
 @click.option("--orders", default="consistent,uniform,reversed", show_default=True, help="Orders of the pools.")
-@train_options
+@with_options(TRAIN_OPTIONS, without=GIVEN_AS_LISTS)
 @click.option("--out", type=PATH, help="Folder to write (default runs/TIME-pseudo-labels-CACHE).")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is there.")
 @on_device
 @as_json
 def pseudo_labels(
-    method_text: str,
-    gamma_text: str,
-    orders: str,
-    out: Path | None,
-    overwrite: bool,
-    device: str,
-    threads: int | None,
-    is_json: bool,
-    **flags: Any,
-) -> None:
+    method_text: str, gamma_text: str, orders: str, out: Path | None, overwrite: bool, device: str, threads: int | None,
+    is_json: bool, **flags: Any,
+) -> None:  # fmt: skip
     """How pseudo-labels follow the imbalance of the pool.
 
     Every method is trained on every pool (orders x gammas; at gamma 1 all orders are uniform) and its accepted
     pseudo-labels are compared with the true labels of the pool, which no method sees. Recall counts a row whose label
     was not accepted as missed. The tail is that of the labelled rows.
     """
-    from fastltssl.analysis import pseudo_labels as pseudo_study
-    from fastltssl.runs import experiment
-    from fastltssl.runs import folder as runs
+    from fastltssl.analysis.comparison import mark_below_la
+    from fastltssl.analysis.pseudo_labels import Choice, plan, pools, reference, row, seed_rows, studying
     from fastltssl.runs.config import Config
-    from fastltssl.show.names import mark_below_la, protocol_line
+    from fastltssl.runs.experiment import open_rows
+    from fastltssl.runs.folder import new_folder
+    from fastltssl.show.names import protocol_line
+    from fastltssl.show.study_figures import pseudo_label_figure
     from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
-    choices = [pseudo_study.Choice(*each) for each in parse_methods(method_text)]
-    found = pseudo_study.pools(_gammas(gamma_text), [each.strip() for each in orders.split(",")])
+    choices = [Choice(*method) for method in parse_methods(method_text)]
+    compared = pools(_gammas(gamma_text), [order.strip() for order in orders.split(",")])
     base = Config.of(flags | {"method": "fixmatch"})
-    cache, rows = experiment.open_rows(base.cache, usable_device(device, threads or 1))
-    plan = pseudo_study.plan(base, choices, found, cache)
-    folder = output_folder(out or runs.new_folder(dataclasses.replace(base, method="pseudo-labels")), overwrite)
-
-    def run_folder(config: Any) -> Path:
-        settings = [f"{name}={value}" for name, value in config.settings.items()]
-        name = "-".join([Path(config.method).stem, *settings, config.protocol.order, f"{config.protocol.gamma_u:g}"])
-        return folder / "runs" / re.sub(r"[^\w.=-]", "_", name)
-
-    probe = follow(pseudo_study.reference(plan[0][0], cache, rows, folder / "runs" / "probe"), "probe LP+LA")
+    cache, rows = open_rows(base.cache, usable_device(device, threads or 1))
+    planned = plan(base, choices, compared, cache)
+    folder = output_folder(out or new_folder(dataclasses.replace(base, method="pseudo-labels")), overwrite)
+    runs = folder / "runs"
+    probe = follow(reference(planned[0][0], cache, rows, runs / "probe"), "probe LP+LA")
     records = [probe]
-    for place, (choice, configs) in enumerate(zip(choices, plan, strict=True), 1):
-        what = f"{choice.label} ({place} of {len(plan)})"
-        records += follow(pseudo_study.studying(configs, cache, rows, run_folder), what)
-    records = mark_below_la(records)
-    labels = [choice.label for choice in choices for _ in found]
-    results = [pseudo_study.row(record, text) for record, text in zip(records[1:], labels, strict=True)]
-    sizes = [count for one in results for count in one["unlabelled"]]
-    line = f"{protocol_line(probe | {'unlabelled': sizes})}, M1 {plan[0][0].protocol.m1}"
-    show(f"pseudo-labels against the truth, {line}, {len(found)} pools")
+    for number, (choice, configs) in enumerate(zip(choices, planned, strict=True), 1):
+        title = f"{choice.label} ({number} of {len(planned)})"
+        records += follow(studying(configs, cache, rows, runs), title)
+    labels = [choice.label for choice in choices for _ in compared]
+    results = [row(record, label) for record, label in zip(mark_below_la(records)[1:], labels, strict=True)]
+    sizes = [count for result in results for count in result["unlabelled"]]
+    line = f"{protocol_line(probe | {'unlabelled': sizes})}, M1 {planned[0][0].protocol.m1}"
+    show(f"pseudo-labels against the truth, {line}, {len(compared)} pools")
     _show_table(results, probe)
-    written = _write(folder, results, probe, line)
-    show(f"{len(results)} experiments in {time.perf_counter() - began:.1f} s")
-    show(
-        f"wrote {', '.join(map(str, written))}\nnext: fastltssl compare {folder}/runs/* --baseline {folder}/runs/probe"
-    )
+    study = {"protocol": line, "results": results, "reference": probe}
+    written = write_study(folder, "pseudo_labels", study, {"pseudo_labels": seed_rows(results)},
+                          lambda path: pseudo_label_figure(results, probe["bacc"], line, path))  # fmt: skip
+    show(f"{len(results)} experiments in {time.perf_counter() - began:.1f} s\nwrote {', '.join(map(str, written))}")
+    show(f"next: fastltssl compare {quoted(runs)}/* --baseline {quoted(runs / 'probe')}")
     if is_json:
         click.echo(json.dumps({"results": results, "reference": probe, "out": str(folder)}))
 
 
 analyze.add_command(lp_lft_fft)
-pseudo_labels.params = [one for one in pseudo_labels.params if one.name not in ("gamma_u", "order", "set_")]  # as lists
 
 
 def _gammas(text: str) -> list[float]:
+    """The values of --gamma-u; a usage error if one is no number, or no imbalance."""
     try:
-        found = [float(part) for part in text.split(",")]
+        gammas = [float(part) for part in text.split(",")]
     except ValueError:
         raise click.UsageError(f"--gamma-u {text!r} is not a list of numbers such as 1,10,50") from None
-    if min(found) < 1 or max(found) == float("inf"):
+    if min(gammas) < 1 or max(gammas) == float("inf"):
         raise click.UsageError(f"--gamma-u {text!r}: gamma is head count over tail count, at least 1")
-    return found
+    return gammas
 
 
 def _show_table(results: list[dict[str, Any]], probe: dict[str, Any]) -> None:
-    from fastltssl.show.terminal import grid, show
+    """Print a row for each method and pool, and one for the probe, which uses no pool."""
+    from fastltssl.analysis.pseudo_labels import MEASURES
+    from fastltssl.functional.measures import measure
+    from fastltssl.show.terminal import grid, show, spread
 
-    lines = []
-    for one in results:
-        cells = [spread_of(one[name], shown.digits) for name, shown in COLUMNS.items()]
-        mark = "below LP+LA" if one["is_below_la"] else ""
-        lines.append([one["method"], one["pool"], f"{one['unlabelled'][0]:,}", *cells, mark])
-    lines.append(["LP+LA", "none", "0", *["-"] * (len(COLUMNS) - 1), spread_of(probe["bacc"], 1), ""])
-    show(grid(["method", "pool", "rows", *(shown.column for shown in COLUMNS.values()), ""], lines))
+    rows = []
+    for result in results:
+        cells = [spread(result[name], measure(name).digits) for name in MEASURES]
+        mark = "below LP+LA" if result["is_below_la"] else ""
+        rows.append([result["method"], result["pool"], f"{result['unlabelled'][0]:,}", *cells, mark])
+    rows.append(["LP+LA", "none", "0", *["-"] * (len(MEASURES) - 1), spread(probe["bacc"]), ""])
+    show(grid(["method", "pool", "rows", *(measure(name).column for name in MEASURES), ""], rows))
     show(
         "KL: classes of the accepted pseudo-labels against the true ones; tail recall, precision, kept: accepted labels"
     )
-
-
-def _write(folder: Path, results: list[dict[str, Any]], probe: dict[str, Any], line: str) -> list[Path]:
-    """pseudo_labels.csv with a line for every method, pool and seed, .json, and .png where matplotlib is there."""
-    from fastltssl.analysis.pseudo_labels import lines
-    from fastltssl.errors import FigureError
-    from fastltssl.show.study_figures import pseudo_label_figure
-
-    paths = [folder / "pseudo_labels.csv", folder / "pseudo_labels.json"]
-    table = lines(results)
-    with paths[0].open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
-    paths[1].write_text(json.dumps({"protocol": line, "results": results, "reference": probe}, indent=1))
-    try:
-        paths.append(pseudo_label_figure(results, probe["bacc"], line, folder / "pseudo_labels.png"))
-    except FigureError as error:
-        click.echo(f"note: {error}", err=True)
-    return paths

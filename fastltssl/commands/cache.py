@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, usable_device
+from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, quoted, usable_device
 
 
 @click.group()
@@ -23,13 +23,13 @@ def cache_ls(is_json: bool) -> None:
     from fastltssl.show.terminal import grid, show
 
     folder = cache_folder()
-    found = list_caches(folder)
-    if found:
-        columns = list(found[0])
-        show(grid(columns, [[row[name] for name in columns] for row in found]))
-    show(f"{counted(len(found), 'cache')} in {folder}" + ("" if found else "; make one with: fastltssl extract --help"))
+    caches = list_caches(folder)
+    if caches:
+        show(grid(list(caches[0]), [list(cache.values()) for cache in caches]))
+    following = f"fastltssl cache info {quoted(caches[0]['name'])}" if caches else "fastltssl extract --help"
+    show(f"{counted(len(caches), 'cache')} in {folder}\nnext: {following}")
     if is_json:
-        click.echo(json.dumps(found, default=str))
+        click.echo(json.dumps(caches, default=str))
 
 
 @cache.command("info")
@@ -37,16 +37,19 @@ def cache_ls(is_json: bool) -> None:
 @as_json
 def cache_info(name: str, is_json: bool) -> None:
     """Show everything that is in a cache's fingerprint, shapes, sizes and completeness."""
-    from fastltssl.cache.catalogue import info
+    from fastltssl.cache.catalogue import find_cache, info
     from fastltssl.show.terminal import pairs_table, show
 
-    found = info(name)
-    show(pairs_table(_flat(found), name))
+    contents = info(name)
+    show(pairs_table(_flat(contents), name))
+    if contents.get("is_complete"):
+        show(next_of(find_cache(name)))
     if is_json:
-        click.echo(json.dumps(found, default=str))
+        click.echo(json.dumps(contents, default=str))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary as one of texts, with keys such as provenance.model."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -61,17 +64,19 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @as_json
 def cache_verify(name: str, is_json: bool) -> None:
     """Check every file of a cache against its manifest. Exit code 1 where anything is damaged."""
-    from fastltssl.cache.catalogue import verify
+    from fastltssl.cache.catalogue import find_cache, verify
     from fastltssl.show.terminal import grid, show
 
     began = time.perf_counter()
     damages = verify(name)
     if damages:
-        show(grid(list(damages[0]._fields), [["" if cell is None else cell for cell in one] for one in damages]))
+        rows = [["" if cell is None else cell for cell in damage] for damage in damages]
+        show(grid(list(damages[0]._fields), rows))
     state = f"{len(damages)} damaged" if damages else "every file is as the manifest says"
-    show(f"{name}: {state} ({time.perf_counter() - began:.1f} s)")
+    following = f"next: fastltssl cache rm {quoted(name)}" if damages else next_of(find_cache(name))
+    show(f"{name}: {state} ({time.perf_counter() - began:.1f} s)\n{following}")
     if is_json:
-        click.echo(json.dumps({"damages": [one._asdict() for one in damages]}))
+        click.echo(json.dumps({"damages": [damage._asdict() for damage in damages]}))
     if damages:
         raise click.exceptions.Exit(1)
 
@@ -86,7 +91,7 @@ def cache_rm(name: str, yes: bool) -> None:
     path = find_cache(name)
     if yes or click.confirm(f"remove {path}?", default=False):
         remove(path)
-        click.echo(f"removed {path}")
+        click.echo(f"removed {path}\nnext: fastltssl cache ls")
 
 
 @cache.command("add-views", epilog=example("cache add-views cifar100_ViT-B-16 --views center,weak:8,strong:8"))
@@ -111,8 +116,8 @@ def cache_add_views(
     from fastltssl.show.terminal import follow, show
 
     path, parsed = find_recovered(name), parse_views(views)
-    held = open_cache(path)
-    made = held.attributes["provenance"]
+    cache = open_cache(path)
+    made = cache.attributes["provenance"]
     if "preprocessing" not in made:
         raise click.UsageError(f"{path} was imported; only an extracted cache can be given more views")
     if made["pretrained"] == "file" and pretrained is None:
@@ -120,7 +125,7 @@ def cache_add_views(
     source = open_source(dataset or made["dataset"], root, limit)
     encoder = load_encoder(
         made["model"], pretrained or made["pretrained"], usable_device(device, threads), made["precision"],
-        trim=made["is_trimmed"], taps=bool(held.groups["train"].taps), compiled=made.get("is_compiled", False),
+        trim=made["is_trimmed"], taps=bool(cache.groups["train"].taps), compiled=made.get("is_compiled", False),
         statistics=(tuple(made["preprocessing"]["mean"]), tuple(made["preprocessing"]["std"])),
     )  # fmt: skip
     done = follow(add_views(path, source, encoder, parsed, workers=workers), "add-views")

@@ -1,27 +1,45 @@
-"""What several commands share: options, the device, lines of progress. Heavy modules are imported when called."""
+"""What several commands share: options, the device, output folders and files, closing lines.
+
+Heavy modules are imported inside the functions that need them, so that help texts load neither torch nor zarr.
+"""
 
 import contextlib
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import click
 
+LONGEST = 160  # characters that the names of runs may take in a next command
 PATH = click.Path(path_type=Path)
-Files = dict[str, TextIO | None]  # csv, markdown, latex
+Files = dict[str, TextIO | None]  # the files that --csv, --markdown and --latex name, by these words
+Options = dict[str, Callable[[Any], Any]]  # decorators of click, by the flags they add
+
+
+class Job(NamedTuple):
+    """Where a run is written and computed, and whether it is printed as JSON."""
+
+    out: Path | None
+    overwrite: bool
+    device: str
+    threads: int | None
+    is_json: bool
 
 
 def example(command: str) -> str:
-    """The last lines of a help text."""
+    """The last lines of a help text: a command that can be pasted."""
     return f"\b\nExample:\n  fastltssl {command}"
 
 
 def as_json(command: Any) -> Any:
+    """Add the option --json."""
     return click.option("--json", "is_json", is_flag=True, help="Last line of stdout is one JSON object.")(command)
 
 
 def on_device(command: Any) -> Any:
+    """Add the options --device and --threads."""
     text = "CPU threads (default: all cores to extract, one to train: its products are small)."
     command = click.option("--threads", type=click.IntRange(1), help=text)(command)
     return click.option("--device", default="auto", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")(
@@ -30,7 +48,7 @@ def on_device(command: Any) -> Any:
 
 
 def usable_device(name: str, threads: int | None) -> str:
-    """The device to use, once tried; sets the number of CPU threads if one is given."""
+    """The device of that name, checked by an allocation on it. Sets the number of CPU threads if one is given."""
     import torch
 
     from fastltssl.machine import local_rank
@@ -46,91 +64,88 @@ def usable_device(name: str, threads: int | None) -> str:
     return name
 
 
-PROTOCOL_OPTIONS = [
-    click.option("--n1", type=int, help="Labelled images of the largest class (default: every labelled row)."),
-    click.option("--m1", help="Unlabelled images of the largest class, or all (default 0, or the group unlabeled)."),
-    click.option("--gamma-l", type=float, help="Labelled head count over tail count (default 1)."),
-    click.option("--gamma-u", type=float, help="The same of the unlabelled pool (default 1)."),
-    click.option("--order", help="Pool order: consistent, uniform, reversed, middle, head-tail, random."),
-    click.option("--images", help="seeded (default) or file-order."),
-    click.option("--overlap/--no-overlap", default=None, help="Labelled rows also in the pool (default no)."),
-    click.option("--val", type=int, help="Validation rows per class held out of training."),
-    click.option("--test-per-class", type=int, help="Test rows per class, drawn from train first."),
-    click.option("--class-order", help="given (class 0 is the head; default) or seeded."),
-    click.option("--on-shortage", help="refuse (default) or cap, when a class holds too few images."),
-    click.option("--preset", help="A published protocol: usb, acr, adello, simpro, finessl."),
-]
-TRAIN_OPTIONS = [
-    *PROTOCOL_OPTIONS,
-    click.option("--report", help="last (default), mean20 or val."),
-    click.option("--groups", help="head/medium/tail by thirds (default), counts, or a JSON file."),
-    click.option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0)."),
-    click.option("--steps", type=int, help="Training steps (default 500)."),
-    click.option("--lr", type=float, help="Learning rate (default 0.03)."),
-    click.option("--weight-decay", type=float, help="(default 5e-4)"),
-    click.option("--batch", type=int, help="Labelled rows a step (default 32)."),
-    click.option("--batch-u", type=int, help="Unlabelled rows a step (default 32)."),
-    click.option("--evals", type=int, help="Evaluations over training (default 10)."),
-    click.option("--templates", help="Use only these of the cached prompts."),
-    click.option("--eval", help="test (default), or all: every labelled row of every group."),
-    click.option("--set", multiple=True, metavar="KNOB=VALUE", help="A knob; see `methods NAME`."),
-]  # fmt: skip
+def _option(flag: str, *names: str, **settings: Any) -> tuple[str, Callable[[Any], Any]]:
+    """The flag of an option and the decorator that adds it."""
+    return flag, click.option(flag, *names, **settings)
 
 
-LIVE_OPTIONS = [
-    click.option("--live", metavar="MODE", help="Train through the encoder, from images: fft, "
+PROTOCOL_OPTIONS: Options = dict(
+    [
+        _option("--n1", type=int, help="Labelled images of the largest class (default: every labelled row)."),
+        _option("--m1", help="Unlabelled images of the largest class, or all (default 0, or the group unlabeled)."),
+        _option("--gamma-l", type=float, help="Labelled head count over tail count (default 1)."),
+        _option("--gamma-u", type=float, help="The same of the unlabelled pool (default 1)."),
+        _option("--order", help="Pool order: consistent, uniform, reversed, middle, head-tail, random."),
+        _option("--images", help="seeded (default) or file-order."),
+        _option("--overlap/--no-overlap", default=None, help="Labelled rows also in the pool (default no)."),
+        _option("--val", type=int, help="Validation rows per class held out of training."),
+        _option("--test-per-class", type=int, help="Test rows per class, drawn from train first."),
+        _option("--class-order", help="given (class 0 is the head; default) or seeded."),
+        _option("--on-shortage", help="refuse (default) or cap, when a class holds too few images."),
+        _option("--preset", help="A published protocol: usb, acr, adello, simpro, finessl."),
+    ]
+)
+TRAIN_OPTIONS: Options = PROTOCOL_OPTIONS | dict([
+    _option("--report", help="last (default), mean20 or val."),
+    _option("--groups", help="head/medium/tail by thirds (default), counts, or a JSON file."),
+    _option("--seeds", help="Such as 0-4 (inclusive) or 0,3 (default 0)."),
+    _option("--steps", type=int, help="Training steps (default 500)."),
+    _option("--lr", type=float, help="Learning rate (default 0.03)."),
+    _option("--weight-decay", type=float, help="(default 5e-4)"),
+    _option("--batch", type=int, help="Labelled rows a step (default 32)."),
+    _option("--batch-u", type=int, help="Unlabelled rows a step (default 32)."),
+    _option("--evals", type=int, help="Evaluations over training (default 10)."),
+    _option("--templates", help="Use only these of the cached prompts."),
+    _option("--eval", help="test (default), or all: every labelled row of every group."),
+    _option("--set", multiple=True, metavar="KNOB=VALUE", help="A knob; see `methods NAME`."),
+])  # fmt: skip
+LIVE_OPTIONS: Options = dict([
+    _option("--live", metavar="MODE", help="Train through the encoder, from images: fft, "
                  "adaptformer[:H], lora[:R], vpt[:P], bitfit, lastk:K or lastblock[:H]."),
-    click.option("--live-views", help="fresh (default: new ones at each visit) or cached (those of the cache)."),
-    click.option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head; a "
+    _option("--live-views", help="fresh (default: new ones at each visit) or cached (those of the cache)."),
+    _option("--encoder-lr", "live_lr", type=float, help="Rate of the encoder (default: that of the head; a "
                  "thirtieth of it with fft)."),
-    click.option("--optimizer", "live_optimizer", help="sgd (default) or adamw."),
-    click.option("--warmup", "live_warmup", type=int, help="Steps over which the rates rise (default 0)."),
-    click.option("--ema", "live_ema", type=float, help="Decay of the mean of the weights (default 0: no mean)."),
-    click.option("--precision", "live_precision", help="auto (default: bf16 on a GPU), fp32 or bf16."),
-    click.option("--accumulate", "live_accumulate", type=int, help="Encode a step's images in so many parts; same "
+    _option("--optimizer", "live_optimizer", help="sgd (default) or adamw."),
+    _option("--warmup", "live_warmup", type=int, help="Steps over which the rates rise (default 0)."),
+    _option("--ema", "live_ema", type=float, help="Decay of the mean of the weights (default 0: no mean)."),
+    _option("--precision", "live_precision", help="auto (default: bf16 on a GPU), fp32 or bf16."),
+    _option("--accumulate", "live_accumulate", type=int, help="Encode a step's images in so many parts; same "
                  "numbers, less memory (default 1)."),
-    click.option("--recompute", "live_recompute", is_flag=True, default=None, help="Activation checkpointing."),
-    click.option("--compile", "live_compiled", is_flag=True, default=None, help="torch.compile of the tower."),
-]  # fmt: skip
+    _option("--recompute", "live_recompute", is_flag=True, default=None, help="Activation checkpointing."),
+    _option("--compile", "live_compiled", is_flag=True, default=None, help="torch.compile of the tower."),
+])  # fmt: skip
 
 
-def live_options(command: Any) -> Any:
-    """Every switch of training through the encoder."""
-    return _with(LIVE_OPTIONS, command)
+def with_options(options: Options, without: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """A decorator that adds these options to a command, except the flags in `without`."""
 
+    def decorate(command: Any) -> Any:
+        for flag in reversed(options):
+            command = command if flag in without else options[flag](command)
+        return command
 
-def train_options(command: Any) -> Any:
-    """Every switch of an experiment."""
-    return _with(TRAIN_OPTIONS, command)
-
-
-def protocol_options(command: Any) -> Any:
-    """The switches of a split."""
-    return _with(PROTOCOL_OPTIONS, command)
-
-
-def _with(options: list[Any], command: Any) -> Any:
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return decorate
 
 
 def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
-    """ "fixmatch,fixmatch:tau=1:tau_u=1" as names with knobs."""
-    found: list[tuple[str, dict[str, str]]] = []
+    """The methods of "fixmatch,fixmatch:tau=1:tau_u=1", each with its knobs as text."""
+    methods: list[tuple[str, dict[str, str]]] = []
     for part in text.split(","):
         name, *pairs = part.strip().split(":")
         if not name or not all("=" in pair for pair in pairs):
             raise click.UsageError(f"--methods {part!r} is not NAME or NAME:KNOB=VALUE:KNOB=VALUE")
-        one = name, dict(pair.split("=", 1) for pair in pairs)
-        if one in found:
+        method = name, dict(pair.split("=", 1) for pair in pairs)
+        if method in methods:
             raise click.UsageError(f"--methods names {part!r} twice")
-        found.append(one)
-    return found
+        methods.append(method)
+    return methods
 
 
 def output_folder(path: Path, overwrite: bool) -> Path:
-    """A run folder that is there and can be written, before anything is trained for it."""
+    """The folder, made if it is missing; a usage error if it cannot be made, or holds files and `overwrite` is False.
+
+    Call this before a long training, so that a wrong --out is told at once.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         is_taken = any(path.iterdir())
@@ -144,7 +159,7 @@ def output_folder(path: Path, overwrite: bool) -> Path:
 
 @contextlib.contextmanager
 def left_clean(folder: Path) -> Iterator[None]:
-    """Where this fails, the folder is removed again if nothing was written into it."""
+    """If the code inside fails and has written nothing into the folder, remove the folder."""
     try:
         yield
     except BaseException:
@@ -154,9 +169,7 @@ def left_clean(folder: Path) -> Iterator[None]:
 
 
 def show_config(config: Any, is_json: bool) -> None:
-    """Everything that decides the numbers of the run that begins."""
-    import json
-
+    """Print the config of a run that is about to begin."""
     import yaml
 
     from fastltssl.runs.config import as_dict
@@ -167,19 +180,27 @@ def show_config(config: Any, is_json: bool) -> None:
 
 
 def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
-    """The table of a run, its folder, and what to do next."""
-    import json
-
+    """Print the table of a run, its folder, and what to do next."""
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import results_table, show
 
     show(results_table([record], protocol_line(record)))
     run = Path(record["run"])
     where = f"{run} {done}" if done else f"wrote {run}"
-    siblings = f"{shlex.quote(str(run.parent))}/*"
-    show(f"{where}\nnext: fastltssl studio {shlex.quote(str(run))}\n      fastltssl compare {siblings}")
+    show(f"{where}\nnext: fastltssl studio {quoted(run)}\n      fastltssl compare {quoted(run.parent)}/*")
     if is_json:
         click.echo(json.dumps(record))
+
+
+def quoted(path: Path | str) -> str:
+    """A path as part of a command that can be pasted into a shell."""
+    return shlex.quote(str(path))
+
+
+def quoted_runs(folders: Sequence[Path]) -> str:
+    """Run folders as arguments of a command; if they would be too long, the parent of the first followed by /*."""
+    names = " ".join(map(quoted, folders))
+    return names if len(names) < LONGEST else f"{quoted(folders[0].parent)}/*"
 
 
 def counted(count: int, what: str) -> str:
@@ -187,52 +208,68 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def finished(folders: tuple[Path, ...]) -> list[Path]:
-    """The finished runs among some folders, as runs/* also names others. Raises RunError where there is none."""
-    from fastltssl.errors import RunError
-    from fastltssl.runs.folder import read_record
+def finished(folders: Sequence[Path]) -> list[Path]:
+    """The finished runs among some folders; the others are told as skipped. Raises RunError where none is finished."""
+    from fastltssl.analysis.comparison import read_finished
 
-    found, skipped = [], []
-    for folder in folders:
-        try:
-            read_record(folder)
-            found.append(folder)
-        except RunError as error:
-            skipped.append(error)
-    if skipped and not found:
-        raise skipped[0]
-    for reason in skipped:
-        click.echo(f"skipped: {reason}", err=True)
-    return found
+    runs, errors = read_finished(folders)
+    if errors and not runs:
+        raise errors[0]
+    for error in errors:
+        click.echo(f"skipped: {error}", err=True)
+    return [folder for folder, _ in runs]
 
 
 def next_of(cache: Path) -> str:
-    """What to do with a cache that was just written."""
-    return f"next: fastltssl train zeroshot --cache {shlex.quote(str(cache))} --eval all"
+    """The closing line of a command that has written a cache, or looked at one."""
+    return f"next: fastltssl train zeroshot --cache {quoted(cache)} --eval all"
 
 
-def say_which_step(config: Any) -> None:
-    """A note where a run reports other evaluations than the last, whose weights are those that were kept."""
+def note_last_step(config: Any) -> None:
+    """A note if a run reports evaluations other than the last: the stored weights are those of the last step."""
     if config.report != "last":
         click.echo(f"note: the run reports {config.report}; the weights it kept are those of the last step", err=True)
 
 
-def spread_of(one: dict[str, Any] | None, digits: int) -> str:
-    """Mean over the seeds and their standard deviation, where there are several."""
-    if one is None:
-        return "-"
-    return f"{one['mean']:.{digits}f}" + (f" ± {one['std']:.{digits}f}" if len(one["values"]) > 1 else "")
-
-
-def export(files: Files, sheet: Any, lines: list[dict[str, Any]]) -> None:
-    """Write the table to the files that were asked for."""
+def export(files: Files, sheet: Any, rows: list[dict[str, Any]]) -> None:
+    """Write the sheet as Markdown and LaTeX, and the rows as CSV, to the files that were asked for."""
     from fastltssl.show import tables
 
     texts = {
-        "csv": lambda: tables.as_csv(lines),
+        "csv": lambda: tables.as_csv(rows),
         "markdown": lambda: tables.markdown(sheet),
         "latex": lambda: tables.latex(sheet),
     }
     for name, file in files.items():
         if file is not None:
             file.write(texts[name]())
+
+
+def write_study(
+    folder: Path,
+    stem: str,
+    record: dict[str, Any],
+    tables: dict[str, list[dict[str, Any]]],
+    draw: Callable[[Path], Path],
+) -> list[Path]:
+    """Write each table as NAME.csv, the record as STEM.json and a picture as STEM.png; returns the paths."""
+    from fastltssl.show.tables import as_csv
+
+    paths = []
+    for name, rows in tables.items():
+        paths.append(folder / f"{name}.csv")
+        paths[-1].write_text(as_csv(rows), encoding="utf-8", newline="")
+    paths.append(folder / f"{stem}.json")
+    paths[-1].write_text(json.dumps(record, indent=1))
+    return paths + drawn(draw, folder / f"{stem}.png")
+
+
+def drawn(draw: Callable[[Path], Path], path: Path) -> list[Path]:
+    """The picture's path once it is drawn; without matplotlib a note, and an empty list."""
+    from fastltssl.errors import FigureError
+
+    try:
+        return [draw(path)]
+    except FigureError as error:
+        click.echo(f"note: {error}", err=True)
+        return []

@@ -1,12 +1,10 @@
 """`fastltssl compare`: finished runs side by side, or a grid of methods and protocols as the table of a paper."""
 
 import json
-import shlex
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
-import numpy as np
 
 from fastltssl.commands.common import (
     PATH,
@@ -16,10 +14,10 @@ from fastltssl.commands.common import (
     example,
     export,
     on_device,
+    quoted_runs,
     usable_device,
 )
 
-LONGEST = 160  # characters of runs named in full in a next line
 FILE = click.File("w", lazy=True)
 YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
 GRID_OPTIONS = ("methods", "seeds", "cache", "steps", "metric", "out")
@@ -81,19 +79,16 @@ def compare(
 
 
 def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is_json: bool) -> None:
-    """Finished runs in one table."""
-    from fastltssl.runs import folder as runs
-    from fastltssl.show.names import mark_below_la, protocol_line
+    """Compare finished runs: a table for each protocol, the differences to the baseline, and the files asked for."""
+    from fastltssl.analysis.comparison import compared
+    from fastltssl.show.names import protocol_line
     from fastltssl.show.sheets import flat, run_sheet
     from fastltssl.show.terminal import results_table, show
 
-    folders, records = _read(run_folders, baseline)
-    records = mark_below_la(records)
-    first = records[0] if baseline is None else runs.read_record(baseline)
-    differences = [
-        _difference(first, record, _unpaired(baseline or folders[0], first, folder, record))
-        for folder, record in zip(folders, records, strict=True)
-    ]
+    comparison = compared(run_folders, baseline)
+    for reason in comparison.skipped:
+        click.echo(f"skipped: {reason}", err=True)
+    folders, records, differences, *_ = comparison
     by_protocol: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         by_protocol.setdefault(protocol_line(record), []).append(index)
@@ -104,108 +99,46 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
             show(text)
         show("")
     if len(records) > 1:
-        order = [index for members in by_protocol.values() for index in members]
-        _show_differences(first, baseline or folders[0], [(folders[i], records[i], differences[i]) for i in order])
-    sheet = run_sheet(records, differences, first)
-    lines = [
-        flat(record | {"run": str(folder)}, found["bacc"])
-        for folder, record, found in zip(folders, records, differences, strict=True)
+        _show_differences(comparison, [index for members in by_protocol.values() for index in members])
+    rows = [
+        flat(record | {"run": str(folder)}, difference["bacc"])
+        for folder, record, difference in zip(folders, records, differences, strict=True)
     ]
-    export(files, sheet, lines)
+    export(files, run_sheet(records, differences, comparison.baseline_record), rows)
     for file in files.values():
         if file is not None:
             show(f"wrote {file.name}")
-    names = " ".join(shlex.quote(str(folder)) for folder in folders)
-    where = names if len(names) < LONGEST else f"{shlex.quote(str(folders[0].parent))}/*"
-    show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {where}")
+    show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {quoted_runs(folders)}")
     if is_json:
-        click.echo(
-            json.dumps({"results": records, "baseline": str(baseline or folders[0]), "differences": differences})
-        )
+        click.echo(json.dumps(comparison.as_dict()))
 
 
-def _read(run_folders: tuple[Path, ...], baseline: Path | None) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The finished runs among the folders, the baseline added where it is not one of them."""
-    from fastltssl.errors import RunError
-    from fastltssl.runs import folder as runs
-
-    wanted = list(run_folders)
-    if baseline is not None and baseline.resolve() not in [folder.resolve() for folder in wanted]:
-        wanted.insert(0, baseline)
-    folders, records = [], []
-    for folder in wanted:
-        try:
-            records.append(runs.read_record(folder))
-            folders.append(folder)
-        except RunError as error:
-            if folder == baseline:
-                raise
-            click.echo(f"skipped: {error}", err=True)
-    if not records:
-        raise RunError("none of these is a finished run")
-    return folders, records
-
-
-def _unpaired(base: Path, first: dict[str, Any], folder: Path, record: dict[str, Any]) -> str:
-    """Why a run cannot be paired with the baseline seed by seed; empty where it can."""
-    from fastltssl.show.sheets import listed
-
-    if record["seeds"] != first["seeds"]:
-        return f"seeds {listed(record['seeds'])} against {listed(first['seeds'])}"
-    for switch in ("eval", "report"):
-        ours, theirs = (one["protocol"].get(switch) for one in (record, first))
-        if ours != theirs:
-            return f"--{switch} {ours} against {theirs}"
-    if first["protocol"].get("eval") == "all":
-        return "" if record["cache_fingerprint"] == first["cache_fingerprint"] else "other caches, tested on all rows"
-    for seed in first["seeds"]:
-        try:
-            with np.load(base / "rows.npz") as ours, np.load(folder / "rows.npz") as theirs:
-                if not np.array_equal(ours[f"seed{seed}.test.ids"], theirs[f"seed{seed}.test.ids"]):
-                    return f"other test images (seed {seed})"
-        except (OSError, KeyError, ValueError):
-            return "its rows.npz, or the baseline's, cannot be read"
-    return ""
-
-
-def _difference(first: dict[str, Any], record: dict[str, Any], why: str) -> dict[str, Any]:
-    """Each metric of a run minus that of the baseline, in points, paired by seed; null where there is no pair."""
-    from fastltssl.runs.record import difference
-    from fastltssl.show.sheets import SHOWN
-
-    found: dict[str, Any] = {"run": record["run"], "unpaired": why or None}
-    for name in SHOWN:
-        ours, theirs = record.get(name), first.get(name)
-        found[name] = None if why or ours is None or theirs is None else difference(ours, theirs)
-    return found
-
-
-def _show_differences(
-    first: dict[str, Any], base: Path, rows: list[tuple[Path, dict[str, Any], dict[str, Any]]]
-) -> None:
+def _show_differences(comparison: Any, order: list[int]) -> None:
+    """Print the differences of the runs to the baseline, in the given order of their indices."""
     from fastltssl.show.names import label
     from fastltssl.show.sheets import SHOWN, signed
     from fastltssl.show.terminal import grid, show
 
-    seeds = len(first["seeds"])
+    baseline, seeds = comparison.baseline, len(comparison.baseline_record["seeds"])
     spread = f"± half the 95 % interval over {seeds} paired seeds" if seeds > 1 else "one seed, so no interval"
-    lines = []
-    for folder, record, found in rows:
-        if folder.resolve() != base.resolve():
-            cells = [signed(found[name]) for name in SHOWN]
-            why = f"not paired: {found['unpaired']}" if found["unpaired"] else ""
-            lines.append([folder.name, label(record), *cells, why])
-    show(f"minus the baseline {base.name} ({label(first)}), points, {spread}")
-    show(grid(["run", "method", *SHOWN.values(), ""], lines))
+    rows = []
+    for index in order:
+        folder, difference = comparison.folders[index], comparison.differences[index]
+        if folder.resolve() != baseline.resolve():
+            cells = [signed(difference[name]) for name in SHOWN]
+            reason = f"not paired: {difference['unpaired']}" if difference["unpaired"] else ""
+            rows.append([folder.name, label(comparison.records[index]), *cells, reason])
+    show(f"minus the baseline {baseline.name} ({label(comparison.baseline_record)}), points, {spread}")
+    show(grid(["run", "method", *SHOWN.values(), ""], rows))
 
 
 def _group_line(record: dict[str, Any]) -> str:
-    """How many classes each group has, where the groups are not thirds: with counts, whole groups can be empty."""
-    from fastltssl.show.sheets import listed
+    """The number of classes in each group if the groups are not thirds: groups by counts may be empty."""
+    from fastltssl.analysis.comparison import listed
 
     sizes, name = record.get("group_sizes"), record["protocol"].get("groups")
     if not sizes or name == "thirds":
         return ""
     limits = {"head": " (> 100 labelled)", "tail": " (< 20)"} if name == "counts" else {}
-    parts = [f"{group}{limits.get(group, '')} {listed(sorted(set(each)))}" for group, each in sizes.items()]
+    parts = [f"{group}{limits.get(group, '')} {listed(sorted(set(counts)))}" for group, counts in sizes.items()]
     return f"classes in each group ({name}): {', '.join(parts)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import as_json, example, on_device, usable_device
+from fastltssl.commands.common import as_json, example, on_device, quoted, usable_device
 
 SEEDS = (0, 1, 2)
 ORDERS = ("consistent", "reversed")
@@ -34,8 +34,9 @@ def demo(steps: int, fresh: bool, device: str, threads: int | None, is_json: boo
     """The whole path on the embedded world: images, cache, methods, table. Needs no download."""
     import torch
 
+    from fastltssl.analysis.comparison import mark_below_la
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.show.names import label, mark_below_la, protocol_line
+    from fastltssl.show.names import label, protocol_line
     from fastltssl.show.terminal import results_table, show
 
     began, where = time.perf_counter(), usable_device(device, threads)
@@ -54,7 +55,7 @@ def demo(steps: int, fresh: bool, device: str, threads: int | None, is_json: boo
 
 
 def _extracted(fresh: bool, device: str) -> str:
-    """The demo cache, made where it is not there or not of this version."""
+    """The path of the demo cache, which is extracted if it is missing or was made by another version."""
     import dataclasses
 
     from fastltssl.cache.catalogue import cache_folder
@@ -63,7 +64,7 @@ def _extracted(fresh: bool, device: str) -> str:
     from fastltssl.errors import CacheMismatch
     from fastltssl.show.terminal import show
 
-    asked = Extraction(
+    extraction = Extraction(
         model="tiny",
         dataset=f"world:mild:{PER_CLASS}",
         views="center,weak:2,strong:2",
@@ -73,15 +74,15 @@ def _extracted(fresh: bool, device: str) -> str:
         device=device,
     )
     try:
-        run_extract(asked)
+        run_extract(extraction)
     except CacheMismatch as error:
         show(f"the demo cache is of another version, making it anew ({error})")
-        run_extract(dataclasses.replace(asked, resume=False, overwrite=True))
-    return str(asked.path)
+        run_extract(dataclasses.replace(extraction, resume=False, overwrite=True))
+    return str(extraction.path)
 
 
 def _trained(path: str, cache: Any, rows: Any, steps: int) -> list[dict[str, Any]]:
-    """The record of every method on both pools; pools and seeds of a method train together."""
+    """The records of all methods on both pools; the pools and seeds of a method train together."""
     from fastltssl.cache.splits import Protocol
     from fastltssl.runs.config import Config
     from fastltssl.runs.experiment import training_together
@@ -116,6 +117,6 @@ def _last_lines(path: str, experiments: int, seconds: float) -> str:
         "pl acc, kept: pseudo-labels above the threshold.\n"
         "This default checks the pipeline; it does not rank methods.\n"
         f"cache: {path}\nruns:  {ROOT}/ ({experiments} folders)\n"
-        f"next:  fastltssl bias --cache {path} --n1 25 --gamma-l 10 --seeds 0-4\n"
-        f"       fastltssl train ulfine --cache {path} --n1 40 --m1 150 --gamma-l 20 --gamma-u 20 --seeds 0-4"
+        f"next:  fastltssl bias --cache {quoted(path)} --n1 25 --gamma-l 10 --seeds 0-4\n"
+        f"       fastltssl train ulfine --cache {quoted(path)} --n1 40 --m1 150 --gamma-l 20 --gamma-u 20 --seeds 0-4"
     )

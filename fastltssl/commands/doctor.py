@@ -1,4 +1,4 @@
-"""`fastltssl doctor`: what works on this machine, each finding the result of trying it, not of reading a version."""
+"""`fastltssl doctor`: what works on this machine, found by trying each part, not by reading versions."""
 
 import json
 import os
@@ -18,22 +18,28 @@ def doctor(is_json: bool) -> None:
     """Check torch, the device, faiss, the embedded model, threads and the cache folder."""
     from fastltssl.show.terminal import grid, show
 
-    found = findings()
-    show(grid(["part", "state", "what"], [[one.part, "ok" if one.is_ok else "problem", one.what] for one in found]))
+    parts = findings()
+    rows = [[finding.part, "ok" if finding.is_ok else "problem", finding.what] for finding in parts]
+    is_whole = all(finding.is_ok for finding in parts)
+    show(grid(["part", "state", "what"], rows))
+    if is_whole:
+        show("next: fastltssl demo")
     if is_json:
-        click.echo(json.dumps([one._asdict() for one in found]))
-    if not all(one.is_ok for one in found):
+        click.echo(json.dumps([finding._asdict() for finding in parts]))
+    if not is_whole:
         raise click.exceptions.Exit(1)
 
 
 class Finding(NamedTuple):
+    """Whether a part works here, and what it is or what is wrong."""
+
     part: str
     is_ok: bool
     what: str
 
 
 def findings() -> list[Finding]:
-    """One finding per part, in the order a run needs them."""
+    """A finding for each part, in the order a run needs them."""
     return [_python(), _torch(), _encoder(), _faiss(), _zarr(), _cache()]
 
 
@@ -71,9 +77,9 @@ def _faiss() -> Finding:
         return Finding("faiss", False, f"{error}; pip install faiss-gpu (Linux x86-64) or faiss-cpu")
     index = faiss.IndexFlatIP(4)
     index.add(np.eye(4, dtype=np.float32))
-    _, found = index.search(np.eye(4, dtype=np.float32), 1)
+    _, nearest = index.search(np.eye(4, dtype=np.float32), 1)
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return Finding("faiss", found[:, 0].tolist() == [0, 1, 2, 3], f"{faiss.__version__}, {gpus} GPUs, search tried")
+    return Finding("faiss", nearest[:, 0].tolist() == [0, 1, 2, 3], f"{faiss.__version__}, {gpus} GPUs, search tried")
 
 
 def _zarr() -> Finding:
@@ -90,9 +96,9 @@ def _cache() -> Finding:
     from fastltssl.cache.catalogue import cache_folder, list_caches
 
     folder = cache_folder()
-    nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    free = shutil.disk_usage(nearest).free / 2**30
+    present = folder.absolute()  # the folder itself, or the nearest one above it
+    while not present.exists():
+        present = present.parent
+    free = shutil.disk_usage(present).free / 2**30
     text = f"{folder} ({len(list_caches(folder))} caches, {free:.0f} GiB free); FASTLTSSL_CACHE moves it"
-    return Finding("cache folder", os.access(nearest, os.W_OK), text)
+    return Finding("cache folder", os.access(present, os.W_OK), text)

@@ -1,4 +1,4 @@
-"""`fastltssl train gla --ensemble RUN`: the scores of a finished run and the zero-shot scores of its cache, added."""
+"""`fastltssl train gla --ensemble RUN`: the scores of a finished run plus the zero-shot scores of its cache."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,24 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fastltssl.commands.common import left_clean, output_folder, say_which_step, show_config, usable_device
+from fastltssl.commands.common import (
+    Job,
+    left_clean,
+    note_last_step,
+    output_folder,
+    quoted,
+    show_config,
+    usable_device,
+)
 
-MOVED = ("pretrained", "dataset", "root")  # read where the run was trained live
-TAKEN = (
-    "method", "ensemble", "cache", "set", "out", "overwrite", "workers", "device", "threads", "is_json", *MOVED,
-)  # fmt: skip
+MOVED = ("pretrained", "dataset", "root")  # options that only matter if the run was trained through the encoder
+ACCEPTED = ("method", "ensemble", "cache", "set", "workers", *Job._fields, *MOVED)  # options that --ensemble goes with
 
 
 def run_ensemble(
-    method: str, run: Path, cache: str | None, pairs: tuple[str, ...], moved: dict[str, Any], *, workers: int,
-    out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool,
-) -> None:  # fmt: skip
-    """Measure the ensemble and write it as a run; `moved` says where encoder and images are now."""
+    method: str, run: Path, cache: str | None, pairs: tuple[str, ...], moved: dict[str, Any], job: Job, workers: int
+) -> None:
+    """Evaluate the ensemble and write it as a run. `moved` tells where the encoder and the images are now."""
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs.config import settings_of
     from fastltssl.runs.ensemble import ensembling, planned
@@ -27,33 +32,33 @@ def run_ensemble(
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, results_table, show
 
-    _check_flags(run, out)
+    _check_flags(run, job.out)
     plan = planned(method, run, settings_of(pairs), cache)
     if not plan.tuned.live and (unread := [name for name, value in moved.items() if value]):
         raise click.UsageError(f"--{unread[0]} is for a run trained with --live; {run} was trained from its cache")
-    where = usable_device(device, threads or (None if plan.tuned.live else 1))
-    say_which_step(plan.tuned)
-    show_config(plan.config, is_json)
+    device = usable_device(job.device, job.threads or (None if plan.tuned.live else 1))
+    note_last_step(plan.tuned)
+    show_config(plan.config, job.is_json)
     opened = open_cache(plan.config.cache)
-    folder = output_folder(out or new_folder(plan.config), overwrite)
+    folder = output_folder(job.out or new_folder(plan.config), job.overwrite)
     with left_clean(folder):
-        work = ensembling(plan, opened, folder, device=where, workers=workers, **moved)
+        work = ensembling(plan, opened, folder, device=device, workers=workers, **moved)
         record = follow(work, f"ensemble {run.name}")
-    summed = record["ensemble"]
-    alone = [("run_alone", f"{run.name} alone"), ("zero_shot_debiased_alone", "zero-shot - bias alone")]
-    parts = [record | summed[name] | {"method": title, "settings": {}} for name, title in alone]
+    titles = {"run_alone": f"{run.name} alone", "zero_shot_debiased_alone": "zero-shot - bias alone"}
+    parts = [record | record["ensemble"][name] | {"method": title, "settings": {}} for name, title in titles.items()]
     show(results_table([*parts, record], protocol_line(record)))
-    show(f"{summed['tau']}\nwrote {folder}\nnext: fastltssl compare {run} {folder} --baseline {run}")
-    if is_json:
+    show(f"{record['ensemble']['tau']}\nwrote {folder}")
+    show(f"next: fastltssl compare {quoted(run)} {quoted(folder)} --baseline {quoted(run)}")
+    if job.is_json:
         click.echo(json.dumps(record))
 
 
 def _check_flags(run: Path, out: Path | None) -> None:
-    """Usage errors for options that would change what the run decides."""
+    """A usage error for an option that would change what the run has decided."""
     context = click.get_current_context()
     for option in context.command.params:
         is_given = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
-        if is_given and option.name not in TAKEN:
+        if is_given and option.name not in ACCEPTED:
             raise click.UsageError(
                 f"{option.opts[0]} cannot be changed with --ensemble: split, seeds, measurement and encoder are those "
                 f"of {run}. Leave it out, or train that run again with it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, output_folder, say_which_step
+from fastltssl.commands.common import PATH, as_json, example, note_last_step, output_folder, quoted
 
 
 @click.command(epilog=example("export runs/RUN --out model"))
@@ -29,39 +29,39 @@ def export(
     The program (model.pt2, float32, batches of any size) is compared with the run before it is kept.
     """
     from fastltssl.cache.catalogue import open_cache
-    from fastltssl.runs import export as work
-    from fastltssl.runs import trained as predict
+    from fastltssl.runs.export import needs_encoder, write_export
     from fastltssl.runs.folder import read_config, read_record
+    from fastltssl.runs.trained import encoder_of, load_run
     from fastltssl.show.terminal import grid, pairs_table, show
 
     config = read_config(run)
-    say_which_step(config)
-    trained = predict.load_run(run, open_cache(cache_name or config.cache), seed)
-    is_whole = work.needs_encoder(trained) if with_encoder is None else with_encoder
-    encoder = predict.encoder_of(trained, pretrained, "cpu") if is_whole else None
+    note_last_step(config)
+    trained = load_run(run, open_cache(cache_name or config.cache), seed)
+    is_whole = needs_encoder(trained) if with_encoder is None else with_encoder
+    encoder = encoder_of(trained, pretrained, "cpu") if is_whole else None
     folder = output_folder(out or Path(f"export-{run.resolve().name}"), overwrite)
     try:
-        found = work.write_export(folder, trained, encoder, read_record(run))
+        exported = write_export(folder, trained, encoder, read_record(run))
     except BaseException:
         with contextlib.suppress(OSError):
             folder.rmdir()  # only where nothing was written
         raise
-    show(grid(["file", "KiB"], [[name, f"{size / 1024:,.1f}"] for name, size in found.sizes.items()]))
-    show(pairs_table(_lines(found), f"{found.described['method']}, seed {trained.seed}"))
-    show(f"wrote {folder}\nnext: python {folder}/example.py {found.reads}...")
+    show(grid(["file", "KiB"], [[name, f"{size / 1024:,.1f}"] for name, size in exported.sizes.items()]))
+    show(pairs_table(_summary(exported), f"{exported.described['method']}, seed {trained.seed}"))
+    show(f"wrote {folder}\nnext: python {quoted(folder / 'example.py')} {exported.reads}...")
     if is_json:
-        counts = {"tensors": found.tensors, "parameters": found.parameters, "bytes": found.sizes}
-        click.echo(json.dumps({"out": str(folder), "model": found.described} | counts))
+        counts = {"tensors": exported.tensors, "parameters": exported.parameters, "bytes": exported.sizes}
+        click.echo(json.dumps({"out": str(folder), "model": exported.described} | counts))
 
 
-def _lines(found: Any) -> dict[str, str]:
-    """What a user may want to know of an export, by name."""
-    takes, made = found.described["input"], found.described["encoder"]
-    deviation = f"{found.described['deviation']:.1e} of the largest score, from the run's own in float32"
+def _summary(exported: Any) -> dict[str, str]:
+    """What the program takes and returns, its size, and how far its scores are from those of the run."""
+    takes, made = exported.described["input"], exported.described["encoder"]
+    deviation = f"{exported.described['deviation']:.1e} of the largest score, from the run's own in float32"
     is_other = made is not None and made["precision"] != "fp32"
     return {
         "takes": f"{takes['dtype']}, {' x '.join(map(str, takes['shape']))}: {takes['name']}",
-        "gives": found.described["output"],
-        "head.safetensors": f"{found.tensors} tensors, {found.parameters:,} numbers",
+        "gives": exported.described["output"],
+        "head.safetensors": f"{exported.tensors} tensors, {exported.parameters:,} numbers",
         "deviation": deviation + (f"; the cache was made in {made['precision']}" if is_other else ""),
     }

@@ -8,7 +8,7 @@ import click
 
 from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, usable_device
 
-# Options that are left out stay None, and the fields of Extraction say what they are then.
+# An option that is not given is None, and takes the default of the field of Extraction by its name.
 
 
 @click.command(epilog=example("extract --model ViT-B-16 --pretrained openai --dataset cifar100"))
@@ -70,10 +70,10 @@ def extract(device: str, threads: int | None, threshold: float, is_json: bool, *
         click.echo(json.dumps(summary))
 
 
-def run_extract(asked: Any) -> dict[str, Any] | None:
-    """Extract with progress and a summary, which is returned; None in a process that torchrun started beside the first.
+def run_extract(extraction: Any) -> dict[str, Any] | None:
+    """Run an Extraction with progress and print its summary; returns the summary.
 
-    `asked` is an Extraction.
+    Of several processes that torchrun started, only the first prints and returns one, the others return None.
     """
     from fastltssl.encoder.extraction import extracting, opened
     from fastltssl.live.tokens import plan_block
@@ -82,32 +82,35 @@ def run_extract(asked: Any) -> dict[str, Any] | None:
     from fastltssl.show.terminal import follow, show
 
     ranks = joined()
-    source, encoder = opened(asked, ranks)
-    for block in asked.token_blocks:
-        show(str(plan_block(source, encoder, asked.views, block)))
-    work = extracting(asked, source, encoder, ranks)
+    source, encoder = opened(extraction, ranks)
+    for block in extraction.token_blocks:
+        show(str(plan_block(source, encoder, extraction.views, block)))
+    work = extracting(extraction, source, encoder, ranks)
     if ranks.rank:
         drain(work)
         return None
     what = f"extract (the first of {ranks.size} processes)" if ranks.size > 1 else "extract"
     summary = follow(work, what)._asdict()
     summary["path"] = str(summary["path"])
-    if lost := summary["broken"]:
-        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        show(f"{counted(len(lost), 'image')} could not be decoded, left out: {shown}")
+    if broken := summary["broken"]:
+        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+        show(f"{counted(len(broken), 'image')} could not be decoded, left out: {shown}")
     if summary["images"]:
         show(
             f"{summary['images']:,} images, {summary['views']:,} views in {summary['seconds']:.1f} s "
             f"({summary['views_per_s']:,.0f} views/s, {100 * summary['waiting']:.0f} % waiting for data), "
-            f"{summary['bytes'] / 2**20:.1f} MiB\nwrote {asked.path}"
+            f"{summary['bytes'] / 2**20:.1f} MiB\nwrote {extraction.path}"
         )
     else:
-        show(f"{asked.path} is complete already")
+        show(f"{extraction.path} is complete already")
     return summary
 
 
 def _near_duplicates(path: Path, threshold: float) -> int | None:
-    """Look for test images among the training images; lists them beside the cache and returns their number."""
+    """Look for test images that are also training images, and write a list of them next to the cache.
+
+    Returns their number; None if the search was left out.
+    """
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.encoder.near_duplicates import near_duplicates, write_pairs
     from fastltssl.show.terminal import show

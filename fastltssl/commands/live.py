@@ -1,22 +1,16 @@
-"""`fastltssl train --live`: a run through the encoder, from images; alone or as one of several processes."""
+"""`fastltssl train --live`: a run that trains through the encoder, from images, in one process or several."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastltssl.commands.common import (
-    left_clean,
-    output_folder,
-    show_config,
-    show_record,
-    usable_device,
-)
+from fastltssl.commands.common import Job, left_clean, output_folder, show_config, show_record, usable_device
 from fastltssl.progress import drain
 
 
 def center_cache(model: str, pretrained: str | None, dataset: str) -> Path:
-    """Where the cache of center views is kept that a run without --cache makes."""
+    """The path of the cache of center views that a run without --cache extracts first."""
     from fastltssl.cache.catalogue import cache_folder
     from fastltssl.encoder.extraction import file_stem
 
@@ -24,61 +18,53 @@ def center_cache(model: str, pretrained: str | None, dataset: str) -> Path:
     return cache_folder() / "_".join(parts)
 
 
-def run_live(
-    config: Any,
-    model: str | None,
-    moved: dict[str, Any],
-    *,
-    workers: int,
-    resume: bool,
-    out: Path | None,
-    overwrite: bool,
-    device: str,
-    threads: int | None,
-    is_json: bool,
-) -> None:
-    """Train; `model` is that of a cache that is made first, `moved` the data set, its root and the weights."""
+def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *, workers: int, resume: bool) -> None:
+    """Train through the encoder.
+
+    With a `model` the cache of the config is extracted first. `moved` holds the options --dataset, --root and
+    --pretrained, which tell where the images and the weights are.
+    """
     from fastltssl.machine import joined
     from fastltssl.methods import configure, outside
-    from fastltssl.runs import live
     from fastltssl.runs.experiment import open_rows
     from fastltssl.runs.folder import clear, new_folder
+    from fastltssl.runs.live import check_method, open_images, training
     from fastltssl.show.terminal import follow
 
-    if resume and out is None:
+    if resume and job.out is None:
         raise click.UsageError("--resume needs the folder of the run: add --out FOLDER")
-    if resume and overwrite:
+    if resume and job.overwrite:
         raise click.UsageError("--resume goes on with what is there and --overwrite removes it: give one of them")
     method = configure(config.method, config.settings)
-    live.check_method(config, method)
+    check_method(config, method)
     ranks = joined()
-    where = usable_device(device, threads)
+    device = usable_device(job.device, job.threads)
     if model:
-        _extract_center(model, Path(config.cache), moved, workers, where)
+        _extract_center(model, Path(config.cache), moved, workers, device)
     if ranks.rank == 0:
         for note in outside(method):
             click.echo(f"note: {note}", err=True)
-        show_config(config, is_json)
-    cache, rows = open_rows(config.cache, where)
-    folder = ranks.gather(out or (None if ranks.rank else new_folder(config)))[0]
-    if resume and _is_finished(folder, config, cache, is_shown=ranks.rank == 0, is_json=is_json):
+        show_config(config, job.is_json)
+    cache, rows = open_rows(config.cache, device)
+    folder = ranks.gather(job.out or (None if ranks.rank else new_folder(config)))[0]
+    if resume and _is_finished(folder, config, cache, is_shown=ranks.rank == 0, is_json=job.is_json):
         return
     has_begun = resume and any(folder.glob("seed*.checkpoint"))
-    ranks.first(lambda: output_folder(folder, overwrite or has_begun))
-    if overwrite:
+    ranks.first(lambda: output_folder(folder, job.overwrite or has_begun))
+    if job.overwrite:
         ranks.first(lambda: clear(folder))
     with left_clean(folder):
-        images = live.open_images(cache, where, **moved, ranks=ranks, workers=workers)
-        work = live.training(config, cache, rows, images, folder)
+        images = open_images(cache, device, **moved, ranks=ranks, workers=workers)
+        work = training(config, cache, rows, images, folder)
         if ranks.rank:
             drain(work)
             return
         record = follow(work, f"{config.method} --live {config.live.mode}")
-    show_record(record, is_json)
+    show_record(record, job.is_json)
 
 
 def _is_finished(folder: Path, config: Any, cache: Any, is_shown: bool, is_json: bool) -> bool:
-    """Whether the folder holds this run, finished, which is then shown; a usage error where it holds another."""
+    """Whether the folder holds this run, finished; it is then printed. A usage error if it holds another run."""
     from fastltssl.runs.folder import read_record
     from fastltssl.runs.live import is_same
 
@@ -92,7 +78,10 @@ def _is_finished(folder: Path, config: Any, cache: Any, is_shown: bool, is_json:
 
 
 def _extract_center(model: str, path: Path, moved: dict[str, Any], workers: int, device: str) -> None:
-    """A cache of center views: labels, ids, text, and the features that a method may look at before its first step."""
+    """Extract a cache of center views.
+
+    It holds labels, ids and text features, and the features that a method may use to initialise its parameters.
+    """
     from fastltssl.commands.extract import run_extract
     from fastltssl.encoder.extraction import Extraction
 

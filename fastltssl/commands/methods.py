@@ -14,29 +14,26 @@ def methods(name: str | None) -> None:
 
     NAME may be a file of your own, such as ./mine.py.
     """
-    from fastltssl import methods as package
     from fastltssl.functional.heads import HEADS
+    from fastltssl.methods import head_name, load, names, summary
     from fastltssl.show.terminal import grid, show
 
     if name is None:
-        show(grid(["method", "what"], [[one, package.summary(package.load(one))] for one in package.names()]))
-        show(f"heads: {', '.join(HEADS)}\nnext: fastltssl methods NAME")
+        show(grid(["method", "what"], [[known, summary(load(known))] for known in names()]))
+        show(f"heads: {', '.join(HEADS)}\nnext: fastltssl methods {names()[0]}")
         return
-    module = package.load(name)
+    module = load(name)
     method = module.Method()
     show((module.__doc__ or "").strip())
-    show(f"\n{_text(module.Method)}\n")
-    if rows := _knobs(package, method):
+    show(f"\n{_first_paragraph(module.Method)}\n")
+    if rows := _knobs(method):
         show(grid(["knob", "default", "range", "meaning"], rows))
     if hasattr(method, "head"):
-        own = package.head_name(method)
+        own = head_name(method)
+        heads = {head: method.head if head == own else of() for head, of in HEADS.items()}
         lines = [
-            [
-                f"{head} (default)" if head == own else head,
-                _defaults(package, method.head if head == own else of()),
-                _text(of),
-            ]
-            for head, of in HEADS.items()
+            [f"{head} (default)" if head == own else head, _defaults(made), _first_paragraph(type(made))]
+            for head, made in heads.items()
         ]
         show("")
         show(grid(["--set head=", "--set head.KNOB=, with its default", "scores"], lines))
@@ -45,37 +42,42 @@ def methods(name: str | None) -> None:
     show(f"\nexample: fastltssl train {name} --cache CACHE --n1 150 --gamma-l 10{pool}{setting}")
 
 
-def _text(owner: Any) -> str:
-    """First paragraph of a docstring on one line; empty where a dataclass has none but its generated signature."""
+def _first_paragraph(owner: Any) -> str:
+    """Of the docstring of a class, on one line; empty for the signature that a dataclass without docstring gets."""
     doc = (owner.__doc__ or "").strip()
     return "" if doc.startswith(f"{owner.__name__}(") else " ".join(doc.split("\n\n")[0].split())
 
 
-def _knobs(package: Any, method: Any) -> list[list[str]]:
-    """Name, default, range and meaning of every knob, those of the default head among them."""
+def _knobs(method: Any) -> list[list[str]]:
+    """Name, default, range and meaning of each knob, with those of the default head."""
+    from fastltssl.methods import fields, values
+
     return [
-        [key, _default(one, package.values(method)[key]), _accepted(one), one.metadata["doc"] + _under(one)]
-        for key, one in package.fields(method).items()
+        [key, _default(knob, values(method)[key]), _accepted(knob), knob.metadata["doc"] + _condition(knob)]
+        for key, knob in fields(method).items()
     ]
 
 
-def _under(field: Any) -> str:
-    return f"; read with {field.metadata['under']}" if field.metadata.get("under") else ""
+def _condition(knob: Any) -> str:
+    """The setting under which a knob has an effect, if there is one."""
+    return f"; read with {knob.metadata['under']}" if knob.metadata.get("under") else ""
 
 
-def _defaults(package: Any, head: Any) -> str:
-    found = {key: getattr(head, key) for key in package.fields(head)}
-    return ", ".join(f"{key}={_default(one, found[key])}" for key, one in package.fields(head).items())
+def _defaults(head: Any) -> str:
+    from fastltssl.methods import fields
+
+    return ", ".join(f"{key}={_default(knob, getattr(head, key))}" for key, knob in fields(head).items())
 
 
-def _default(field: Any, value: Any) -> str:
-    if field.default == "auto" and field.metadata["kind"] == "knob":
+def _default(knob: Any, value: Any) -> str:
+    if knob.default == "auto" and knob.metadata["kind"] == "knob":
         return "auto"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _accepted(field: Any) -> str:
-    if field.metadata["kind"] == "choice":
-        return ", ".join(field.metadata["options"])
-    text = f"{field.metadata['low']:g} to {field.metadata['high']:g}"
-    return text + (" (log)" if field.metadata.get("log") else "")
+def _accepted(knob: Any) -> str:
+    """The options of a knob, or the range it is meant for."""
+    if knob.metadata["kind"] == "choice":
+        return ", ".join(knob.metadata["options"])
+    text = f"{knob.metadata['low']:g} to {knob.metadata['high']:g}"
+    return text + (" (log)" if knob.metadata.get("log") else "")

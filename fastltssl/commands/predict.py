@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, on_device, say_which_step, usable_device
+from fastltssl.commands.common import PATH, as_json, example, note_last_step, on_device, quoted, usable_device
 
 
 @click.command(epilog=example("predict runs/RUN photos --out predictions.csv"))
@@ -32,30 +32,31 @@ def predict(
     """
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.images.folder import open_images
-    from fastltssl.runs import trained as work
     from fastltssl.runs.folder import read_config
+    from fastltssl.runs.trained import encoder_of, load_run, predicting
     from fastltssl.show.terminal import follow, grid, show
 
     source = open_images(images)
     config = read_config(run)
-    say_which_step(config)
-    trained = work.load_run(run, open_cache(cache_name or config.cache), seed)
-    encoder = work.encoder_of(trained, pretrained, usable_device(device, threads))
-    done = work.predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
-    found = follow(done, f"predict {config.method}")
-    confidence, label = found.probs.max(dim=-1)
+    note_last_step(config)
+    trained = load_run(run, open_cache(cache_name or config.cache), seed)
+    encoder = encoder_of(trained, pretrained, usable_device(device, threads))
+    work = predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
+    predictions = follow(work, f"predict {config.method}")
+    confidence, label = predictions.probs.max(dim=-1)
     names = [trained.cache.classes[k] for k in label.tolist()]
+    rows = list(zip(predictions.ids, names, confidence.tolist(), strict=True))
     with out.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "confidence", *(trained.cache.classes if probabilities else ())])
-        for image, name, sure, probs in zip(found.ids, names, confidence.tolist(), found.probs.tolist(), strict=True):
+        for (image, name, sure), probs in zip(rows, predictions.probs.tolist(), strict=True):
             writer.writerow([image, name, f"{sure:.4f}", *((f"{p:.4f}" for p in probs) if probabilities else ())])
-    lines = [[image, name, f"{100 * sure:.1f}"] for image, name, sure in zip(found.ids, names, confidence, strict=True)]
-    show(grid(["image", "label", "confidence %"], lines[:10], f"{len(lines):,} images, {config.method}"))
+    first = [[image, name, f"{100 * sure:.1f}"] for image, name, sure in rows[:10]]
+    show(grid(["image", "label", "confidence %"], first, f"{len(rows):,} images, {config.method}"))
     most = ", ".join(f"{name} {count:,}" for name, count in Counter(names).most_common(8))
     show(f"most often: {most}")
-    if found.broken:
-        show(f"left out {len(found.broken)} that cannot be decoded: {', '.join(found.broken[:5])}")
-    show(f"wrote {out}")
+    if broken := predictions.broken:
+        show(f"left out {len(broken)} that cannot be decoded: {', '.join(broken[:5])}")
+    show(f"wrote {out}\nnext: fastltssl export {quoted(run)}")
     if is_json:
-        click.echo(json.dumps({"images": len(lines), "broken": list(found.broken), "out": str(out)}))
+        click.echo(json.dumps({"images": len(rows), "broken": list(predictions.broken), "out": str(out)}))

@@ -1,6 +1,5 @@
 """`fastltssl analyze lp-lft-fft`: the analysis of the ULFine paper on one protocol."""
 
-import csv
 import dataclasses
 import json
 import time
@@ -11,13 +10,15 @@ import click
 
 from fastltssl.commands.common import (
     PATH,
+    TRAIN_OPTIONS,
     as_json,
     example,
     on_device,
     output_folder,
-    spread_of,
-    train_options,
+    quoted,
     usable_device,
+    with_options,
+    write_study,
 )
 
 
@@ -36,7 +37,7 @@ from fastltssl.commands.common import (
 @click.option("--fft-lr", type=float, help="Rate of the encoder in FFT (default: a thirtieth of --lr).")
 @click.option("--live-seeds", help="Seeds of LFT, FFT and ULFine (default: the first three of --seeds).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
-@train_options
+@with_options(TRAIN_OPTIONS)
 @click.option("--out", type=PATH, help="Folder to write (default runs/TIME-lp-lft-fft-CACHE).")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is there.")
 @click.option("--resume", is_flag=True, help="Go on in --out: finished runs are kept.")
@@ -52,133 +53,118 @@ def lp_lft_fft(
     LP trains from the cache; LFT, FFT and ULFine train through the encoder. Which of the paper's findings hold is
     decided by the 95 % interval of the difference, paired by seed.
     """
-    from fastltssl.analysis import strategies as strategy_study
+    from fastltssl.analysis.strategies import arms, config_of, findings, row, studying
     from fastltssl.live.modes import Live
-    from fastltssl.runs import experiment, live
-    from fastltssl.runs import folder as runs
     from fastltssl.runs.config import Config, parse_seeds
+    from fastltssl.runs.experiment import open_rows
+    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.live import open_images
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, show
 
     began = time.perf_counter()
-    if not flags["cache"] and dataset and model:
-        flags["cache"] = str(_extracted(dataset, model, pretrained, root, workers, device, threads))
-    common = Config.of(flags | {"method": base})
-    chosen = parse_seeds(live_seeds) if live_seeds else common.seeds[:3]
-    study = strategy_study.arms(base, Live(lft_mode, lr=lft_lr), Live("fft", lr=fft_lr))
-    plan = [(arm, strategy_study.config_of(arm, common, chosen)) for arm in study]
     where = usable_device(device, threads)
-    cache, rows = experiment.open_rows(common.cache, where)
-    images = live.open_images(cache, where, pretrained, dataset, root, workers=workers)
-    name = dataclasses.replace(common, method="lp-lft-fft")
-    folder = output_folder(out or runs.new_folder(name), overwrite or resume)
+    if not flags["cache"] and dataset and model:
+        flags["cache"] = str(_extracted(dataset, model, pretrained, root, workers, where))
+    common = Config.of(flags | {"method": base})
+    seeds = parse_seeds(live_seeds) if live_seeds else common.seeds[:3]
+    compared = arms(base, Live(lft_mode, lr=lft_lr), Live("fft", lr=fft_lr))
+    configs = [config_of(arm, common, seeds) for arm in compared]
+    cache, rows = open_rows(common.cache, where)
+    images = open_images(cache, where, pretrained, dataset, root, workers=workers)
+    named = dataclasses.replace(common, method="lp-lft-fft")
+    folder = output_folder(out or new_folder(named), overwrite or resume)
     results, line = [], ""
-    for arm, config in plan:
-        own = folder / "runs" / arm.name
-        if resume and (own / "metrics.json").is_file():
-            record = runs.read_record(own)
-        else:
-            work = strategy_study.studying(config, cache, rows, images, own)
-            record = follow(work, arm.name)
-        results.append(strategy_study.row(arm, record, own))
-        line = line or f"{protocol_line(record)}; LFT, FFT and ULFine {len(chosen)} seeds; {common.steps} steps"
-    found = strategy_study.findings(results)
-    show(_table(results, line))
-    for one in found:
-        if one["difference"]:
-            show(_finding(one))
-    if missing := sum(one["difference"] is None for one in found):
-        show(f"not measured: {missing} of {len(found)} findings, which take two seeds that both have")
-    written = _write(folder, results, found, line)
+    for arm, config in zip(compared, configs, strict=True):
+        run = folder / "runs" / arm.name
+        record = follow(studying(config, cache, rows, images, run, resume), arm.name)
+        results.append(row(arm, record, run))
+        line = line or f"{protocol_line(record)}; LFT, FFT and ULFine {len(seeds)} seeds; {common.steps} steps"
+    verdicts = findings(results)
+    _show(results, verdicts, line)
+    written = _write(folder, results, verdicts, line)
     show(f"{time.perf_counter() - began:.0f} s\nwrote {', '.join(map(str, written))}")
-    show(f"next: fastltssl compare {folder}/runs/*")
+    show(f"next: fastltssl compare {quoted(folder / 'runs')}/*")
     if is_json:
-        click.echo(json.dumps({"results": results, "findings": found, "out": str(folder)}))
+        click.echo(json.dumps({"results": results, "findings": verdicts, "out": str(folder)}))
 
 
-def _extracted(
-    dataset: str, model: str, pretrained: str | None, root: Path | None, workers: int, device: str, threads: int | None
-) -> Path:
-    """A cache of weak and strong views for LP."""
+def _extracted(dataset: str, model: str, pretrained: str | None, root: Path | None, workers: int, device: str) -> Path:
+    """Make a cache of weak and strong views, which LP trains from; returns its path."""
     from fastltssl.commands.extract import run_extract
     from fastltssl.encoder.extraction import Extraction
 
-    where = usable_device(device, threads)
-    asked = Extraction(
-        model=model, pretrained=pretrained, dataset=dataset, root=root, workers=workers, resume=True, device=where
+    extraction = Extraction(
+        model=model, pretrained=pretrained, dataset=dataset, root=root, workers=workers, resume=True, device=device
     )
-    run_extract(asked)
-    return asked.path
+    run_extract(extraction)
+    return extraction.path
+
+
+def _show(results: list[dict[str, Any]], verdicts: list[dict[str, Any]], line: str) -> None:
+    """Print the table of the arms, and each finding that was measured."""
+    from fastltssl.show.terminal import grid, show
+
+    show(grid(_columns("s a seed"), [_cells(row) for row in results], line))
+    measured = [verdict for verdict in verdicts if verdict["difference"]]
+    for verdict in measured:
+        show(f"{verdict['verdict']}: {_finding(verdict)}")
+    if missing := len(verdicts) - len(measured):
+        show(f"not measured: {missing} of {len(verdicts)} findings, which take two seeds that both have")
+
+
+def _columns(seconds: str) -> list[str]:
+    from fastltssl.analysis.strategies import MEASURES
+
+    return ["", *MEASURES.values(), "trained: encoder + head", seconds]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     from fastltssl.analysis.strategies import MEASURES
+    from fastltssl.functional.measures import measure
+    from fastltssl.show.terminal import spread
 
-    digits = {"false": 0}
-    numbers = [spread_of(row[name], digits.get(name, 1)) for name in MEASURES]
+    numbers = [spread(row[name], measure(name).digits) for name in MEASURES]
     trained = f"{row['trained_in_encoder']:,} + {row['trained_in_head']:,}"
     return [row["arm"], *numbers, trained, f"{row['seconds']['mean']:.1f}"]
 
 
-def _table(results: list[dict[str, Any]], line: str) -> Any:
-    from fastltssl.analysis.strategies import MEASURES
-    from fastltssl.show.terminal import grid
-
-    columns = ["", *MEASURES.values(), "trained: encoder + head", "s a seed"]
-    return grid(columns, [_cells(row) for row in results], line)
-
-
-def _finding(one: dict[str, Any]) -> str:
-    """A finding in one line: the verdict, the claim and the difference."""
-    found = one["difference"]
-    if found is None:
-        return f"{one['verdict']}: {one['claim']}"
-    interval = "" if one["measure"] == "seconds" else f" [{found['low']:+.1f}, {found['high']:+.1f}]"
-    what = f"{one['measure'].replace('_', ' ')} of {one['ours']} minus {one['theirs']}"
-    return f"{one['verdict']}: {one['claim']} ({what}: {found['mean']:+.1f}{interval})"
+def _finding(verdict: dict[str, Any]) -> str:
+    """The claim of a finding, and the difference if it was measured."""
+    difference = verdict["difference"]
+    if difference is None:
+        return verdict["claim"]
+    interval = "" if verdict["measure"] == "seconds" else f" [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+    what = f"{verdict['measure'].replace('_', ' ')} of {verdict['ours']} minus {verdict['theirs']}"
+    return f"{verdict['claim']} ({what}: {difference['mean']:+.1f}{interval})"
 
 
-def _write(folder: Path, results: list[dict[str, Any]], found: list[dict[str, Any]], line: str) -> list[Path]:
-    """report.md with its picture, the study as CSV by seed and by class, and JSON."""
-    from fastltssl.analysis import strategies as strategy_study
-    from fastltssl.errors import FigureError
+def _write(folder: Path, results: list[dict[str, Any]], verdicts: list[dict[str, Any]], line: str) -> list[Path]:
+    """Write report.md with its picture, the study as CSV by seed and by class, and as JSON; returns the paths."""
+    from fastltssl.analysis.strategies import class_rows, seed_rows
     from fastltssl.show.study_figures import strategies_figure
 
-    tables = {
-        "strategies.csv": strategy_study.lines(results),
-        "strategies_classes.csv": strategy_study.class_lines(results),
-    }
-    for name, table in tables.items():
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-    written = {"protocol": line, "results": results, "findings": found}
-    (folder / "strategies.json").write_text(json.dumps(written, indent=1))
-    paths = [folder / "report.md", *(folder / name for name in tables), folder / "strategies.json"]
-    try:
-        paths.append(strategies_figure(results, line, folder / "strategies.png"))
-    except FigureError as error:
-        click.echo(f"note: {error}", err=True)
-    paths[0].write_text(_report(results, found, line, has_picture=len(paths) > 4))
-    return paths
+    study = {"protocol": line, "results": results, "findings": verdicts}
+    tables = {"strategies": seed_rows(results), "strategies_classes": class_rows(results)}
+    paths = write_study(folder, "strategies", study, tables, lambda path: strategies_figure(results, line, path))
+    report = folder / "report.md"
+    report.write_text(_report(results, verdicts, line, has_picture=paths[-1].suffix == ".png"))
+    return [report, *paths]
 
 
-def _report(results: list[dict[str, Any]], found: list[dict[str, Any]], line: str, has_picture: bool) -> str:
-    from fastltssl.analysis.strategies import MEASURES
-
-    columns = ["", *MEASURES.values(), "trained: encoder + head", "seconds a seed"]
-    table = [columns, ["---"] * len(columns), *(_cells(row) for row in results)]
-    by_verdict = {name: [one for one in found if one["verdict"] == name] for name in
-                  ("holds", "reversed", "left open", "not measured")}  # fmt: skip
+def _report(results: list[dict[str, Any]], verdicts: list[dict[str, Any]], line: str, has_picture: bool) -> str:
+    """The study in Markdown."""
+    columns = _columns("seconds a seed")
+    table = [columns, ["---"] * len(columns), *map(_cells, results)]
     text = ["# Linear probe, lightweight and full fine-tuning, ULFine", "", line, ""]
     text += ["| " + " | ".join(row) + " |" for row in table]
     text += ["", "pl: pseudo-labels of the pool at or above the method's threshold, against its true labels.", ""]
     text += ["![the analysis](strategies.png)", ""] if has_picture else []
     text += ["## What the ULFine paper (arXiv 2505.05062) finds, and what was found here", ""]
-    for name, each in by_verdict.items():
-        text += [f"**{name}** ({len(each)} of {len(found)})", ""] if each else []
-        text += [f"- {_finding(one).partition(': ')[2]}" for one in each] + ([""] if each else [])
+    for name in ("holds", "reversed", "left open", "not measured"):
+        if members := [verdict for verdict in verdicts if verdict["verdict"] == name]:
+            text += [f"**{name}** ({len(members)} of {len(verdicts)})", ""]
+            text += [*(f"- {_finding(verdict)}" for verdict in members), ""]
     text += ["A finding holds, or is reversed, where the 95 % interval of the difference, paired by seed, is on one",
              "side of zero; else it is left open; it takes two seeds that both have. Seconds are compared as",
              "measured."]  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, example
+from fastltssl.commands.common import PATH, example, finished, usable_device
 
 
 @click.command(epilog=example("studio runs/RUN runs/OTHER_RUN"))
@@ -23,7 +23,6 @@ def studio(
 
     Nothing leaves this machine. Open to other hosts, it asks for the token in its address.
     """
-    from fastltssl.commands.common import finished, usable_device
     from fastltssl.errors import StudioError
     from fastltssl.show.studio import LOCAL, served
     from fastltssl.show.terminal import show

@@ -8,13 +8,16 @@ import click
 
 from fastltssl.commands.common import (
     PATH,
+    TRAIN_OPTIONS,
     as_json,
+    drawn,
     example,
     on_device,
     output_folder,
-    train_options,
+    quoted,
     usable_device,
-)  # fmt: skip
+    with_options,
+)
 
 HALVING = "Keep the best 1/ETA (of those with the same options) at steps/ETA^k; 1 (default): train all to the end."
 STORAGE = "memory, journal:FILE or a database URL that Optuna takes (default: a journal in the folder)."
@@ -35,7 +38,7 @@ STORAGE = "memory, journal:FILE or a database URL that Optuna takes (default: a 
 @click.option("--sweep-seed", default=0, show_default=True, help="Seed of the sampler.")
 @click.option("--compile/--no-compile", "compiled", default=False, help="Compile the step: pays in sweeps of minutes.")
 @click.option("--parquet", type=PATH, help="Write the trials as Parquet too.")
-@train_options
+@with_options(TRAIN_OPTIONS)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of train's options.")
 @click.option("--out", type=PATH, help="Folder (default runs/TIME-sweep-METHOD-CACHE); a sweep begun there goes on.")
 @on_device
@@ -52,79 +55,72 @@ def sweep(
     """
     import dataclasses
 
-    from fastltssl.runs import experiment
-    from fastltssl.runs import folder as runs
     from fastltssl.runs.config import Config, read_options
-    from fastltssl.runs.sweep import sweep as sweeps
-    from fastltssl.runs.sweep import trials as study
+    from fastltssl.runs.experiment import open_rows
+    from fastltssl.runs.folder import new_folder
     from fastltssl.runs.sweep.space import space_of
+    from fastltssl.runs.sweep.sweep import concluding, ready, sweeping
+    from fastltssl.runs.sweep.trials import Sweep, checked, count_of, open_study
     from fastltssl.show.terminal import follow, show
 
     stored = read_options(config) if config else {}
-    resolved = Config.of(stored, flags | {"method": method}, where=str(config or ""), counted=True)
-    if resolved.live or resolved.ensemble:
+    experiment = Config.of(stored, flags | {"method": method}, where=str(config or ""), counted=True)
+    if experiment.live or experiment.ensemble:
         raise click.UsageError(f"{config} is of a live run or an ensemble; a sweep trains from a cache. Leave that out")
-    knobs = space_of(resolved, ranges, [name for name in (only or "").split(",") if name], space)
-    asked = study.checked(
-        study.Sweep(resolved, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled)
-    )
-    named = dataclasses.replace(resolved, method=f"sweep-{Path(method).stem}")
+    knobs = space_of(experiment, ranges, [name for name in (only or "").split(",") if name], space)
+    asked = checked(Sweep(experiment, knobs, trials, sampler, halving, metric, together, sweep_seed, compiled))
     if parquet is not None:
         _check_parquet(parquet)
-    cache, rows = experiment.open_rows(resolved.cache, usable_device(device, threads))
-    sweeps.ready(asked, cache, rows)
-    folder = out or runs.new_folder(named)
+    cache, rows = open_rows(experiment.cache, usable_device(device, threads))
+    ready(asked, cache, rows)
+    folder = out or new_folder(dataclasses.replace(experiment, method=f"sweep-{Path(method).stem}"))
     known = "study.journal" if storage is None else "sweep.json"
     output_folder(folder, overwrite=(folder / known).is_file())
-    kept = study.open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
-    if before := study.count_of(kept):
+    study = open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
+    if before := count_of(study):
         goes_on = f"; it goes on up to {trials}" if before < trials else f", and {trials} were asked for"
         click.echo(f"the study holds {before} trials{goes_on}", err=True)
-    done = follow(sweeps.sweeping(asked, cache, rows, kept), f"sweep {method}")
+    done = follow(sweeping(asked, cache, rows, study), f"sweep {method}")
     if running := sum(trial.state == "running" for trial in done):
         show(f"{running} trials still run in other workers; run this line again when they have ended for the best one")
         return
-    found = follow(sweeps.concluding(asked, cache, rows, kept, done, folder), "best")
-    _show(found, folder)
+    result = follow(concluding(asked, cache, rows, study, done, folder), "best")
+    _show(result, folder)
     if parquet is not None:
-        _write_parquet(found["trials"], parquet)
+        _write_parquet(result["trials"], parquet)
         show(f"wrote {parquet}")
-    fresh = max(resolved.seeds) + 1
-    show(f"wrote {folder}\nnext: fastltssl train {method} --config {folder / 'best.yaml'} --seeds {fresh}-{fresh + 4}")
+    fresh, best = max(experiment.seeds) + 1, quoted(folder / "best.yaml")
+    show(f"wrote {folder}\nnext: fastltssl train {method} --config {best} --seeds {fresh}-{fresh + 4}")
     if is_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(result))
 
 
-def _show(found: dict[str, Any], folder: Path) -> None:
-    """The best configurations, what mattered, and the test of the best; the picture where it can be drawn."""
-    from fastltssl.errors import FigureError
+def _show(result: dict[str, Any], folder: Path) -> None:
+    """Print the best configurations, the importance of knobs and the test of the best one, and draw the picture."""
     from fastltssl.runs.sweep.trials import METRICS
     from fastltssl.show.names import protocol_line
     from fastltssl.show.study_figures import sweep_figure
     from fastltssl.show.terminal import grid, results_table, show
 
-    record, knobs = found["record"], list(found["space"])
-    sign = METRICS[found["metric"].partition(".")[2]]
-    whole = sorted((row for row in found["trials"] if row["state"] == "complete"), key=lambda row: -sign * row["value"])
-    states = [row["state"] for row in found["trials"]]
+    record, knobs, metric, trials = result["record"], list(result["space"]), result["metric"], result["trials"]
+    sign = METRICS[metric.partition(".")[2]]
+    complete = sorted((row for row in trials if row["state"] == "complete"), key=lambda row: -sign * row["value"])
+    states = [row["state"] for row in trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("complete", "pruned", "diverged")
                        if state in states)  # fmt: skip
-    lines = [[str(row["trial"]), f"{row['value']:.2f}", *(_cell(row[name]) for name in knobs)] for row in whole[:10]]
+    rows = [[str(row["trial"]), f"{row['value']:.2f}", *(_cell(row[name]) for name in knobs)] for row in complete[:10]]
     show(f"the best of {len(states)} trials ({counts})")
-    show(grid(["trial", f"{found['metric']} %", *knobs], lines))
-    if found["importance"]:
-        order = sorted(found["importance"].items(), key=lambda each: -each[1])
+    show(grid(["trial", f"{metric} %", *knobs], rows))
+    if result["importance"]:
+        order = sorted(result["importance"].items(), key=lambda pair: -pair[1])
         show("importance: " + ", ".join(f"{name} {share:.2f}" for name, share in order))
-    best = record | {"method": f"{found['method']}, best of the sweep", "settings": {}, "steps": 0}
+    best = record | {"method": f"{result['method']}, best of the sweep", "settings": {}, "steps": 0}
     show(results_table([best], protocol_line(record)))
-    if found["metric"] == "val.bacc" and record["val_bacc"]:
-        show(
-            f"val.bacc of the best, alone: {record['val_bacc']['mean']:.2f}; in the sweep: {found['best']['value']:.2f}"
-        )
-    try:
-        show(f"wrote {sweep_figure(found, folder / 'parallel.png')}")
-    except FigureError as error:
-        show(str(error))
+    if metric == "val.bacc" and record["val_bacc"]:
+        alone, inside = record["val_bacc"]["mean"], result["best"]["value"]
+        show(f"val.bacc of the best, alone: {alone:.2f}; in the sweep: {inside:.2f}")
+    for picture in drawn(lambda path: sweep_figure(result, path), folder / "parallel.png"):
+        show(f"wrote {picture}")
 
 
 def _cell(value: Any) -> str:
@@ -132,7 +128,7 @@ def _cell(value: Any) -> str:
 
 
 def _check_parquet(path: Path) -> None:
-    """Told before anything is trained for it."""
+    """Raise a usage error before the sweep begins if the trials cannot be written as Parquet after it."""
     import importlib.util
 
     if importlib.util.find_spec("pyarrow") is None:

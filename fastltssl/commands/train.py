@@ -7,25 +7,27 @@ from typing import Any
 import click
 
 from fastltssl.commands.common import (
+    LIVE_OPTIONS,
     PATH,
+    TRAIN_OPTIONS,
+    Job,
     as_json,
     example,
     left_clean,
-    live_options,
     on_device,
     output_folder,
     show_config,
     show_record,
-    train_options,
     usable_device,
+    with_options,
 )
 
 
 @click.command(epilog=example("train ulfine --cache cifar100_ViT-B-16 --n1 150 --m1 300 --gamma-l 20 --gamma-u 20"))
 @click.argument("method")
 @click.option("--cache", help="Cache to train from (a path, or a name in the cache folder).")
-@train_options
-@live_options
+@with_options(TRAIN_OPTIONS)
+@with_options(LIVE_OPTIONS)
 @click.option("--ensemble", type=PATH, metavar="RUN", help="With gla: add this run's scores, nothing is trained.")
 @click.option("--model", help="With --live and no --cache: the encoder, such as ViT-B-16.")
 @click.option("--pretrained", help="With --live: tag or checkpoint of the encoder, where it is not found by its name.")
@@ -41,22 +43,10 @@ from fastltssl.commands.common import (
 @on_device
 @as_json
 def train(
-    method: str,
-    config: Path | None,
-    ensemble: Path | None,
-    model: str | None,
-    pretrained: str | None,
-    dataset: str | None,
-    root: Path | None,
-    workers: int,
-    resume: bool,
-    out: Path | None,
-    overwrite: bool,
-    device: str,
-    threads: int | None,
-    is_json: bool,
-    **flags: Any,
-) -> None:
+    method: str, config: Path | None, ensemble: Path | None, model: str | None, pretrained: str | None,
+    dataset: str | None, root: Path | None, workers: int, resume: bool, out: Path | None, overwrite: bool, device: str,
+    threads: int | None, is_json: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Stage two: train a method from a cache, every seed jointly.
 
     With --live it trains through the encoder, from images, one seed after the other.
@@ -65,13 +55,11 @@ def train(
     from fastltssl.runs.config import Config, read_options
 
     moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
-    where: dict[str, Any] = {"out": out, "overwrite": overwrite, "device": device, "threads": threads}
+    job = Job(out, overwrite, device, threads, is_json)
     if ensemble:
         from fastltssl.commands.ensemble import run_ensemble
 
-        return run_ensemble(
-            method, ensemble, flags["cache"], flags["set"], moved, workers=workers, is_json=is_json, **where
-        )
+        return run_ensemble(method, ensemble, flags["cache"], flags["set"], moved, job, workers)
     is_new = bool(model and dataset and not flags["cache"])
     if is_new:
         from fastltssl.commands.live import center_cache
@@ -86,23 +74,20 @@ def train(
 
         if model and not is_new:
             raise click.UsageError(f"--model {model} is for a new cache; {asked.cache} has its own. Leave it out")
-        new = model if is_new else None
-        return run_live(asked, new, moved, workers=workers, resume=resume, is_json=is_json, **where)
-    _refuse_live_options({"--model": model, "--resume": resume, **{f"--{name}": part for name, part in moved.items()}})
-    _run_cached(asked, is_json=is_json, **where)
+        return run_live(asked, model if is_new else None, moved, job, workers=workers, resume=resume)
+    _refuse_live_options({"model": model, "resume": resume} | moved)
+    _run_cached(asked, job)
 
 
 def _refuse_live_options(options: dict[str, Any]) -> None:
-    """A usage error for what only training through the encoder reads."""
+    """A usage error for options that only have a meaning with --live."""
     if given := [name for name, value in options.items() if value]:
-        raise click.UsageError(f"{given[0]} belongs to training through the encoder: add --live MODE")
+        raise click.UsageError(f"--{given[0]} belongs to training through the encoder: add --live MODE")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise click.UsageError("torchrun is for training through the encoder (--live MODE); a cache needs one process")
 
 
-def _run_cached(
-    config: Any, *, out: Path | None, overwrite: bool, device: str, threads: int | None, is_json: bool
-) -> None:
+def _run_cached(config: Any, job: Job) -> None:
     """Train from the cache, with progress, and show the record."""
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows, training
@@ -113,9 +98,9 @@ def _run_cached(
     method = configure(config.method, config.settings)
     for note in outside(method) + ([] if is_trained(method) else [f"{config.method} has no loss: nothing is trained"]):
         click.echo(f"note: {note}", err=True)
-    cache, rows = open_rows(config.cache, usable_device(device, threads or 1))
-    show_config(config, is_json)
-    folder = output_folder(out or new_folder(config), overwrite)
+    cache, rows = open_rows(config.cache, usable_device(job.device, job.threads or 1))
+    show_config(config, job.is_json)
+    folder = output_folder(job.out or new_folder(config), job.overwrite)
     with left_clean(folder):
         record = follow(training(config, cache, rows, folder), config.method)
-    show_record(record, is_json)
+    show_record(record, job.is_json)

@@ -1,16 +1,13 @@
 """`fastltssl world`: the embedded world and the training of its tiny CLIP."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example
+from fastltssl.commands.common import PATH, as_json, example, quoted
 from fastltssl.errors import did_you_mean
-
-Line = Callable[[Any], tuple[int, int, str]]  # a progress record -> done, total, text
 
 
 @click.group()
@@ -20,16 +17,18 @@ def world() -> None:
 
 @world.command("sheet", epilog=example("world sheet --out world.png"))
 @click.option("--style", "styles", multiple=True, help="Style to show, may be repeated (default: caption and mild).")
-@click.option("--each", default=3, show_default=True, type=click.IntRange(1, 12), help="Images of a class and style.")
+@click.option(
+    "--each", "count", default=3, show_default=True, type=click.IntRange(1, 12), help="Images of a class and style."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the images.")
 @click.option("--nameless", is_flag=True, help="Show shapes of the image tower's warm-up (style warm-up) instead.")
 @click.option("--out", default="world.jpg", show_default=True, type=PATH,
               help="Picture to write: .jpg, or .png for the exact pixels at four times the size.")  # fmt: skip
-def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Path) -> None:
+def sheet(styles: tuple[str, ...], count: int, seed: int, nameless: bool, out: Path) -> None:
     """Draw a contact sheet: every class by name, in the style of the captions and shifted."""
-    from fastltssl.images.world import contact_sheet as drawing
+    from fastltssl.images.world import contact_sheet
     from fastltssl.images.world.painting import drawings
-    from fastltssl.images.world.shapes import nameless as shapes
+    from fastltssl.images.world.shapes import nameless as nameless_shapes
     from fastltssl.images.world.world import CLASSES
     from fastltssl.show.terminal import show
 
@@ -37,13 +36,11 @@ def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Pa
         raise click.UsageError(f"--out {out} is no picture; it must end in .png or .jpg")
     if not out.parent.is_dir():
         raise click.UsageError(f"--out {out}: there is no folder {out.parent}. Make it, or choose another --out")
-    shown, count = _styles(styles, nameless), len(CLASSES)
-    names = [f"shape {number}" for number in range(count)] if nameless else CLASSES
-    pixels = drawing.sheet(
-        names, shown, count=each, seed=seed, drawn=drawings(shapes(seed, count)) if nameless else None
-    )
+    names = [f"shape {number}" for number in range(len(CLASSES))] if nameless else CLASSES
+    drawn = drawings(nameless_shapes(seed, len(CLASSES))) if nameless else None
+    pixels = contact_sheet.sheet(names, _styles(styles, nameless), count=count, seed=seed, drawn=drawn)
     try:
-        drawing.save(pixels, out)
+        contact_sheet.save(pixels, out)
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
     other = "fastltssl demo" if nameless else "fastltssl world sheet --nameless --out nameless.jpg"
@@ -51,7 +48,7 @@ def sheet(styles: tuple[str, ...], each: int, seed: int, nameless: bool, out: Pa
 
 
 def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
-    """The styles to show; nameless shapes are usually seen in the one of the warm-up."""
+    """The styles to show by name; by default caption and mild, or that of the warm-up for nameless shapes."""
     from fastltssl.images.world.world import STYLES
 
     known: dict[str, Any] = dict(STYLES)
@@ -80,24 +77,24 @@ def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
 @as_json
 def train(out: Path, warmed: Path | None, resume: bool, overwrite: bool, is_json: bool, **given: Any) -> None:
     """Make the weights of the tiny CLIP anew from a seed, on one CPU thread, in a fixed number of steps."""
-    from fastltssl.encoder import pretrain
+    from fastltssl.encoder.pretrain import CHECKPOINT, Recipe, pretrain
     from fastltssl.show.terminal import follow, show
 
-    is_finished = (out / "training.json").exists() and not (out / pretrain.CHECKPOINT).exists()
+    is_finished = (out / "training.json").exists() and not (out / CHECKPOINT).exists()
     if is_finished and not overwrite:
         raise click.UsageError(f"{out} holds a trained model; choose another --out, or pass --overwrite")
-    recipe = pretrain.Recipe(**{name: value for name, value in given.items() if value is not None})
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     try:
-        record = follow(pretrain.pretrain(recipe, out, warmed=warmed, resume=resume), "world train")
+        record = follow(pretrain(recipe, out, warmed=warmed, resume=resume), "world train")
     except OSError as error:
         raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
-    cache = f"{out.resolve().name}.zarr"
+    model, cache = quoted(f"local-dir:{out}"), quoted(f"{out.resolve().name}.zarr")
     show(
         f"{record['warm_up_images']:,} images of {recipe.shapes} nameless shapes"
         f"{f' (taken from {warmed})' if warmed else ''}, then {record['caption_pairs']:,} images with captions, "
         f"{record['seconds']:.0f} s\n{record['parameters']:,} parameters, "
         f"{record['bytes'] / 1e6:.1f} MB\nwrote {out}\n"
-        f"next: fastltssl extract --model local-dir:{out} --dataset world --templates world --out {cache}\n"
+        f"next: fastltssl extract --model {model} --dataset world --templates world --out {cache}\n"
         f"      fastltssl bias --cache {cache} --n1 25 --gamma-l 10 --seeds 0-4"
     )
     if is_json:

@@ -1,6 +1,5 @@
 """The names of runs and protocols in tables and legends."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,30 +38,6 @@ def _live_parts(live: dict[str, Any] | None) -> list[str]:
         f"{titles.get(name, name)}={_short(live[name])}" for name, value in defaults.items() if live[name] != value
     ]
     return [f"live {live['mode']}", *parts]
-
-
-def mark_below_la(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records with "is_below_la": whether a semi-supervised run ends below the logit-adjusted probe (LP+LA).
-
-    Compared are balanced accuracies of runs with the same cache, seeds and labelled rows. Where several probes qualify,
-    the best one counts.
-    """
-
-    def labels_of(record: dict[str, Any]) -> str:
-        """Equal for runs that train on the same labelled rows."""
-        switches = {k: v for k, v in record["protocol"].items() if k not in ("m1", "gamma_u", "order", "overlap")}
-        return json.dumps([record["cache_fingerprint"], record["seeds"], switches], sort_keys=True)
-
-    baseline: dict[str, float] = {}
-    for record in records:
-        is_probe_la = record["method"] == "probe" and all(pair == ("tau", 1) for pair in record["settings"].items())
-        if is_probe_la:
-            key = labels_of(record)
-            baseline[key] = max(record["bacc"]["mean"], baseline.get(key, 0.0))
-    return [
-        record | {"is_below_la": record["is_ssl"] and record["bacc"]["mean"] < baseline.get(labels_of(record), 0.0)}
-        for record in records
-    ]
 
 
 def protocol_line(record: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from fastltssl.analysis.comparison import listed
 from fastltssl.analysis.grid import Choice, Grid, Outcome, best_of, differences
 from fastltssl.functional.measures import MAIN, measure
 from fastltssl.runs.record import METRICS
@@ -155,10 +156,3 @@ def signed(difference: dict[str, Any] | None) -> str:
         return "-"
     low, high = difference["low"], difference["high"]
     return f"{difference['mean']:+.1f}" + ("" if low is None else f" ± {(high - low) / 2:.1f}")
-
-
-def listed(numbers: list[int]) -> str:
-    """Numbers as text: "0-4" where they are consecutive and more than two, else "0,3"."""
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}-{numbers[-1]}"
-    return ",".join(map(str, numbers))

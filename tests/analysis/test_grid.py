@@ -13,12 +13,12 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
-from fastltssl.analysis import grid as protocol_grid
-from fastltssl.analysis.grid import read_grid
+from fastltssl.analysis.grid import Cell, Grid, Outcome, plan, read_grid
+from fastltssl.analysis.pseudo_labels import Choice
 from fastltssl.cache.splits import long_tailed_counts
 from fastltssl.commands.cli import cli
 from fastltssl.errors import ConfigError
-from fastltssl.runs.config import counted_seeds
+from fastltssl.runs.config import Config, counted_seeds
 from fastltssl.show import sheets, tables
 from fastltssl.show.tables import Entry, Sheet
 
@@ -284,15 +284,15 @@ def test_the_terminal_shows_the_best_in_bold_and_reads_no_markup():
 
 
 def test_what_ends_below_the_probe_is_marked_with_a_note():
-    config = protocol_grid.Config(method="", cache="c")
-    grid = protocol_grid.Grid("g", {"p": config})
+    config = Config(method="", cache="c")
+    grid = Grid("g", {"p": config})
     rows = []
     for name, mean, is_below in (("probe", 70.0, False), ("fixmatch", 69.0, True)):
-        cell = protocol_grid.Cell(protocol_grid.Choice(name, {}), "p", config, Path(name))
+        cell = Cell(Choice(name, {}), "p", config, Path(name))
         protocol = dataclasses.asdict(config.protocol) | {"report": "last", "eval": "test", "groups": "thirds"}
         record = {"bacc": {"mean": mean, "std": 0.0, "values": [mean]}, "is_below_la": is_below, "emulated": False,
                   "cache": "c", "protocol": protocol, "labelled": [5], "unlabelled": [0], "seeds": [0]}  # fmt: skip
-        rows.append([protocol_grid.Outcome(cell, record)])
+        rows.append([Outcome(cell, record)])
     sheet = sheets.grid_sheet(grid, rows, None, "bacc")
     assert [row[1] for row in sheet.rows] == [Entry("70.0", "", True), Entry("69.0", "*", False)]
     assert sum(sign == "*" and "below LP+LA" in text for sign, text in sheet.notes) == 1
@@ -375,8 +375,8 @@ def test_flags_are_over_the_file(tmp_path):
 def test_protocols_whose_folders_would_be_one_are_refused(tmp_path):
     grid = read_grid(write(tmp_path / "g.yaml", cache="c", published=[],
                            protocols=[{"name": "a b"}, {"name": "a/b", "n1": 3}]), {})  # fmt: skip
-    with pytest.raises(protocol_grid.ConfigError, match="two cells would be written to probe-a_b"):
-        protocol_grid.plan(grid, [protocol_grid.Choice("probe", {})], tmp_path)
+    with pytest.raises(ConfigError, match="two cells would be written to probe-a_b"):
+        plan(grid, [Choice("probe", {})], tmp_path)
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

@@ -10,9 +10,7 @@ import pytest
 import torch
 import toy_cache
 
-from fastltssl.analysis import cure, refit
-from fastltssl.analysis import history as insight
-from fastltssl.analysis import samples as scene
+from fastltssl.analysis import cure, history, refit, samples
 from fastltssl.cache.splits import Protocol
 from fastltssl.errors import MapError, RunError, UnknownKnob
 from fastltssl.functional import metrics
@@ -29,13 +27,13 @@ LONG_TAIL = Protocol(n1=20, m1=60, gamma_l=5, gamma_u=5)
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """Runs of several methods on the world, by name, each read back and scored."""
-    top, rows, found = tmp_path_factory.mktemp("insight"), resident(world), {}
+    top, rows, found = tmp_path_factory.mktemp("history"), resident(world), {}
     settings = {"ulfine": {}, "fixmatch": {}, "gla": {}, "adello": {}, "finessl": {}, "zeroshot": {}}
     settings |= {"ulfine-paper": {"alpha": "confidence", "align": "zscore", "debias": "off"}}
     for name, own in settings.items():
         config = Config(name.split("-")[0], str(world.path), LONG_TAIL, (0, 3), 40, settings=own, evals=4)
         drain(training(config, world, rows, top / name))
-        read = insight.read_insight(top / name, 3)
+        read = history.read_insight(top / name, 3)
         found[name] = read, cure.score(read, world)
     return found
 
@@ -43,7 +41,7 @@ def trained(world, tmp_path_factory):
 @pytest.mark.parametrize("name", ["fixmatch", "ulfine", "ulfine-paper", "adello", "finessl"])
 def test_the_neutral_knobs_give_the_pseudo_labels_the_run_recorded(trained, name):
     read, scored = trained[name]
-    labels, recorded = cure.relabelled(scored, scored.neutral), insight.at_step(read)
+    labels, recorded = cure.relabelled(scored, scored.neutral), history.at_step(read)
     assert torch.equal(labels.label, recorded.label)
     assert torch.equal(labels.confidence.half().float(), recorded.confidence)
 
@@ -84,11 +82,11 @@ def test_other_runs_meet_the_zero_shot_scores_and_lose_the_label_bias_from_both(
 
 def test_a_summary_is_what_a_slow_loop_counts(trained):
     read, _ = trained["fixmatch"]
-    labels, threshold = insight.at_step(read, 1), 0.45
-    found = insight.summary(read, labels, threshold)
-    confusion, right, wrong = np.zeros((40, 40), int), np.zeros(insight.BINS, int), np.zeros(insight.BINS, int)
+    labels, threshold = history.at_step(read, 1), 0.45
+    found = history.summary(read, labels, threshold)
+    confusion, right, wrong = np.zeros((40, 40), int), np.zeros(history.BINS, int), np.zeros(history.BINS, int)
     for label, sure, true in zip(labels.label.tolist(), labels.confidence.tolist(), read.truth.tolist(), strict=True):
-        (right if label == true else wrong)[min(insight.BINS - 1, int(sure * insight.BINS))] += 1
+        (right if label == true else wrong)[min(history.BINS - 1, int(sure * history.BINS))] += 1
         if sure >= threshold:
             confusion[true, label] += 1
     assert np.array_equal(found.confusion, confusion)
@@ -99,7 +97,7 @@ def test_a_summary_is_what_a_slow_loop_counts(trained):
     assert found.mask_rate == pytest.approx(confusion.sum() / len(read.truth))
     false = (confusion.sum(axis=0) - confusion.diagonal())[read.groups == 0].sum()
     assert found.by_group["false_head"] == false
-    worst = insight.mistakes(found.confusion, 3)
+    worst = history.mistakes(found.confusion, 3)
     off = confusion - np.diag(confusion.diagonal())
     assert [pair.rows for pair in worst] == sorted(off.flatten(), reverse=True)[:3]
     assert all(off[pair.true, pair.label] == pair.rows for pair in worst)
@@ -107,7 +105,7 @@ def test_a_summary_is_what_a_slow_loop_counts(trained):
 
 def test_the_last_step_has_the_audit_of_the_run(trained):
     read, _ = trained["ulfine"]
-    found = insight.summary(read, insight.at_step(read), read.recorded.threshold)
+    found = history.summary(read, history.at_step(read), read.recorded.threshold)
     assert found.audit.kl == pytest.approx(read.curves["pseudo_kl"][-1], abs=1e-4)
     assert found.mask_rate == pytest.approx(read.curves["pseudo_mask_rate"][-1], abs=1e-3)
 
@@ -115,24 +113,44 @@ def test_the_last_step_has_the_audit_of_the_run(trained):
 def test_without_the_truth_only_counts_are_left(trained):
     read, _ = trained["ulfine"]
     blind = read._replace(truth=None)
-    found = insight.summary(blind, insight.at_step(blind), 0.5)
+    found = history.summary(blind, history.at_step(blind), 0.5)
     assert found.confusion is None
     assert found.audit is None
     assert int(found.right_histogram.sum()) == len(read.truth)
 
 
 def test_methods_show_what_they_keep(trained):
-    titles = {name: [each.title for each in insight.method_state(read)] for name, (read, _) in trained.items()}
+    titles = {name: [each.title for each in history.method_state(read)] for name, (read, _) in trained.items()}
     assert any("alpha_k" in title for title in titles["ulfine"])
     assert any("alpha_t" in title for title in titles["adello"])
     assert any("Margin" in title for title in titles["finessl"])
     assert titles["gla"] == []
-    share = {name: insight.method_state(trained[name][0])[1].values for name in ("ulfine", "ulfine-paper")}
+    share = {name: history.method_state(trained[name][0])[1].values for name in ("ulfine", "ulfine-paper")}
     assert np.allclose(share["ulfine"], 0.3)
     assert share["ulfine-paper"].max() == pytest.approx(0.3)
     assert share["ulfine-paper"].min() < 0.29
-    smoothing = next(each for each in insight.method_state(trained["adello"][0]) if "alpha_t" in each.title)
+    smoothing = next(each for each in history.method_state(trained["adello"][0]) if "alpha_t" in each.title)
     assert smoothing.values[-1, 0] == pytest.approx(0.1)
+
+
+def test_a_run_that_subtracts_a_label_bias_shows_it_whatever_its_method(trained, world):
+    for name, is_subtracted in {"ulfine": True, "gla": True, "ulfine-paper": False, "zeroshot": False}.items():
+        read, scored = trained[name]
+        bias, reason = cure.subtracted_bias(read)
+        assert (bias is not None, reason) == (is_subtracted, "")
+        if bias is not None:
+            stored = scored.trained.run.state.log_bias.numpy()
+            assert np.allclose(bias.values, stored - stored.mean(), atol=1e-5)
+            assert np.array_equal(bias.errors, scored.label_bias.standard_error)
+    read, _ = trained["ulfine"]
+    with_cache, _ = cure.subtracted_bias(read)
+    moved = read._replace(config=dataclasses.replace(read.config, cache="gone.zarr"))
+    live = read._replace(config=dataclasses.replace(read.config, live=Live("bitfit")))
+    for changed, message in ((moved, "no cache 'gone.zarr'"), (live, "")):
+        bias, reason = cure.subtracted_bias(changed)
+        assert np.allclose(bias.values, with_cache.values, atol=1e-5)
+        assert bias.errors is None
+        assert reason.startswith(message)
 
 
 def test_what_has_no_cure_says_why(trained, world, tmp_path):
@@ -142,35 +160,35 @@ def test_what_has_no_cure_says_why(trained, world, tmp_path):
         cure.score(live, world)
     with pytest.raises(RunError, match="Name the run's own cache with --cache"):
         cure.score(read, toy_cache.write(tmp_path / "toy.zarr"))
-    assert insight.at_step(trained["gla"][0]) is None
+    assert history.at_step(trained["gla"][0]) is None
 
 
 def test_a_gallery_takes_what_it_is_asked_for(trained):
     read, scored = trained["fixmatch"]
     labels = cure.relabelled(scored, scored.neutral)
-    wrong = scene.chosen(read, labels, read.truth, scene.Wanted())
+    wrong = samples.chosen(read, labels, read.truth, samples.Wanted())
     assert (labels.label[wrong] != read.truth[wrong]).all()
     assert (labels.confidence[wrong].diff() <= 0).all()
-    right = scene.chosen(read, labels, read.truth, scene.Wanted("right"))
+    right = samples.chosen(read, labels, read.truth, samples.Wanted("right"))
     assert len(wrong) + len(right) == len(read.truth)
     pair = int(read.truth[wrong[0]]), int(labels.label[wrong[0]])
-    narrow = scene.Wanted(true=pair[0], label=pair[1], low=0.2, rows=wrong[:5])
-    assert int(wrong[0]) in scene.chosen(read, labels, read.truth, narrow)
-    tail = scene.chosen(read, labels, read.truth, scene.Wanted(group=2))
+    narrow = samples.Wanted(true=pair[0], label=pair[1], low=0.2, rows=wrong[:5])
+    assert int(wrong[0]) in samples.chosen(read, labels, read.truth, narrow)
+    tail = samples.chosen(read, labels, read.truth, samples.Wanted(group=2))
     assert set(read.groups[labels.label[tail]].tolist()) == {2}
 
 
 def test_a_sample_has_images_views_branches_and_neighbours(trained, world):
     read, scored = trained["ulfine"]
-    album, ids = scene.open_album(world), scene.ids_of(read, np.array([5, 2]))
+    album, ids = samples.open_album(world), samples.ids_of(read, np.array([5, 2]))
     assert ids[0] == world.groups[scored.task.split.unlabelled_group].ids[scored.task.split.unlabelled[5]]
-    pictures = scene.thumbnails(album, scored.task.split.unlabelled_group, [*ids, "nothing"])
+    pictures = samples.thumbnails(album, scored.task.split.unlabelled_group, [*ids, "nothing"])
     assert pictures[0].startswith("data:image/png;base64,")
     assert pictures[2] == ""
-    scores = scene.branch_scores(scored, 5)
+    scores = samples.branch_scores(scored, 5)
     assert set(scores) == {"run", "text", "probe", "zero-shot"}
     assert scores["run"].shape == (len(scored.task.problem.views), 40)
-    near = scene.neighbours(scored, 5, 3)
+    near = samples.neighbours(scored, 5, 3)
     unit = torch.nn.functional.normalize(scored.task.problem.x[:, 0], dim=-1)
     query = torch.nn.functional.normalize(scored.task.problem.u[5, 0].float(), dim=-1)
     best = (unit @ query).topk(3)
@@ -179,27 +197,27 @@ def test_a_sample_has_images_views_branches_and_neighbours(trained, world):
 
 
 def test_images_that_are_not_at_hand_are_told(tmp_path):
-    album = scene.open_album(toy_cache.write(tmp_path / "toy.zarr"))
+    album = samples.open_album(toy_cache.write(tmp_path / "toy.zarr"))
     assert "Images are not at hand" in album.why
-    assert scene.thumbnails(album, "train", ["a", "b"]) == ["", ""]
+    assert samples.thumbnails(album, "train", ["a", "b"]) == ["", ""]
 
 
 def test_the_map_is_the_principal_components(trained, monkeypatch):
     _, scored = trained["ulfine"]
     rows = np.arange(0, len(scored.task.problem.u), 3)
-    places = scene.flat_pca(scored, rows)
+    places = samples.flat_pca(scored, rows)
     x = torch.nn.functional.normalize(scored.task.problem.u[rows, 0].float(), dim=-1).numpy()
     x = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     assert np.allclose(np.abs(places), np.abs(u[:, :2] * s[:2]), atol=1e-3)
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MapError, match="pip install umap-learn"):
-        scene.flat_umap(scored, rows)
+        samples.flat_umap(scored, rows)
     made = types.ModuleType("umap")
     made.__spec__ = importlib.machinery.ModuleSpec("umap", None)
     made.UMAP = lambda **_: types.SimpleNamespace(fit_transform=lambda x: x[:, :2])
     monkeypatch.setitem(sys.modules, "umap", made)
-    assert scene.flat_umap(scored, rows).shape == (len(rows), 2)
+    assert samples.flat_umap(scored, rows).shape == (len(rows), 2)
 
 
 def test_a_refit_with_the_same_knobs_is_the_same_run(trained, tmp_path):

@@ -9,8 +9,7 @@ import torch
 from click.testing import CliRunner
 from toy import gaussian_world
 
-from fastltssl.analysis import label_bias as bias_study
-from fastltssl.analysis.label_bias import agreement, known_prior, study, table
+from fastltssl.analysis.label_bias import agreement, is_near_chance, known_prior, study, table
 from fastltssl.cache.splits import Protocol, long_tailed
 from fastltssl.commands.cli import cli
 from fastltssl.errors import ConfigError, MissingText, SourceError
@@ -58,7 +57,7 @@ def test_the_prior_of_a_bayes_classifier_is_found_whatever_the_labelled_prior(ba
     assert abs(found.agreement.slope - 1) < 4 * found.agreement.slope_error + 0.1
     assert found.bacc.after > found.bacc.before + 0.01
     assert found.cross_fitted.after > found.cross_fitted.before
-    assert not bias_study.is_near_chance(found)
+    assert not is_near_chance(found)
 
 
 def test_a_model_without_a_prior_shows_none(bayes):
@@ -74,7 +73,7 @@ def test_a_model_near_chance_is_told_apart(bayes):
     guessing = rows_of(noise, y, noise, y)
     found = study(guessing, split_of(guessing), prior=prior)
     assert found.agreement.correlation > 0.9  # it knows the prior, and nothing else
-    assert bias_study.is_near_chance(found)
+    assert is_near_chance(found)
 
 
 def test_agreement_is_the_least_squares_fit_over_the_classes_with_labels():

@@ -10,15 +10,14 @@ import toy_cache
 from click import UsageError
 from click.testing import CliRunner
 
-from fastltssl.analysis import pseudo_labels as pseudo_study
-from fastltssl.analysis.pseudo_labels import Choice, Pool, pools
+from fastltssl.analysis.pseudo_labels import MEASURES, Choice, Pool, plan, pools
 from fastltssl.cache.splits import Protocol
-from fastltssl.commands.analyze import parse_methods
 from fastltssl.commands.cli import cli
+from fastltssl.commands.common import parse_methods
 from fastltssl.errors import RunError, SplitError, SwitchError
-from fastltssl.runs import folder as runs
 from fastltssl.runs.config import Config
-from fastltssl.show import study_figures as figures
+from fastltssl.runs.folder import read_audit, read_record
+from fastltssl.show import study_figures
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +77,17 @@ def test_methods_are_named_with_their_knobs():
 def test_what_has_no_pseudo_labels_or_no_truth_is_refused_before_training(cache, tmp_path):
     base = Config("fixmatch", str(cache.path), Protocol(n1=5, m1=9))
     with pytest.raises(RunError, match="probe makes no pseudo-labels"):
-        pseudo_study.plan(base, [Choice("probe", {})], [Pool("uniform", 1.0)], cache)
+        plan(base, [Choice("probe", {})], [Pool("uniform", 1.0)], cache)
     without = Config("fixmatch", str(cache.path), Protocol(n1=5))
     with pytest.raises(RunError, match=r"counted by class\. Add --m1 n"):
-        pseudo_study.plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
+        plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
     large = Config("fixmatch", str(cache.path), Protocol(n1=5, m1=56))
     with pytest.raises(SplitError, match="class 0 has 55 images left and 56 unlabelled ones"):
-        pseudo_study.plan(large, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
+        plan(large, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], cache)
     hidden = cache.groups["train"]._replace(labels=np.full(9, -1))
     pool = cache._replace(groups=cache.groups | {"unlabeled": hidden})
     with pytest.raises(RunError, match=r"unlabeled has no true labels to judge pseudo-labels by\. Add --m1 n"):
-        pseudo_study.plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], pool)
+        plan(without, [Choice("fixmatch", {})], [Pool("uniform", 1.0)], pool)
 
 
 def test_the_table_has_every_method_on_every_pool_and_the_probe(study):
@@ -112,7 +111,7 @@ def test_each_number_is_that_of_the_run_it_names(study):
     _, out = study
     stored = json.loads((out / "pseudo_labels.json").read_text())
     for one in stored["results"]:
-        record = runs.read_record(Path(one["run"]))
+        record = read_record(Path(one["run"]))
         assert record["protocol"]["order"] == one["order"]
         assert record["protocol"]["gamma_u"] == one["gamma_u"]
         assert one["bacc"] == record["bacc"]
@@ -131,7 +130,7 @@ def test_each_number_is_that_of_the_run_it_names(study):
 def test_the_pools_have_the_imbalance_they_are_named_after(study):
     _, out = study
     for name, expected in {"uniform-1": [20] * 6, "reversed-4": [5, 6, 8, 11, 15, 20]}.items():
-        found = runs.read_audit(out / "runs" / f"fixmatch-{name}")
+        found = read_audit(out / "runs" / f"fixmatch-{name}")
         assert np.bincount(found.truth).tolist() == expected
 
 
@@ -151,18 +150,18 @@ def test_the_picture_has_a_panel_a_measure_and_a_curve_a_method(orders, panels, 
 
     rows = [
         {"method": f"method{m}", "order": pool.order, "gamma_u": pool.gamma_u, "pool": pool.name}
-        | {name: summary(50.0 + m, 60.0 + place) for name in pseudo_study.MEASURES}
+        | {name: summary(50.0 + m, 60.0 + place) for name in MEASURES}
         | ({"precision": None} if m == 2 else {})
         for m in range(9)
         for place, pool in enumerate(pools([1, 10], orders))
     ]
     saved = {}
-    monkeypatch.setattr(figures, "_saved", lambda figure, path: saved.setdefault("figure", figure) and path)
-    figures.pseudo_label_figure(rows, summary(55.0, 56.0), "a line", tmp_path / "p.png")
+    monkeypatch.setattr(study_figures, "_saved", lambda figure, path: saved.setdefault("figure", figure) and path)
+    study_figures.pseudo_label_figure(rows, summary(55.0, 56.0), "a line", tmp_path / "p.png")
     axes = saved["figure"].axes
     assert len(axes) == panels
-    measured = axes[: len(figures.PANELS)]
-    assert [one.get_ylabel() for one in measured] == [unit for _, unit, _ in figures.PANELS.values()]
+    measured = axes[: len(study_figures.PANELS)]
+    assert [one.get_ylabel() for one in measured] == [unit for _, unit, _ in study_figures.PANELS.values()]
     assert all(one.get_xlabel() for one in measured)
     first = {container.get_label(): container.lines[0] for container in measured[0].containers}
     assert list(first) == [f"method{m}" for m in range(9)]
@@ -190,6 +189,7 @@ def test_the_picture_is_written_beside_the_table(study):
         (["--gamma-u", "a"], "not a list of numbers"),
         (["--methods", "fixmatch:tau"], "is not NAME or NAME:KNOB=VALUE"),
         (["--order", "reversed"], "No such option"),
+        (["--set", "tau=1"], "No such option"),
     ],
 )
 def test_flags_that_mean_nothing_are_usage_errors(flags, message, cache):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fastltssl.analysis import strategies as strategy_study
+from fastltssl.analysis import strategies
 from fastltssl.commands.cli import cli
 from fastltssl.encoder import extract
 from fastltssl.encoder.clip import load_encoder
@@ -96,7 +96,7 @@ def test_going_on_keeps_finished_runs_and_makes_what_is_missing(study):
 
 def made_up(name, bacc, seconds=1.0):
     values = {"mean": float(np.mean(bacc)), "values": list(bacc)}
-    row = dict.fromkeys((*strategy_study.MEASURES, "head_minus_tail", "false_share"), values)
+    row = dict.fromkeys((*strategies.MEASURES, "head_minus_tail", "false_share"), values)
     return row | {"arm": name, "seeds": list(range(len(bacc))), "seconds": {"values": [seconds] * len(bacc)}}
 
 
@@ -108,20 +108,20 @@ def test_a_finding_holds_is_reversed_or_is_left_open():
         made_up("FFT", [50, 50.1, 49.9], seconds=3.0),
         made_up("ULFine", [60, 60.2, 59.8]),
     ]
-    found = {one["claim"]: one for one in strategy_study.findings(rows)}
+    found = {one["claim"]: one for one in strategies.findings(rows)}
     assert found["LP raises the mean over zero-shot"]["verdict"] == "left open"
     assert found["LFT raises the mean over zero-shot"]["verdict"] == "holds"
     assert found["ULFine raises the mean over LFT"]["verdict"] == "reversed"
     assert found["ULFine trains in less time than FFT"]["verdict"] == "holds"
     assert found["LFT raises the mean over zero-shot"]["seeds"] == [0, 1, 2]
     one_seed = [made_up(row["arm"], [60.0]) for row in rows]
-    assert {one["verdict"] for one in strategy_study.findings(one_seed)} == {"not measured"}
+    assert {one["verdict"] for one in strategies.findings(one_seed)} == {"not measured"}
 
 
 def test_a_base_without_pseudo_labels_is_refused():
-    arm = strategy_study.arms("probe", Live("adaptformer"), Live("fft"))[1]
+    arm = strategies.arms("probe", Live("adaptformer"), Live("fft"))[1]
     with pytest.raises(RunError, match=r"probe makes no pseudo-labels, .* Try --base fixmatch"):
-        strategy_study.config_of(arm, Config("probe", "none"), (0,))
+        strategies.config_of(arm, Config("probe", "none"), (0,))
 
 
 def test_smoothing_leaves_out_what_is_not_there():

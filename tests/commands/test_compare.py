@@ -10,7 +10,9 @@ import pytest
 import toy_cache
 from click.testing import CliRunner
 
+from fastltssl.analysis import comparison
 from fastltssl.commands.cli import cli
+from fastltssl.errors import RunError
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,19 @@ def test_runs_that_do_not_match_say_why_they_are_not_paired(folder, name, why):
     assert difference["unpaired"] == why
     assert difference["bacc"] is None
     assert f"not paired: {why}" in " ".join(result.stdout.split())
+
+
+def test_the_function_returns_what_the_command_prints_and_what_was_skipped(folder):
+    result = compare(folder / "a", folder / "b", folder, "--baseline", folder / "b", "--json")
+    found = comparison.compare([str(folder / "a"), folder / "b", folder], baseline=folder / "b")
+    (skipped,) = found.pop("skipped")
+    assert found == last_json(result)
+    assert skipped.startswith(f"{folder} is not a finished run")
+    assert f"skipped: {skipped}" in result.stderr
+    with pytest.raises(RunError, match=r"none of these is a finished run\nskipped: .* is not a finished run"):
+        comparison.compare([folder])
+    with pytest.raises(RunError, match="is not a finished run"):
+        comparison.compare([folder / "a"], baseline=folder)
 
 
 def test_a_single_seed_has_a_difference_and_no_interval(folder, tmp_path):

@@ -19,7 +19,7 @@ from fastltssl.commands.cli import cli
 from fastltssl.encoder import pretrain
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.errors import PretrainError
-from fastltssl.images.world import contact_sheet as sheet
+from fastltssl.images.world import contact_sheet
 from fastltssl.images.world.painting import IMAGE_SIDE, drawings
 from fastltssl.images.world.shapes import nameless
 from fastltssl.images.world.world import CLASSES, STYLES, render
@@ -65,7 +65,7 @@ def test_the_sheet_shows_the_very_images_of_every_class_the_first_style_to_the_l
 
 
 def test_a_sheet_is_the_same_each_time_and_follows_its_seed():
-    pages = [sheet.sheet(CLASSES[:5], {"mild": STYLES["mild"]}, count=1, seed=seed) for seed in (0, 0, 1)]
+    pages = [contact_sheet.sheet(CLASSES[:5], {"mild": STYLES["mild"]}, count=1, seed=seed) for seed in (0, 0, 1)]
     assert np.array_equal(pages[0], pages[1])
     assert not np.array_equal(pages[0], pages[2])
 
@@ -73,14 +73,14 @@ def test_a_sheet_is_the_same_each_time_and_follows_its_seed():
 @pytest.mark.parametrize("each", [1, 3, 8])
 @pytest.mark.parametrize("styles", [["mild"], ["caption", "mild"], ["caption", "mild", "hard"]])
 def test_a_sheet_has_even_margins_with_nothing_in_them_and_is_about_as_wide_as_a_screen(styles, each):
-    page = sheet.sheet(CLASSES, {name: STYLES[name] for name in styles}, count=each)
+    page = contact_sheet.sheet(CLASSES, {name: STYLES[name] for name in styles}, count=each)
     assert page.shape[1] <= 1600 or each == 8
-    is_ink = (page != sheet.PAPER).any(axis=-1)
+    is_ink = (page != contact_sheet.PAPER).any(axis=-1)
     lines, columns = np.flatnonzero(is_ink.any(axis=1)), np.flatnonzero(is_ink.any(axis=0))
-    assert abs(lines[0] - sheet.MARGIN) <= 1
-    assert len(page) - 1 - lines[-1] == sheet.MARGIN
-    assert abs(columns[0] - sheet.MARGIN) <= 1
-    assert page.shape[1] - 1 - columns[-1] >= sheet.MARGIN
+    assert abs(lines[0] - contact_sheet.MARGIN) <= 1
+    assert len(page) - 1 - lines[-1] == contact_sheet.MARGIN
+    assert abs(columns[0] - contact_sheet.MARGIN) <= 1
+    assert page.shape[1] - 1 - columns[-1] >= contact_sheet.MARGIN
 
 
 def test_the_usual_sheet_is_a_picture_for_the_web():

@@ -11,10 +11,11 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
+from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.history import reporting
 from fastltssl.errors import RunError
 from fastltssl.functional.measures import MAIN, measure
-from fastltssl.show.names import label, mark_below_la, protocol_line
+from fastltssl.show.names import label, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
 from fastltssl.show.sheets import flat

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from fastltssl.analysis.cure import label_bias_of
 from fastltssl.analysis.history import method_state
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Shown
@@ -12,21 +13,15 @@ from fastltssl.types import OverTime, PerClass
 
 def cards(shown: Shown, dark: bool) -> list[Any]:
     """A card for the label bias with its error bars, and one for each part of the method's state."""
-    items: list[PerClass | OverTime] = []
-    bias = shown.scored and shown.scored.label_bias
-    if bias:
-        values = (bias.log_bias - bias.log_bias.mean()).numpy()
-        reading = "Classes above 0 are predicted too often by the zero-shot model. Bars: 1.96 standard errors."
-        items.append(PerClass("Label bias", "log bias, less its mean (nats)", reading, values,
-                              1.96 * bias.standard_error.numpy()))  # fmt: skip
-    items += method_state(shown.insight)
+    bias = label_bias_of(shown.insight, shown.scored)
+    items = [*([bias] if bias else []), *method_state(shown.insight)]
     return [
         _per_class(item, shown, dark) if isinstance(item, PerClass) else _over_time(item, shown, dark) for item in items
     ]
 
 
 def _per_class(item: PerClass, shown: Shown, dark: bool) -> Any:
-    """A bar for each class, or a point with its error bar if there are errors."""
+    """A bar for each class, or a point with an interval of 1.96 standard errors if there are errors."""
     order = shown.ranked
     values, names = item.values[order], [shown.insight.classes[k] for k in order]
     plot = d.plot("classes, most labelled first", item.unit, dark, 270)
@@ -34,7 +29,7 @@ def _per_class(item: PerClass, shown: Shown, dark: bool) -> Any:
     if item.errors is None:
         glyph = plot.vbar("x", top="y", width=0.8, source=own, color=d.BLUE, line_color=None)
     else:
-        errors = np.where(np.isfinite(item.errors), item.errors, 0)[order]
+        errors = 1.96 * np.where(np.isfinite(item.errors), item.errors, 0)[order]
         own.data.update(low=d.column(values - errors), high=d.column(values + errors))
         glyph = plot.scatter("x", "y", source=own, size=7, color=d.BLUE)
         plot.segment("x", "low", "x", "high", source=own, line_color=d.BLUE, line_width=1.2)
