@@ -40,6 +40,7 @@ from fastltssl.errors import (
 )
 
 if TYPE_CHECKING:  # the same names as in the table below, for editors and type checkers
+    from fastltssl.analysis.comparison import compare
     from fastltssl.analysis.history import read_insight as read_run
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.cache.imports import import_features
@@ -63,6 +64,7 @@ PLACES = {  # name -> where it is loaded from
     "Config": "fastltssl.runs.config:Config",
     "Protocol": "fastltssl.cache.splits:Protocol",
     "Split": "fastltssl.cache.splits:Split",
+    "compare": "fastltssl.analysis.comparison:compare",
     "configure": "fastltssl.methods:configure",
     "estimate_label_bias": "fastltssl.functional.bias:estimate_label_bias",
     "extract": "fastltssl.encoder.extraction:run_extraction",

@@ -166,6 +166,11 @@ class OverTime(NamedTuple):
     values: Float[Tensor | np.ndarray, "T K"]  # K is 1 or C
 
 
+def prior_of(state: Any) -> Float[Tensor, " C"] | None:
+    """The running estimate of the unlabelled prior in the state of a method, a NamedTuple or a dict; None without."""
+    return state.get("prior_u") if isinstance(state, dict) else getattr(state, "prior_u", None)
+
+
 def threshold_of(method: Method) -> float:
     """Confidence from which a pseudo-label is accepted: the method's knob, by default .95."""
     return float(getattr(method, "threshold", 0.95))

@@ -92,7 +92,10 @@ def _unpaired(baseline: Path, baseline_record: dict[str, Any], folder: Path, rec
         return "" if is_same else "other caches, tested on all rows"
     for seed in record["seeds"]:
         try:
-            with np.load(baseline / "rows.npz") as theirs, np.load(folder / "rows.npz") as ours:
+            with (
+                np.load(baseline / "rows.npz", allow_pickle=False) as theirs,
+                np.load(folder / "rows.npz", allow_pickle=False) as ours,
+            ):
                 if not np.array_equal(ours[f"seed{seed}.test.ids"], theirs[f"seed{seed}.test.ids"]):
                     return f"other test images (seed {seed})"
         except (OSError, KeyError, ValueError):

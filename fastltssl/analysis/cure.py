@@ -32,7 +32,7 @@ from fastltssl.runs.evaluation import CHUNK, Task
 from fastltssl.runs.experiment import task_of
 from fastltssl.runs.trained import TrainedRun, load_run
 from fastltssl.training.rows import Rows, rows_for
-from fastltssl.types import Fused, PerClass, Scores, threshold_of
+from fastltssl.types import Fused, PerClass, Scores, prior_of, threshold_of
 
 SLICE = 2048  # rows that are moved at once: few enough for the cache of a CPU
 PRIORS = ("labelled", "estimated", "uniform", "true")
@@ -106,7 +106,7 @@ class Scored:
         problem = self.task.problem
         n_classes = problem.prior.numel()
         priors = {"labelled": problem.prior, "uniform": torch.full_like(problem.prior, 1 / n_classes)}
-        estimate = getattr(self.trained.run.state, "prior_u", None)
+        estimate = prior_of(self.trained.run.state)
         if estimate is None and len(problem.u):
             estimate = sum(part.softmax(dim=-1).sum(dim=0) for part in self.pool.own.split(CHUNK)) / len(problem.u)
         if estimate is not None:

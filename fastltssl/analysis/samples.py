@@ -135,7 +135,7 @@ def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
-    with np.load(folder / "rows.npz") as stored:
+    with np.load(folder / "rows.npz", allow_pickle=False) as stored:
         return np.asarray(stored[f"seed{seed}.unlabelled.ids"])
 
 

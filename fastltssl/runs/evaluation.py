@@ -16,7 +16,7 @@ from fastltssl.reading import read_yaml
 from fastltssl.runs.config import Config
 from fastltssl.training.rows import Rows
 from fastltssl.training.streams import views_of
-from fastltssl.types import Method, Problem, Run, Scores, threshold_of
+from fastltssl.types import Method, Problem, Run, Scores, prior_of, threshold_of
 
 CHUNK = 16384  # rows scored at once
 SYNONYMS = {"many": "head", "few": "tail"}
@@ -121,7 +121,7 @@ def evaluate(method: Method, run: Run, on: Measured, dtype: torch.dtype = torch.
     if len(on.val_y):
         scores = scored(method, run, on.val_x, "test", dtype)
         result["val_bacc"] = _number(metrics.evaluate(scores, on.val_y, None)["bacc"])
-    prior_u, truth = getattr(run.state, "prior_u", None), on.truth
+    prior_u, truth = prior_of(run.state), on.truth
     if prior_u is not None:
         result["prior_u"] = prior_u.float()
     if prior_u is not None and truth is not None:

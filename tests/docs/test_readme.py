@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from shell import invoke
 
+import fastltssl
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -43,6 +45,8 @@ def test_the_method_of_the_page_trains_sweeps_and_shows_its_knobs(page, world, t
     invoke("train", "./mine.py", *split, "--seeds", "0-1", "--out", "run")
     invoke("sweep", "./mine.py", *split, "--val", 3, "--trials", 4, "--out", "sweep")
     invoke("report", "run", "--out", "page.html")
+    has_prior = "prior_u" in source
+    assert (fastltssl.read_run(Path("run")).recorded.prior_u is not None) == has_prior
 
 
 def test_the_python_of_the_readme_runs(world, tmp_path, monkeypatch, capsys):
@@ -53,4 +57,4 @@ def test_the_python_of_the_readme_runs(world, tmp_path, monkeypatch, capsys):
         '"seeds": range(3)', '"seeds": [0], "steps": 20'
     )
     exec(compile(source, "README.md", "exec"), {})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ulfine", "probe"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["probe", "ulfine"]
