@@ -1,7 +1,4 @@
-"""A live experiment, its encoder trained from images: one seed after the other, to a record.
-
-A cache gives labels, text and splits.
-"""
+"""A live experiment: its encoder trains from images, seed after seed; labels, text and splits come from a cache."""
 
 import dataclasses
 import json

@@ -43,12 +43,7 @@ class TaskImages:
         self.task, self.opened = task, opened
         config, split = task.config, task.split
         pool, val = (split.unlabelled_group, split.unlabelled), ("train", split.val)
-        self.rows = [
-            ("train", split.labelled),
-            pool,
-            val,
-            *tested_rows(config, split, cache),
-        ]  # groups and rows in them
+        self.rows = [("train", split.labelled), pool, val, *tested_rows(config, split, cache)]  # (group, rows in it)
         ids = [(name, [cache.groups[name].ids[row] for row in rows]) for name, rows in self.rows]
         self.pictures: Pictures = pictures_of(opened.source, opened.encoder, ids)
         self.labels = torch.cat([torch.from_numpy(cache.groups[name].labels[rows]) for name, rows in self.rows])
