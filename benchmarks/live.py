@@ -30,7 +30,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import tasks_of
-from fastltssl.runs.live_seed import TaskImages
+from fastltssl.runs.live_images import TaskImages
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.rows import resident
 from fastltssl.training.step import start, step

@@ -24,7 +24,7 @@ from fastltssl.runs import live
 from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training
 from fastltssl.runs.folder import Recorded, read_audit, read_record
-from fastltssl.runs.live_seed import Opened
+from fastltssl.runs.live_images import Opened
 from fastltssl.runs.record import difference
 from fastltssl.training.rows import Rows
 

@@ -24,7 +24,7 @@ from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.experiment import evals_of, tasks_of
 from fastltssl.runs.folder import read_config, write
-from fastltssl.runs.live_seed import Opened, TaskImages
+from fastltssl.runs.live_images import Opened, TaskImages
 from fastltssl.runs.record import Results, record_of
 from fastltssl.training.rows import Rows, rows_for
 from fastltssl.types import Fitted, Method, is_trained, seeded

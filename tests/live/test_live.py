@@ -35,7 +35,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import live
 from fastltssl.runs.config import Config, read_options
 from fastltssl.runs.experiment import tasks_of
-from fastltssl.runs.live_seed import TaskImages
+from fastltssl.runs.live_images import TaskImages
 from fastltssl.runs.trained import encoder_of, load_run
 from fastltssl.training.fit import fit
 from fastltssl.training.rows import resident
