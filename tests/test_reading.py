@@ -75,6 +75,7 @@ def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(value, messag
         ("a: [", "cannot be read as YAML"),
         ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
         ("[" * 9000, "cannot be read as YAML"),
+        ("{a: &x [1, 1], b: [*x, *x]}", "x is an alias"),
         ("a: x", "a: 'x' is not a number or a mapping"),
     ],
 )

@@ -1,6 +1,7 @@
 """The Config of an experiment, and how it is made of options from a shell, a YAML file or a notebook."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,8 @@ SWITCHES = {switch.name for switch in dataclasses.fields(Protocol)}
 FIELDS = {option.name for option in dataclasses.fields(Config)} - {"protocol"}
 LIVE = {option.name for option in dataclasses.fields(Live)}
 FLAGS = {"lr": "encoder-lr", "views": "live-views", "compiled": "compile", "mode": "live"}  # of fields of Live, by name
+MOST = {"steps": 10**8, "batch": 10**7, "batch_u": 10**7, "evals": 10**4}  # beyond them a run would never end
+MOST_SEEDS = 10**4
 OPTIONS = FIELDS | SWITCHES | {"set"} | {f"live_{name}" for name in LIVE - {"mode"}}
 
 
@@ -129,9 +132,10 @@ def check(config: Config) -> Config:
     if config.groups not in metrics.GROUPINGS and not Path(config.groups).is_file():
         known_groups = ", ".join(metrics.GROUPINGS)
         raise ConfigError(f"--groups {config.groups!r} is not one of {known_groups}, nor a JSON or YAML file of groups")
-    for name in ("steps", "batch", "batch_u", "evals"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)} is below 1")
+    for name, most in MOST.items():
+        if not 1 <= getattr(config, name) <= most:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} {getattr(config, name)} is not from 1 to {most:,}")
     if not 0 < config.lr < float("inf") or not 0 <= config.weight_decay < float("inf"):
         raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
@@ -161,24 +165,24 @@ def _check_live(live: Live) -> None:
 
 def parse_seeds(text: Any) -> tuple[int, ...]:
     """ "0-4" (inclusive), "0,3", 2 or [0, 1] as a tuple of seeds."""
-    parts = [str(part) for part in text] if isinstance(text, list | tuple) else str(text).split(",")
-    seeds: list[int] = []
-    try:
-        for part in parts:
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds:
-        raise ConfigError(f"--seeds {text!r} is not a range such as 0-4 or a list such as 0,3")
-    return tuple(seeds)
+    parts = [str(part) for part in text] if isinstance(text, list | tuple | range) else str(text).split(",")
+    ranges = []
+    for part in parts[: MOST_SEEDS + 1]:
+        ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if last < first:
+            raise ConfigError(f"--seeds {short(text)} is not a range such as 0-4 or a list such as 0,3")
+        ranges.append(range(first, last + 1))
+    if sum(map(len, ranges)) > MOST_SEEDS:
+        raise ConfigError(f"--seeds {short(text)} names more than {MOST_SEEDS:,} seeds")
+    return tuple(seed for own in ranges for seed in own)
 
 
 def counted_seeds(given: Any) -> tuple[int, ...]:
     """The seeds 0 to n - 1 of a whole number n; of anything else what `parse_seeds` returns."""
     if isinstance(given, bool) or not str(given).strip().isdecimal():
         return parse_seeds(given)
-    if int(given) < 1:
+    if not 1 <= int(given) <= MOST_SEEDS:
         raise ConfigError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")
     return tuple(range(int(given)))
 
