@@ -21,6 +21,7 @@ from fastltssl.errors import (
     FigureError,
     FitError,
     MapError,
+    MethodError,
     MissingTaps,
     MissingText,
     MissingViews,
@@ -85,10 +86,10 @@ PLACES = {  # name -> where it is loaded from
 __path__.append(str(Path(__file__).parent / "_moved"))  # fastltssl.heads, .losses and .bias of 0.1, for one release
 __all__ = [
     *PLACES, "BrokenImage", "CacheDamaged", "CacheError", "CacheLocked", "CacheMismatch", "ConfigError",
-    "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MissingTaps",
-    "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError", "SourceError", "SplitError",
-    "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod", "UsageFault", "ViewError",
-    "__version__",
+    "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MethodError",
+    "MissingTaps", "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError",
+    "SourceError", "SplitError", "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod",
+    "UsageFault", "ViewError", "__version__",
 ]  # fmt: skip
 
 

@@ -62,6 +62,10 @@ class FitError(FastltsslError):
     """Rows, labels or parameters that a Classifier cannot be fitted with."""
 
 
+class MethodError(RunError):
+    """A method whose loss, scores or start cannot be used, or whose own code fails; the message names its line."""
+
+
 class NotFitted(FastltsslError, AttributeError):
     """A Classifier was used before `fit`; both a ValueError and an AttributeError, like scikit-learn's own error."""
 

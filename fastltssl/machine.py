@@ -1,7 +1,8 @@
 """The processes that share one extraction or one training, started by torchrun, and the memory that is free."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -92,3 +93,16 @@ def available_memory() -> int:
         used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
         free.append(int(text) - used)
     return min(free, default=2**62)
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many CPU threads inside (None: as many as it does now), and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -197,6 +197,11 @@ def is_trained(method: Method) -> bool:
     return isinstance(method, Trained)
 
 
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The name of a tensor in head.safetensors, from its path in the tree of a run: "params.weight"."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)
+
+
 def seeded(seed: int, stream: str) -> Generator:
     """A CPU generator for one use of a seed ("split", "init", "stream"...); those of different uses are independent."""
     digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()

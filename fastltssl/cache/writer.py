@@ -267,7 +267,9 @@ def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
     if not is_cache(path):
         raise CacheError(f"{path} is there and is not a fastltssl cache; it is left alone. Choose another --out")
     if not resume and not overwrite:
-        raise CacheError(f"{path} holds a cache already. Continue it with --resume, or replace it with --overwrite")
+        raise CacheError(
+            f"{path} holds a cache already. Replace it with --overwrite, or finish an extraction with --resume"
+        )
 
 
 def size_on_disk(shapes: dict[str, tuple[int, int, int]], parts: int = 1) -> int:

@@ -150,7 +150,8 @@ def output_folder(path: Path, overwrite: bool) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         is_taken = any(path.iterdir())
     except OSError as error:
-        raise click.UsageError(f"--out {path} cannot be a run folder: {error}") from None
+        reason = "it is a file" if path.is_file() else error
+        raise click.UsageError(f"--out {path} cannot be a run folder: {reason}. Choose another --out") from None
     if is_taken and not overwrite:
         begun = ", --resume to go on with the run in it" if any(path.glob("seed*.checkpoint")) else ""
         raise click.UsageError(f"{path} is not empty; choose another --out{begun}, or pass --overwrite")

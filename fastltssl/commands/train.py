@@ -24,7 +24,7 @@ from fastltssl.commands.common import (
 
 
 @click.command(epilog=example("train ulfine --cache cifar100_ViT-B-16 --n1 150 --m1 300 --gamma-l 20 --gamma-u 20"))
-@click.argument("method")
+@click.argument("method", required=False)
 @click.option("--cache", help="Cache to train from (a path, or a name in the cache folder).")
 @with_options(TRAIN_OPTIONS)
 @with_options(LIVE_OPTIONS)
@@ -43,17 +43,22 @@ from fastltssl.commands.common import (
 @on_device
 @as_json
 def train(
-    method: str, config: Path | None, ensemble: Path | None, model: str | None, pretrained: str | None,
+    method: str | None, config: Path | None, ensemble: Path | None, model: str | None, pretrained: str | None,
     dataset: str | None, root: Path | None, workers: int, resume: bool, out: Path | None, overwrite: bool, device: str,
     threads: int | None, is_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Stage two: train a method from a cache, every seed jointly.
 
+    METHOD is a name (see `fastltssl methods`) or the path of a .py file; --config FILE may name it, too.
     With --live it trains through the encoder, from images, one seed after the other.
     On several GPUs or hosts: torchrun --nproc-per-node N -m fastltssl train METHOD --live MODE ...
     """
     from fastltssl.runs.config import Config, read_options
 
+    stored = read_options(config) if config else {}
+    method = method or stored.get("method")
+    if not method:
+        raise click.UsageError("name a METHOD, such as ulfine, or a --config that holds one; see `fastltssl methods`")
     moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
     job = Job(out, overwrite, device, threads, is_json)
     if ensemble:
@@ -65,7 +70,6 @@ def train(
         from fastltssl.commands.live import center_cache
 
         flags["cache"] = str(center_cache(str(model), pretrained, str(dataset)))
-    stored = read_options(config) if config else {}
     asked = Config.of(stored, flags | {"method": method}, where=str(config or ""))
     if asked.ensemble:
         raise click.UsageError(f"{config} is of an ensemble: fastltssl train {method} --ensemble {asked.ensemble}")

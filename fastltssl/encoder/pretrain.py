@@ -36,6 +36,7 @@ from fastltssl.images.world.painting import Style, drawings
 from fastltssl.images.world.scenery import uniforms
 from fastltssl.images.world.shapes import nameless
 from fastltssl.images.world.world import CAPTION_RATIO, CLASSES, STYLES, caption_prior, captions, render
+from fastltssl.machine import cpu_threads
 from fastltssl.progress import Progress, Work
 from fastltssl.types import seeded
 
@@ -90,12 +91,8 @@ def pretrain(recipe: Recipe, out: Path, *, warmed: Path | None = None, resume: b
     if warmed:
         _warm_tower(recipe, warmed)  # refused before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with cpu_threads(1):
         return (yield from _pretrain(recipe, out, warmed, resume))
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Stage(NamedTuple):

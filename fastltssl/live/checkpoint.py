@@ -17,8 +17,8 @@ from fastltssl.errors import RunError
 from fastltssl.live.modes import Live, trainable
 from fastltssl.reading import parse_json
 from fastltssl.training.fit import History
-from fastltssl.training.step import MOMENTUM, cosine, leaf_name
-from fastltssl.types import Out
+from fastltssl.training.step import MOMENTUM, cosine
+from fastltssl.types import Out, leaf_name
 
 FFT_SHARE = 30  # learning rate of the head over that of the encoder with mode fft: at equal rates the encoder forgets
 

@@ -12,6 +12,8 @@ from typing import Any
 from fastltssl.errors import UnknownKnob, UnknownMethod, did_you_mean
 from fastltssl.functional.heads import HEADS
 
+OF_TRAINING = ("lr", "weight_decay", "steps", "batch", "batch_u")  # options of every method, not knobs
+
 
 def names() -> list[str]:
     """Names of the methods in the package, sorted."""
@@ -23,7 +25,10 @@ def load(name: str) -> ModuleType:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
-            raise UnknownMethod(f"method file {name} does not exist")
+            beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+            raise UnknownMethod(
+                f"method file {name} does not exist.{did_you_mean(path.name, beside)}".removesuffix(".")
+            )
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -41,7 +46,9 @@ def load(name: str) -> ModuleType:
     if not dataclasses.is_dataclass(getattr(module, "Method", None)):
         raise UnknownMethod(f"{name} defines no dataclass named Method")
     if missing := [part for part in ("views", "init", "start", "scores") if not hasattr(module.Method, part)]:
-        raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}; see fastltssl.types.Method")
+        raise UnknownMethod(
+            f'the Method of {name} has no {", ".join(missing)}; see "What a method is" in docs/method.md'
+        )
     return module
 
 
@@ -67,12 +74,16 @@ def configure(name: str, settings: dict[str, Any]) -> Any:
     method = load(name).Method()
     if "head" in settings and hasattr(method, "head"):
         method = dataclasses.replace(method, head=_head(str(settings["head"])))
+    views = method.views
+    if not (isinstance(views, tuple) and len(views) == 2 and all(isinstance(n, int) and n >= 0 for n in views)):
+        raise UnknownMethod(f"views of {name} must be a pair (weak, strong) of whole numbers, not {views!r}")
     known = fields(method)
     for key, value in settings.items():
         if key == "head" and hasattr(method, "head"):
             continue
         if key not in known:
             hint = did_you_mean(key, known)
+            hint = f" It is an option: --{key.replace('_', '-')} {value}." if key in OF_TRAINING else hint
             raise UnknownKnob(f"{name} has no knob {key!r}.{hint} Its knobs: {', '.join(known) or 'none'}")
         method = _set(method, key.split("."), converted(key, known[key], value))
     return method
@@ -92,7 +103,9 @@ def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
         number = int(value) if kind == "size" else float(value)
     except (TypeError, ValueError):
         accepted = "a whole number" if kind == "size" else "a number"
-        raise UnknownKnob(f"{key}={value!r} is not {accepted}{_or_auto(field)}") from None
+        raise UnknownKnob(
+            f"{key}={value!r} is not {accepted}{_or_auto(field)}; the sweep range is {_range(field)}"
+        ) from None
     if number != number or number in (float("inf"), float("-inf")) or (kind == "size" and number < 1):
         raise UnknownKnob(f"{key}={value!r} is not usable; the sweep range is {_range(field)}{_or_auto(field)}")
     return number

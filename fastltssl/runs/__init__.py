@@ -17,6 +17,7 @@ def train(
     dataset: str | None = None,
     root: str | Path | None = None,
     workers: int = 2,
+    threads: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`fastltssl train` from Python: every seed of an experiment, written as a run folder; returns its record.
@@ -24,13 +25,15 @@ def train(
     `options` are those of `Config.of`: the switches of a protocol (n1=150, m1=300, gamma_l=20), seeds (such as
     range(5)), steps, lr, batch, settings={"tau": 0.5}, live="lora:4" and so on. `record["bacc"]["mean"]` is a mean over
     the seeds in percent, `record["run"]` the folder, new under runs/ unless `out` names one. `pretrained`, `dataset`
-    and `root` say where encoder and images are, for live runs whose own have moved.
+    and `root` say where encoder and images are, for live runs whose own have moved. `threads` of the CPU are used;
+    None: one from a cache, as its products are small, and all through an encoder.
 
     Raises ConfigError or SwitchError for an option that no run can have, UnknownMethod and UnknownKnob, CacheError,
     SplitError where the cache holds too few rows, and RunError where training fails or `out` is not empty.
     """
     from fastltssl.cache.catalogue import Cache, open_cache  # all of them here: a look at a config needs no encoder
     from fastltssl.errors import RunError
+    from fastltssl.machine import cpu_threads
     from fastltssl.progress import drain
     from fastltssl.runs import experiment, live
     from fastltssl.runs.config import Config
@@ -44,8 +47,10 @@ def train(
         raise RunError(f"{folder} is not empty; choose another out")
     rows = resident(opened, device)
     if config.live is None:
-        return drain(experiment.training(config, opened, rows, folder))
+        with cpu_threads(threads or 1):
+            return drain(experiment.training(config, opened, rows, folder))
     images = live.open_images(
         opened, device, pretrained, dataset, None if root is None else Path(root), workers=workers
     )
-    return drain(live.training(config, opened, rows, images, folder))
+    with cpu_threads(threads):
+        return drain(live.training(config, opened, rows, images, folder))

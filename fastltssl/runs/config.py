@@ -1,8 +1,9 @@
 """The Config of an experiment, and how it is made of options from a shell, a YAML file or a notebook."""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,9 @@ def _options(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's, paths as text; other values unchanged."""
-    if isinstance(value, np.generic):
-        return value.item()
+    """Numbers and arrays of numpy as Python's, paths as text; other values unchanged."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     if isinstance(value, Path):
         return str(value)
     return value
@@ -164,8 +165,9 @@ def _check_live(live: Live) -> None:
 
 
 def parse_seeds(text: Any) -> tuple[int, ...]:
-    """ "0-4" (inclusive), "0,3", 2 or [0, 1] as a tuple of seeds."""
-    parts = [str(part) for part in text] if isinstance(text, list | tuple | range) else str(text).split(",")
+    """ "0-4" (inclusive), "0,3", 2, [0, 1] or range(2) as a tuple of seeds."""
+    several = isinstance(text, Iterable) and not isinstance(text, str)
+    parts = [str(part) for part in itertools.islice(text, MOST_SEEDS + 1)] if several else str(text).split(",")
     ranges = []
     for part in parts[: MOST_SEEDS + 1]:
         ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)

@@ -35,7 +35,7 @@ from fastltssl.functional.adapters import wants_taps
 from fastltssl.methods import values
 from fastltssl.runs.record import METRICS
 from fastltssl.runs.trained import TrainedRun
-from fastltssl.training.step import leaf_name
+from fastltssl.types import leaf_name
 
 BATCHES = (1, 3, 7)  # numbers of rows with which the program is compared with the run
 TRACED = 4  # rows with which it is traced

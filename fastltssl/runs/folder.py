@@ -28,8 +28,7 @@ from fastltssl.reading import read_json, read_yaml, typed
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.record import Results
-from fastltssl.training.step import leaf_name
-from fastltssl.types import threshold_of
+from fastltssl.types import leaf_name, threshold_of
 
 ROOT = Path("runs")
 HISTORY = "pseudo_labels.zarr"
@@ -200,6 +199,10 @@ class Record(TypedDict):
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a finished run. Raises RunError where the folder holds none."""
+    if not path.exists():
+        raise RunError(f"{path} does not exist. Runs are written by `fastltssl train`")
+    if (path / "best" / "metrics.json").is_file():
+        raise RunError(f"{path} is a sweep; its best run is {path}/best")
     if not (path / "metrics.json").is_file():
         raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
     record = read_json(path / "metrics.json", dict[str, Any], RunError)

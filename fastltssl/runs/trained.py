@@ -27,8 +27,8 @@ from fastltssl.progress import Progress, Work
 from fastltssl.runs.experiment import task_of
 from fastltssl.runs.folder import TOWER, read_config, read_record
 from fastltssl.training.rows import rows_for
-from fastltssl.training.step import leaf_name, start
-from fastltssl.types import Method, Run, seeded
+from fastltssl.training.step import start
+from fastltssl.types import Method, Run, leaf_name, seeded
 
 ROWS = 64  # images encoded between two Progress
 

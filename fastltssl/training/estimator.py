@@ -18,6 +18,7 @@ from fastltssl.cache.emulated import emulated, parse_emulate
 from fastltssl.errors import FitError, MissingText, NotFitted, did_you_mean
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
+from fastltssl.machine import cpu_threads
 from fastltssl.methods import configure
 from fastltssl.training.arrays import class_order, classes_of, features, labels, numbers, prompts, view_names
 from fastltssl.training.fit import fit
@@ -194,7 +195,8 @@ class Classifier:
         stream = make_stream(problem, method, batch=int(self.batch), batch_u=int(self.batch_u), seed=seed)
         rates = {"lr": float(self.lr), "weight_decay": float(self.weight_decay)}
         try:
-            fitted = fit(method, problem, stream, steps=problem.steps, seed=seed, **rates)
+            with cpu_threads(1):  # the products are small
+                fitted = fit(method, problem, stream, steps=problem.steps, seed=seed, **rates)
         except MissingText:
             raise FitError(
                 f"{self.method}, as set, reads text features and text is None. Give text=[C, E] or [C, T, E], rows in "

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fastltssl.progress import Progress, Work, drain
+from fastltssl.training.contract import check_method
 from fastltssl.training.population import Population, advance, populate
 from fastltssl.training.step import Evaluate, cosine, start, step
 from fastltssl.training.streams import Stream, batch_at
@@ -34,6 +35,7 @@ def fitting(
     """Train one run, yielding Progress after each of `evals` evaluations; returns Fitted."""
     run, history, began = start(method, problem, seed), History(0), time.perf_counter()
     steps = steps if is_trained(method) else 0
+    check_method(method, problem, run, batch_at(problem, stream, 0) if steps else None)
     with torch.no_grad():
         for first, last in intervals(steps, evals):
             outs = []
@@ -84,6 +86,8 @@ def fitting_many(
         raise ValueError(f"steps {steps} is above the {drawn} steps of the stream: make_problem(..., steps={steps})")
     calls: dict[Any, Any] | None = {} if compiled else None
     population = populate(method, knobs, problems, streams, seeds, lr=lr, weight_decay=weight_decay, calls=calls)
+    batch = batch_at(problems[0], streams[0], 0) if steps else None
+    check_method(population.configured(0), problems[0], pick(population.run, 0, 0), batch)
     history, began, runs = History(2), time.perf_counter(), math.prod(population.shape)
     with torch.no_grad():
         for first, last in intervals(steps, evals):

@@ -15,6 +15,7 @@ from torch.func import grad_and_value
 from torch.utils._pytree import tree_map
 
 from fastltssl.knobs import Knob
+from fastltssl.training.contract import blamed, made
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
 
 MOMENTUM = 0.9
@@ -41,7 +42,8 @@ def gradient(method: Method, run: Run, batch: Batch, progress: Float[Tensor, ""]
     """The gradient of the loss with respect to the parameters, and what the loss returned."""
 
     def loss_of(params: Any) -> tuple[Tensor, Out]:
-        out = cast(Trained, method).loss(params, run.state, batch, progress)
+        with blamed(method, "loss"):
+            out = cast(Trained, method).loss(params, run.state, batch, progress)
         return out.loss, out
 
     grad, (_, out) = grad_and_value(loss_of, has_aux=True)(run.params)
@@ -50,8 +52,8 @@ def gradient(method: Method, run: Run, batch: Batch, progress: Float[Tensor, ""]
 
 def start(method: Method, problem: Problem, seed: int) -> Run:
     """A run before its first step."""
-    params = method.init(problem, seeded(seed, "init"))
-    return Run(params, tree_map(torch.zeros_like, params), method.start(problem))
+    params = made(method, "init", problem, seeded(seed, "init"))
+    return Run(params, tree_map(torch.zeros_like, params), made(method, "start", problem))
 
 
 def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
@@ -69,8 +71,3 @@ def cosine(progress: float) -> float:
 
 
 Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int is the index of the split in a joint fit
-
-
-def leaf_name(path: tuple[Any, ...]) -> str:
-    """The name of a tensor in head.safetensors, from its path in the tree of a run: "params.weight"."""
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path)

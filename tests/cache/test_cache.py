@@ -391,7 +391,7 @@ def test_text_that_differs_by_rounding_can_be_resumed_and_the_stored_one_stays(t
 
 def test_a_cache_that_is_there_is_neither_continued_nor_replaced_unasked(copy, tmp_path):
     with pytest.raises(
-        CacheError, match=r"holds a cache already. Continue it with --resume, or replace it with --overwrite"
+        CacheError, match=r"holds a cache already. Replace it with --overwrite, or finish an extraction with --resume"
     ):
         make(copy)
     with pytest.raises(CacheError, match=r"--resume and --overwrite exclude each other"):

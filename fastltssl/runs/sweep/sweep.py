@@ -51,7 +51,7 @@ from fastltssl.runs.sweep.trials import (
     sign_off,
     trials_of,
 )
-from fastltssl.training.fit import start
+from fastltssl.training.contract import check_method
 from fastltssl.training.population import (
     Population,
     advance,
@@ -63,8 +63,9 @@ from fastltssl.training.population import (
     selected,
 )
 from fastltssl.training.rows import Rows, rows_for
-from fastltssl.training.step import with_knobs
-from fastltssl.training.streams import require
+from fastltssl.training.step import start, with_knobs
+from fastltssl.training.streams import batch_at, require
+from fastltssl.types import is_trained
 
 FEWEST_STEPS = 20  # before the first rung
 WORTH_TIMING = 20_000  # runs x steps from which timing group sizes pays
@@ -86,7 +87,8 @@ def ready(sweep: Sweep, cache: Cache, rows: Rows) -> None:
         method = configure(config.method, config.settings)
         task = task_of(config, config.seeds[0], cache, _rows(config, cache, rows))
         require(task.problem, method.views)
-        start(method, task.problem, task.seed)
+        batch = batch_at(task.problem, stream_of(task, method), 0) if is_trained(method) else None
+        check_method(method, task.problem, start(method, task.problem, task.seed), batch)
 
 
 def sweeping(sweep: Sweep, cache: Cache, rows: Rows, study: optuna.Study) -> Work[list[Trial]]:

@@ -1,0 +1,110 @@
+"""What a method must return, checked once before it trains, and sentences for faults in a method of your own.
+
+The members are listed under "What a method is" in docs/method.md, and in `fastltssl.types.Method`.
+"""
+
+import inspect
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_map
+
+from fastltssl.errors import FastltsslError, MethodError
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, leaf_name
+
+PAGE = 'See "What a method is" in docs/method.md'
+
+
+def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None) -> None:
+    """Raise MethodError unless loss and scores return what a Method promises; `run` is one before its first step.
+
+    The loss is computed once, on the batch, unless that is None.
+    """
+    if batch is not None:
+        _check_loss(method, run, batch, problem.x.new_tensor(0.0))
+    rows = problem.x[:2, 0]
+    with torch.no_grad(), blamed(method, "scores"):
+        scores = method.scores(run.params, run.state, rows)
+    if not isinstance(scores, dict) or "test" not in scores:
+        given = ", ".join(map(repr, scores)) or "nothing" if isinstance(scores, dict) else _kind(scores)
+        raise _fault(method, "scores", f'must return a dict with "test", not {given}')
+    wanted = (len(rows), problem.prior.numel())
+    for name, z in scores.items():
+        if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
+            raise _fault(method, "scores", f"returns {name!r} as {_kind(z)}, not [rows classes], here {list(wanted)}")
+
+
+def made(method: Method, member: str, *args: Any) -> Any:
+    """What `init` or `start` returns. Raises MethodError unless that is a tree of tensors."""
+    with blamed(method, member):
+        tree = getattr(method, member)(*args)
+    for name, leaf in _leaves(tree).items():
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise _fault(method, member, f"gives {name or 'one value'} as {_kind(leaf)}, not as a tensor")
+    return tree
+
+
+@contextmanager
+def blamed(method: Any, member: str) -> Iterator[None]:
+    """Make an exception that comes from a line of a user's method file a MethodError that names the line."""
+    try:
+        yield
+    except (FastltsslError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        file = _file(method)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        if type(method).__module__.startswith("fastltssl.") or not lines:
+            raise
+        text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        if "vmap" in text:
+            text += (
+                ". Hundreds of configurations run at once here, so no line may need one number or one choice of rows"
+            )
+        raise MethodError(f"{file}, line {lines[-1]}, in {member}: {text}. {PAGE}") from error
+
+
+def _check_loss(method: Method, run: Run, batch: Batch, progress: Tensor) -> None:
+    params = tree_map(lambda p: p.detach().requires_grad_() if p.is_floating_point() else p, run.params)
+    with torch.enable_grad(), blamed(method, "loss"):
+        out = cast(Trained, method).loss(params, run.state, batch, progress)
+    if not isinstance(out, Out):
+        raise _fault(method, "loss", f"must return Out(loss, state, stats), not {_kind(out)}")
+    if not isinstance(out.loss, Tensor) or out.loss.ndim:
+        raise _fault(method, "loss", f"gives the loss as {_kind(out.loss)}, not as one number: take its mean()")
+    if not out.loss.requires_grad and _leaves(params):
+        raise _fault(method, "loss", "gives a loss that does not depend on what init returns, so nothing would train")
+    before, after = _leaves(run.state), _leaves(out.state)
+    for name in before.keys() | after.keys():
+        old, new = (_kind(leaves[name]) if name in leaves else "nothing" for leaves in (before, after))
+        if old != new:
+            what = f"{name!r} of the state" if name else "the state"
+            raise _fault(method, "loss", f"turns {what} from {old} into {new}: it must keep names and shapes")
+    for name, value in out.stats.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            raise _fault(method, "loss", f"gives the stat {name!r} as {_kind(value)}, not as a tensor of one number")
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their names, such as head.weight."""
+    leaves, _ = tree_flatten_with_path(tree)
+    return {leaf_name(path): leaf for path, leaf in leaves}
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"{type(value).__name__} {value!r:.60}"
+
+
+def _file(method: Any) -> str:
+    try:
+        return inspect.getfile(type(method))
+    except (TypeError, OSError):
+        return ""
+
+
+def _fault(method: Any, member: str, text: str) -> MethodError:
+    return MethodError(f"{member} of {_file(method) or type(method).__name__} {text}. {PAGE}")
