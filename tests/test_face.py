@@ -19,6 +19,7 @@ from fastltssl import errors
 from fastltssl.analysis import cure
 from fastltssl.cache.catalogue import open_cache, verify
 from fastltssl.functional import measures
+from fastltssl.machine import cpu_threads
 from fastltssl.runs.folder import read_audit, read_config, read_record
 
 WRITTEN = Path(__file__).parent / "fixtures" / "version_0_1.tar.xz"
@@ -123,3 +124,9 @@ def test_train_from_python_refuses_what_the_shell_refuses(old, tmp_path):
     (tmp_path / "full" / "note").write_text("mine")
     with pytest.raises(fastltssl.RunError, match="is not empty"):
         fastltssl.train("probe", cache, n1=1, out=tmp_path / "full")
+
+
+def test_train_from_python_leaves_the_threads_of_torch_as_they_were(old, tmp_path):
+    with cpu_threads(3):
+        fastltssl.train("probe", old / "cache.zarr", n1=2, steps=2, seeds=range(1), out=tmp_path / "run")
+        assert torch.get_num_threads() == 3

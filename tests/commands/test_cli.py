@@ -106,6 +106,8 @@ def test_a_run_is_repeated_by_its_own_config(run, world):
     again = last_json(run("train", "ulfine", "--config", Path(first["run"]) / "config.yaml", "--json"))
     assert again["bacc"] == first["bacc"]
     assert again["settings"] == {"eta": 0.4}
+    named = last_json(run("train", "--config", Path(first["run"]) / "config.yaml", "--json"))
+    assert (named["method"], named["bacc"]) == ("ulfine", first["bacc"])
 
 
 def test_the_record_holds_the_split_the_history_and_the_head(run, world):
@@ -193,12 +195,23 @@ def test_compare_sorts_and_marks_what_ends_below_the_logit_adjusted_probe(run, w
         (["train", "probe", "--cache", "WORLD", "--eval", "none"], 2, "is not one of test, all"),
         (["train", "probe", "--cache", "nowhere"], 1, "nowhere"),
         (["train", "probe", "--cache", "WORLD", "--device", "cuda:77"], 2, "try cpu"),
+        (["train", "--cache", "WORLD"], 2, "name a METHOD"),
+        (["train", "probe", "--cache", "WORLD", "--set", "lr=1"], 2, "It is an option: --lr 1."),
+        (["train", "probe", "--cache", "WORLD", "--set", "tau=high"], 2, "is not a number; the sweep range is 0 to 2"),
+        (["train", "probe", "--cache", "WORLD", "--out", "mine.py"], 2, "it is a file. Choose another --out"),
+        (["train", "./mien.py", "--cache", "WORLD"], 2, "Did you mean 'mine.py'?"),
+        (["train", "./mine.py", "--cache", "WORLD"], 2, "defines no dataclass named Method"),
         (["compare", "."], 1, "not a finished run"),
+        (["compare", "nowhere"], 1, "nowhere does not exist"),
+        (["compare", "swept"], 1, "swept is a sweep; its best run is swept/best"),
         (["extract", "--model", "tiny", "--dataset", "word"], 1, "world"),
     ],
 )
 def test_bad_input_ends_in_one_message_and_its_exit_code(arguments, code, message, world, tmp_path):
     arguments = [str(world.path) if part == "WORLD" else part for part in arguments]
+    (tmp_path / "mine.py").touch()
+    (tmp_path / "swept" / "best").mkdir(parents=True)
+    (tmp_path / "swept" / "best" / "metrics.json").touch()
     result = shell(*arguments, cwd=tmp_path)
     assert result.returncode == code, result.stderr
     assert message in result.stderr
@@ -240,7 +253,10 @@ def test_seeds_are_inclusive_ranges_and_lists():
     assert parse_seeds("0-4") == (0, 1, 2, 3, 4)
     assert parse_seeds("0,3") == (0, 3)
     assert parse_seeds(2) == (2,)
-    assert parse_seeds([0, 1]) == (0, 1)
+    for several in ([0, 1], (0, 1), range(2), np.arange(2), {0: "a", 1: "b"}.keys(), (seed for seed in (0, 1))):
+        assert parse_seeds(several) == (0, 1)
+    with pytest.raises(RunError, match="more than"):
+        parse_seeds(range(10**12))
 
 
 def test_import_extract_and_the_cache_commands_work_together(run, tmp_path):
