@@ -28,7 +28,7 @@ from fastltssl.live.modes import Live, trainable
 from fastltssl.live.tokens import Tokens
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.progress import Progress, Work
-from fastltssl.training.contract import blamed
+from fastltssl.training.contract import blamed, check_out
 from fastltssl.training.fit import intervals
 from fastltssl.training.streams import Stream, noise_at
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
@@ -171,6 +171,7 @@ def live_step(
         batch = _batch(problem, stream, step, features, weak)
         with blamed(method, "loss"):
             out = cast(Trained, method).loss(params, state, batch, problem.x.new_tensor(step / problem.steps))
+        check_out(method, state, out)
         features_grad, *grads = torch.autograd.grad(out.loss, [features, *tensors], allow_unused=True)
         for tensor, grad in zip(tensors, grads, strict=True):
             grad = torch.zeros_like(tensor) if grad is None else trainee.ranks.summed(grad) / trainee.ranks.size

@@ -38,6 +38,23 @@ def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None
             raise _fault(method, "scores", f"returns {name!r} as {_kind(z)}, not [rows classes], here {list(wanted)}")
 
 
+def check_out(method: Method, state: Any, out: Any) -> None:
+    """Raise MethodError unless a loss, called with that state, returned what it must."""
+    if not isinstance(out, Out):
+        raise _fault(method, "loss", f"must return Out(loss, state, stats), not {_kind(out)}")
+    if not isinstance(out.loss, Tensor) or out.loss.ndim:
+        raise _fault(method, "loss", f"gives the loss as {_kind(out.loss)}, not as one number: take its mean()")
+    before, after = _leaves(state), _leaves(out.state)
+    for name in sorted(before.keys() | after.keys()):
+        old, new = (_kind(leaves[name]) if name in leaves else "nothing" for leaves in (before, after))
+        if old != new:
+            what = f"{name!r} of the state" if name else "the state"
+            raise _fault(method, "loss", f"turns {what} from {old} into {new}: it must keep names and shapes")
+    for name, value in out.stats.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            raise _fault(method, "loss", f"gives the stat {name!r} as {_kind(value)}, not as a tensor of one number")
+
+
 def made(method: Method, member: str, *args: Any) -> Any:
     """What `init` or `start` returns. Raises MethodError unless that is a tree of tensors."""
     with blamed(method, member):
@@ -61,10 +78,9 @@ def blamed(method: Any, member: str) -> Iterator[None]:
         if type(method).__module__.startswith("fastltssl.") or not lines:
             raise
         text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-        if "vmap" in text:
-            text += (
-                ". Hundreds of configurations run at once here, so no line may need one number or one choice of rows"
-            )
+        if "vmap" in text:  # the rest of such a message is for the authors of torch
+            text = text.partition(". ")[0] + ". Hundreds of configurations run at once here: a line may not read one "
+            text += "number, choose rows or draw at random"
         raise MethodError(f"{file}, line {lines[-1]}, in {member}: {text}. {PAGE}") from error
 
 
@@ -72,21 +88,9 @@ def _check_loss(method: Method, run: Run, batch: Batch, progress: Tensor) -> Non
     params = tree_map(lambda p: p.detach().requires_grad_() if p.is_floating_point() else p, run.params)
     with torch.enable_grad(), blamed(method, "loss"):
         out = cast(Trained, method).loss(params, run.state, batch, progress)
-    if not isinstance(out, Out):
-        raise _fault(method, "loss", f"must return Out(loss, state, stats), not {_kind(out)}")
-    if not isinstance(out.loss, Tensor) or out.loss.ndim:
-        raise _fault(method, "loss", f"gives the loss as {_kind(out.loss)}, not as one number: take its mean()")
+    check_out(method, run.state, out)
     if not out.loss.requires_grad and _leaves(params):
         raise _fault(method, "loss", "gives a loss that does not depend on what init returns, so nothing would train")
-    before, after = _leaves(run.state), _leaves(out.state)
-    for name in before.keys() | after.keys():
-        old, new = (_kind(leaves[name]) if name in leaves else "nothing" for leaves in (before, after))
-        if old != new:
-            what = f"{name!r} of the state" if name else "the state"
-            raise _fault(method, "loss", f"turns {what} from {old} into {new}: it must keep names and shapes")
-    for name, value in out.stats.items():
-        if not isinstance(value, Tensor) or value.ndim:
-            raise _fault(method, "loss", f"gives the stat {name!r} as {_kind(value)}, not as a tensor of one number")
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import fastltssl
 from fastltssl.errors import MethodError, UnknownMethod
 from fastltssl.methods import configure
 from fastltssl.training.fit import fit, fit_many
@@ -90,9 +91,18 @@ def test_a_wrong_member_is_told_before_training(written, old, new, message, join
     assert "docs/method.md" in str(caught.value)
 
 
+def test_a_wrong_loss_is_told_when_it_trains_through_the_encoder(world, written, tmp_path):
+    written("fl.Out(loss.mean(), ", "fl.Out(loss, ")
+    split = {"n1": 3, "m1": 6, "steps": 2, "live": "bitfit"}
+    with pytest.raises(MethodError, match="not as one number"):
+        fastltssl.train(str(tmp_path / "mine.py"), world, out=tmp_path / "run", **split)
+
+
 @pytest.mark.parametrize(("old", "new"), ONE_BY_ONE.values(), ids=ONE_BY_ONE)
 def test_what_cannot_run_jointly_is_told_with_its_line(written, old, new):
-    with pytest.raises(MethodError, match=r"line 2\d, in loss: .*Hundreds of configurations run at once"):
+    with pytest.raises(
+        MethodError, match=r"line 2\d, in loss: .*Hundreds of configurations run at once here: .* at random. See"
+    ):
         trained(written(old, new), True)
 
 
