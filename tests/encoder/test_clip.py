@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fastltssl.encoder import towers
-from fastltssl.encoder import weights as where
 from fastltssl.encoder.clip import load_encoder
-from fastltssl.encoder.weights import TINY
+from fastltssl.encoder.weights import RANDOM_SEED, TINY, file_settings, torchscript_state
 from fastltssl.errors import EncoderError, SourceError
 from fastltssl.images import statistics
 
@@ -79,7 +78,7 @@ def test_the_features_of_the_tiny_model_are_open_clips_embeddings(tiny, plain_ti
 def test_the_features_of_a_vit_times_its_projection_are_open_clips_embeddings(small, tmp_path):
     encoder = load_encoder(small, "none")
     with torch.random.fork_rng():
-        torch.manual_seed(where.RANDOM_SEED)
+        torch.manual_seed(RANDOM_SEED)
         plain = open_clip.create_model(small).eval()
     x = pixels(5, 32)
     with torch.inference_mode():
@@ -302,10 +301,10 @@ def test_activation_follows_the_tags_of_a_model_and_openais_archives_take_quickg
     torch.save({"a": torch.zeros(2)}, weights)
     tags = open_clip.list_pretrained_tags_by_model("ViT-B-16")
     notes = []
-    assert where.torchscript_state(weights) is None
-    assert where.file_settings("ViT-B-16", weights, tags, notes, is_openai=True)["force_quick_gelu"] is True
+    assert torchscript_state(weights) is None
+    assert file_settings("ViT-B-16", weights, tags, notes, is_openai=True)["force_quick_gelu"] is True
     assert notes == []
-    assert where.file_settings("ViT-B-16", weights, tags, notes)["force_quick_gelu"] is False
+    assert file_settings("ViT-B-16", weights, tags, notes)["force_quick_gelu"] is False
     assert notes == [
         "weights.pt: taken as trained with GELU. For OpenAI weights use --model ViT-B-16-quickgelu"
     ]  # fmt: skip
@@ -314,7 +313,7 @@ def test_activation_follows_the_tags_of_a_model_and_openais_archives_take_quickg
 def test_a_file_of_siglip_weights_gets_the_preprocessing_its_tags_agree_on(tmp_path):
     (tmp_path / "siglip.safetensors").write_bytes(b"")
     tags = open_clip.list_pretrained_tags_by_model("ViT-B-16-SigLIP")
-    settings = where.file_settings("ViT-B-16-SigLIP", tmp_path / "siglip.safetensors", tags, [])
+    settings = file_settings("ViT-B-16-SigLIP", tmp_path / "siglip.safetensors", tags, [])
     assert tuple(settings["image_mean"]) == (0.5, 0.5, 0.5)
     assert settings["image_resize_mode"] == "squash"
 

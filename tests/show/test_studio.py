@@ -15,9 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 import fastltssl
-from fastltssl.analysis import cure
-from fastltssl.analysis import history as insight
-from fastltssl.analysis import samples as scene
+from fastltssl.analysis import cure, history, samples
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
@@ -27,9 +25,9 @@ from fastltssl.images import open_source
 from fastltssl.images.source import Subset
 from fastltssl.images.views import parse_views
 from fastltssl.progress import drain
-from fastltssl.runs import folder as runs
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
+from fastltssl.runs.folder import clear
 from fastltssl.show.studio import drawing, session
 from fastltssl.show.studio import map as map_page
 from fastltssl.training.rows import resident
@@ -177,14 +175,14 @@ def visit(browser, address):
 
 @pytest.fixture(scope="module")
 def scored(folders, world):
-    read = {name: insight.read_insight(folders / name) for name in ("ulfine", "fixmatch")}
+    read = {name: history.read_insight(folders / name) for name in ("ulfine", "fixmatch")}
     return {name: (one, cure.score(one, world)) for name, one in read.items()}
 
 
 def expected(scored, name, knobs):
     """Accepted rows of each class, most labelled first, under some knobs."""
     read, one = scored[name]
-    found = insight.summary(read, cure.relabelled(one, knobs), knobs.threshold, one.truth)
+    found = history.summary(read, cure.relabelled(one, knobs), knobs.threshold, one.truth)
     return found, read.counts.argsort(descending=True, stable=True)
 
 
@@ -276,7 +274,7 @@ def test_an_address_that_means_nothing_is_as_opened(visit, scored):
     read = scored["ulfine"][0]
     opened.until("bacc/ulfine steps=40", "y", 100 * read.curves["bacc"])
     opened = visit("?tab=1&seed=0&step=27")  # between evaluations: the nearest
-    found = insight.summary(read, insight.at_step(read, 2), read.recorded.threshold)
+    found = history.summary(read, history.at_step(read, 2), read.recorded.threshold)
     order = read.counts.argsort(descending=True, stable=True)
     opened.until("counts", "accepted", found.accepted[order])
 
@@ -310,7 +308,7 @@ def test_names_are_text_and_not_markup():
 
 def test_an_earlier_step_shows_what_was_recorded_then(visit, scored):
     opened, (read, _) = visit("?tab=1&step=10"), scored["ulfine"]
-    found = insight.summary(read, insight.at_step(read, 0), read.recorded.threshold)
+    found = history.summary(read, history.at_step(read, 0), read.recorded.threshold)
     order = read.counts.argsort(descending=True, stable=True)
     opened.until("counts", "accepted", found.accepted[order])
     assert "work on the finished run: step 40" in opened.text()
@@ -327,7 +325,7 @@ def test_a_refit_stands_beside_the_others_and_can_be_kept(visit, folders):
     opened.page.get_by_role("button", name="Keep this run").click()
     opened.page.get_by_text("Kept as runs").wait_for()
     kept = next((folders / "runs").iterdir())
-    assert insight.read_insight(kept).config.settings["tau"] == "1"
+    assert history.read_insight(kept).config.settings["tau"] == "1"
     opened.page.get_by_role("button", name="Draw the curve").click()
     opened.page.wait_for_function(
         f"() => {MODELS}.find(each => each.name === 'sweep')?.data.x.length === 5", timeout=30000
@@ -339,29 +337,29 @@ def test_a_refit_stands_beside_the_others_and_can_be_kept(visit, folders):
 def test_samples_and_map_show_the_pool_and_a_brush_picks(visit, scored):
     opened, (read, one) = visit("?tab=3"), scored["ulfine"]
     labels = cure.relabelled(one, one.neutral)
-    rows = scene.chosen(read, labels, one.truth, scene.Wanted())
+    rows = samples.chosen(read, labels, one.truth, samples.Wanted())
     opened.until("gallery", "row", rows[:24])
     cards = opened.columns("gallery")
-    assert cards["id"] == scene.ids_of(read, rows[:24])
+    assert cards["id"] == samples.ids_of(read, rows[:24])
     assert all(url.startswith("data:image/png") for url in cards["url"])
     opened.page.get_by_text("Nearest labelled images").wait_for()
     opened.set("Predicted group", "tail")
-    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, scene.Wanted(group=2))[:24])
+    opened.until("gallery", "row", samples.chosen(read, labels, one.truth, samples.Wanted(group=2))[:24])
     opened.asked("group", "tail")
     opened.set("Predicted group", "any")
     opened.until("gallery", "row", rows[:24])
     box = opened.page.locator(".bk-Figure").first.bounding_box()
     opened.page.mouse.click(box["x"] + box["width"] * 2.5 / 8, box["y"] + box["height"] / 6)  # the third
     opened.asked("row", str(rows[2]))
-    opened.page.get_by_text(scene.ids_of(read, rows[2:3])[0], exact=True).first.wait_for()
+    opened.page.get_by_text(samples.ids_of(read, rows[2:3])[0], exact=True).first.wait_for()
     opened.page.get_by_text("Map", exact=True).click()
     every = np.arange(len(labels.label))
-    opened.until("map", "x", scene.flat_pca(one, every)[:, 0])
+    opened.until("map", "x", samples.flat_pca(one, every)[:, 0])
     opened.page.evaluate(f"{MODELS}.find(each => each.name === 'map').selected.indices = [3, 4, 5, 6, 7, 8, 9, 10, 11]")
     opened.page.get_by_text("9 rows are picked").wait_for()
     opened.page.get_by_text("Samples", exact=True).click()
-    wanted = scene.Wanted(rows=every[3:12])
-    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted))
+    wanted = samples.Wanted(rows=every[3:12])
+    opened.until("gallery", "row", samples.chosen(read, labels, one.truth, wanted))
     opened.page.get_by_role("button", name="Forget the map's choice").click()
     opened.until("gallery", "row", rows[:24])
     opened.page.get_by_text("Map", exact=True).click()
@@ -375,9 +373,9 @@ def test_a_link_brings_back_filters_colours_and_knobs(visit, scored):
     read, one = scored["ulfine"]
     labels = cure.relabelled(one, one.neutral)
     opened = visit("?tab=3&show=all&label=" + quote(read.classes[3]) + "&confidence=0.2~0.9&row=7")
-    wanted = scene.Wanted(kind="all", label=3, low=0.2, high=0.9)
-    opened.until("gallery", "row", scene.chosen(read, labels, one.truth, wanted)[:24])
-    assert scene.ids_of(read, np.array([7]))[0] in opened.text()
+    wanted = samples.Wanted(kind="all", label=3, low=0.2, high=0.9)
+    opened.until("gallery", "row", samples.chosen(read, labels, one.truth, wanted)[:24])
+    assert samples.ids_of(read, np.array([7]))[0] in opened.text()
     opened = visit("?tab=4&colour=group")
     groups = read.groups[labels.label].tolist()
     opened.page.get_by_text("blue head, yellow medium, pink tail").wait_for()
@@ -423,7 +421,7 @@ def test_a_sweep_that_ends_under_another_run_is_dropped(visit):
 def test_a_run_that_is_deleted_meanwhile_is_told_and_leaves_the_others_alone(browser, folders, tmp_path):
     for name in ("ulfine", "fixmatch"):
         shutil.copytree(folders / name, tmp_path / name)
-    read = insight.read_insight(tmp_path / "fixmatch", 3)
+    read = history.read_insight(tmp_path / "fixmatch", 3)
     with served_in(tmp_path, "ulfine", "fixmatch") as address:
         one = Visit(browser, address, "?tab=1")
         one.columns("counts")
@@ -450,8 +448,8 @@ def test_a_pool_without_true_labels_shows_neither_right_nor_wrong(browser, tmp_p
     cache = open_cache(tmp_path / "cache.zarr")
     config = Config("fixmatch", str(cache.path), Protocol(n1=10), (0,), 20, evals=2)
     drain(training(config, cache, resident(cache), tmp_path / "run"))
-    read = insight.read_insight(tmp_path / "run")
-    found = insight.summary(read, insight.at_step(read), read.recorded.threshold)
+    read = history.read_insight(tmp_path / "run")
+    found = history.summary(read, history.at_step(read), read.recorded.threshold)
     with served_in(tmp_path, "run") as address:
         one = Visit(browser, address, "?tab=1")
         order = read.counts.argsort(descending=True, stable=True)
@@ -471,11 +469,11 @@ def test_runs_without_sliders_show_their_history_and_say_why(browser, others):
     with served_in(others, "live", "ensemble", "best", "zeroshot") as address:
         one = Visit(browser, address, "?tab=3")
         one.page.get_by_text("was trained through the encoder").first.wait_for()
-        read = insight.read_insight(others / "live")
-        rows = scene.chosen(read, insight.at_step(read), read.truth, scene.Wanted())[:24]
+        read = history.read_insight(others / "live")
+        rows = samples.chosen(read, history.at_step(read), read.truth, samples.Wanted())[:24]
         one.until("gallery", "row", rows)
         cards = one.columns("gallery")
-        assert cards["id"] == scene.ids_of(read, rows)
+        assert cards["id"] == samples.ids_of(read, rows)
         assert all(url.startswith("data:image/png") for url in cards["url"])
         one.page.get_by_text("Map", exact=True).click()
         one.page.get_by_text("was trained through the encoder").first.wait_for()
@@ -498,7 +496,7 @@ def test_a_run_that_was_trained_anew_is_read_again(world, tmp_path):
     drain(training(config, world, resident(world), tmp_path / "run"))
     first = session.at_hand(tmp_path / "run", None)
     assert session.at_hand(tmp_path / "run", None) is first
-    runs.clear(tmp_path / "run")
+    clear(tmp_path / "run")
     assert session.at_hand(tmp_path / "run", None) is first  # while it is being trained
     drain(training(dataclasses.replace(config, steps=6), world, resident(world), tmp_path / "run"))
     assert session.at_hand(tmp_path / "run", None).steps.tolist() == [6]
