@@ -19,13 +19,16 @@ from fastltssl.errors import ConfigError, FastltsslError, did_you_mean
 
 Kind = TypeVar("Kind")
 LONGEST = 60  # characters of a value in a message
+MOST_VALUES = 10**6  # of a YAML file
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 
 
 def read_yaml(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
     """A YAML or JSON file as a value of a type: a dataclass, a TypedDict, list[...], dict[...]."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader.name = path.name  # in messages, with line and column
+        value = loader.get_single_data()
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as failure:
         raise error(f"{path} cannot be read as YAML: {failure}") from None
     return typed(value, kind, str(path), error)
@@ -76,13 +79,13 @@ def short(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, nothing is an alias, and 1e-3 is a number."""
+    """YAML in which a key stands once, aliases stand for a bounded number of values, and 1e-3 is a number."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):  # a few of them can stand for more than any memory holds
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} is an alias", event.start_mark)
-        return super().compose_node(parent, index)
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        if root is not None:
+            _count(root, {})
+        return root
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -97,6 +100,26 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node of YAML stands for; `counts` holds those of nodes seen before, 0 while they are open.
+
+    Raises a YAMLError above MOST_VALUES, as a few lines of aliases can stand for more than any memory holds.
+    """
+    known = counts.get(id(node))
+    if known == 0:
+        raise yaml.composer.ComposerError(None, None, "an alias stands inside what it is an alias of", node.start_mark)
+    if known is None:
+        counts[id(node)] = 0
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        known = counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
+    if known > MOST_VALUES:
+        raise yaml.composer.ComposerError(
+            None, None, f"this stands for {known:,} values, aliases counted; at most {MOST_VALUES:,}", node.start_mark
+        )
+    return known
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -75,7 +75,11 @@ def test_a_wrong_value_is_told_with_its_place_and_what_is_accepted(value, messag
         ("a: [", "cannot be read as YAML"),
         ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
         ("[" * 9000, "cannot be read as YAML"),
-        ("{a: &x [1, 1], b: [*x, *x]}", "x is an alias"),
+        (
+            "\n".join(f"x{n}: &x{n} [{', '.join(['*x' + str(n - 1)] * 10 if n else ['0'])}]" for n in range(20)),
+            "this stands for .* values, aliases counted",
+        ),
+        ("a: &x [1, *x]", "an alias stands inside what it is an alias of"),
         ("a: x", "a: 'x' is not a number or a mapping"),
     ],
 )
@@ -83,6 +87,11 @@ def test_yaml_that_cannot_be_meant_is_refused(tmp_path, text, message):
     (tmp_path / "f.yaml").write_text(text)
     with pytest.raises(RunError, match=message):
         read_yaml(tmp_path / "f.yaml", dict[str, float | dict[str, float]], RunError)
+
+
+def test_an_alias_stands_for_its_value(tmp_path):
+    (tmp_path / "f.yaml").write_text("{a: &x {m: 1, n: 2}, b: {<<: *x, n: 3}, c: *x}")
+    assert read_yaml(tmp_path / "f.yaml") == {"a": {"m": 1, "n": 2}, "b": {"m": 1, "n": 3}, "c": {"m": 1, "n": 2}}
 
 
 def test_a_number_with_an_exponent_is_a_number_and_a_file_that_is_not_there_is_named(tmp_path):

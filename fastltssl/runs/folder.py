@@ -200,7 +200,7 @@ class Record(TypedDict):
 def read_record(path: Path) -> dict[str, Any]:
     """The record of a finished run. Raises RunError where the folder holds none."""
     if not path.exists():
-        raise RunError(f"{path} does not exist. Runs are written by `fastltssl train`")
+        raise RunError(f"{path} is not a finished run: there is no such folder. Runs are written by `fastltssl train`")
     if (path / "best" / "metrics.json").is_file():
         raise RunError(f"{path} is a sweep; its best run is {path}/best")
     if not (path / "metrics.json").is_file():

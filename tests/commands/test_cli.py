@@ -202,7 +202,7 @@ def test_compare_sorts_and_marks_what_ends_below_the_logit_adjusted_probe(run, w
         (["train", "./mien.py", "--cache", "WORLD"], 2, "Did you mean 'mine.py'?"),
         (["train", "./mine.py", "--cache", "WORLD"], 2, "defines no dataclass named Method"),
         (["compare", "."], 1, "not a finished run"),
-        (["compare", "nowhere"], 1, "nowhere does not exist"),
+        (["compare", "nowhere"], 1, "nowhere is not a finished run: there is no such folder"),
         (["compare", "swept"], 1, "swept is a sweep; its best run is swept/best"),
         (["extract", "--model", "tiny", "--dataset", "word"], 1, "world"),
     ],
