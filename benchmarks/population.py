@@ -10,6 +10,7 @@ of M9 is the time of the products and of one pass over weights, momentum and gra
 """
 
 import csv
+import dataclasses
 import math
 import statistics
 import time
@@ -189,7 +190,7 @@ def ridge(rows: int, strengths: int, repeats: int) -> None:
 
     every = problem(rows * 5 // 4, 1, "cpu")
     x, y = every.x[:rows, 0], every.y[:rows]
-    held_out = every._replace(x=every.x[rows:], y=every.y[rows:])
+    held_out = dataclasses.replace(every, x=every.x[rows:], y=every.y[rows:])
     ours, theirs = [], []
     for _ in range(repeats):
         began = time.perf_counter()

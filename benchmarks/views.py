@@ -29,6 +29,7 @@ from fastltssl.encoder.clip import Encoder, load_encoder
 from fastltssl.encoder.extract import extract
 from fastltssl.errors import FigureError
 from fastltssl.functional import metrics
+from fastltssl.functional.statistics import half_interval
 from fastltssl.images import open_source
 from fastltssl.images.source import Source
 from fastltssl.images.views import CENTER, STRONG, WEAK, View, image_key, make_view, parse_views
@@ -48,13 +49,6 @@ METHODS = {
     "FixMatch + LA + adjusted L_u": ("fixmatch", {"tau": 1, "tau_u": 1}),
 }
 BATCH, SLAB = 32, 64
-T_975 = dict(  # 97.5 % quantile of the t distribution, by number of seeds
-    zip(
-        range(2, 21),
-        (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-         2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093), strict=True,
-    )
-)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -173,12 +167,6 @@ def shared_rows(splits: Sequence[Split], has_pool: bool) -> int:
     return len(labelled) + 2 * len(pool) * has_pool
 
 
-def interval(values: Tensor) -> float:
-    """Half width of the 95 % interval of a mean over seeds (t distribution)."""
-    n = len(values)
-    return float(values.std() / n**0.5) * T_975.get(n, T_975[20]) if n > 1 else float("nan")
-
-
 @click.command()
 @click.option("--model", default="tiny", show_default=True)
 @click.option("--pretrained", default=None)
@@ -251,8 +239,9 @@ def main(
         trained["live"] = Trained(live, used)
         results[title] = {
             name: {
-                "bacc": float(one.bacc.mean()), "interval": interval(one.bacc),
-                "minus_live": float((one.bacc - live).mean()), "difference_interval": interval(one.bacc - live),
+                "bacc": float(one.bacc.mean()), "interval": half_interval(one.bacc.tolist()),
+                "minus_live": float((one.bacc - live).mean()),
+                "difference_interval": half_interval((one.bacc - live).tolist()),
                 "encoder_passes": one.passes, "values": one.bacc.tolist(),
             }
             for name, one in trained.items()

@@ -62,6 +62,9 @@ class FitError(FastltsslError):
     """Rows, labels or parameters that a Classifier cannot be fitted with."""
 
 
+METHOD_PAGE = 'See "What a method is" in docs/method.md'  # the end of a message about a method
+
+
 class MethodError(RunError):
     """A method whose loss, scores or start cannot be used, or whose own code fails; the message names its line."""
 

@@ -1,4 +1,4 @@
-"""The processes that share one extraction or one training, started by torchrun, and the memory that is free."""
+"""The machine: processes that torchrun started to share one job, CPU threads, and the memory that is free."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -10,20 +10,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import msgspec
 import yaml
 
 from fastltssl.errors import ConfigError, FastltsslError, did_you_mean
 
-Kind = TypeVar("Kind")
 LONGEST = 60  # characters of a value in a message
 MOST_VALUES = 10**6  # of a YAML file
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
 
 
-def read_yaml(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
+def read_yaml(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
     """A YAML or JSON file as a value of a type: a dataclass, a TypedDict, list[...], dict[...]."""
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
@@ -34,7 +33,7 @@ def read_yaml(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslErr
     return typed(value, kind, str(path), error)
 
 
-def read_json(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
+def read_json(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
     """A JSON file as a value of a type."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -43,7 +42,7 @@ def read_json(path: Path, kind: type[Kind] | Any = Any, error: type[FastltsslErr
     return parse_json(text, kind, str(path), error)
 
 
-def parse_json(text: str | bytes, kind: type[Kind] | Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
+def parse_json(text: str | bytes, kind: Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
     """JSON text as a value of a type."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
@@ -52,7 +51,7 @@ def parse_json(text: str | bytes, kind: type[Kind] | Any, where: str, error: typ
     return typed(value, kind, where, error)
 
 
-def typed(value: Any, kind: type[Kind] | Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
+def typed(value: Any, kind: Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
     """The value converted to a type; numbers may be text, as a shell gives them. Messages begin with `where`."""
     _check_keys(value, kind, where, error)
     try:
@@ -107,19 +106,19 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
 
     Raises a YAMLError above MOST_VALUES, as a few lines of aliases can stand for more than any memory holds.
     """
-    known = counts.get(id(node))
-    if known == 0:
+    size = counts.get(id(node))
+    if size == 0:
         raise yaml.composer.ComposerError(None, None, "an alias stands inside what it is an alias of", node.start_mark)
-    if known is None:
+    if size is None:
         counts[id(node)] = 0
         inner = node.value if isinstance(node.value, list) else []
         parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-        known = counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
-    if known > MOST_VALUES:
+        size = counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
+    if size > MOST_VALUES:
         raise yaml.composer.ComposerError(
-            None, None, f"this stands for {known:,} values, aliases counted; at most {MOST_VALUES:,}", node.start_mark
+            None, None, f"this stands for {size:,} values, aliases counted; at most {MOST_VALUES:,}", node.start_mark
         )
-    return known
+    return size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -96,9 +96,9 @@ class Method(Protocol):
     """A frozen dataclass (eq=False) of knobs. No base class is needed: any class with these members is a method.
 
     `Trained`, `Fused` and `Keeps` are optional, and so are the attributes below: `threshold_of`, `wants_noise` and so
-    on give the defaults. A state that is a NamedTuple may hold `prior_u` [C], the running estimate of the unlabelled
-    prior, and `log_bias` [C], the label bias that is subtracted from the zero-shot scores: evaluations record the
-    first, reports show both.
+    on give the defaults. A state, a NamedTuple or a dict, may hold `prior_u` [C], the running estimate of the
+    unlabelled prior, and `log_bias` [C], the label bias that is subtracted from the zero-shot scores: evaluations
+    record the first, reports show both.
 
     threshold: Knob            confidence from which a pseudo-label counts
     noise: bool                whether `loss` reads `Batch.noise`
@@ -109,7 +109,7 @@ class Method(Protocol):
     @property
     def views(self) -> tuple[int, int]: ...  # (W, S): weak and strong views of each unlabelled row in a step
     def init(self, problem: Problem, generator: Generator) -> Any: ...  # trainable tensors
-    def start(self, problem: Problem) -> Any: ...  # running statistics and constants, a NamedTuple of tensors
+    def start(self, problem: Problem) -> Any: ...  # running statistics and constants
     def scores(
         self, params: Any, state: Any, x: Float[Tensor, "n D"]
     ) -> dict[str, Scores]: ...  # "test", which is evaluated; with W > 0 "pseudo", too, which gives the pseudo-labels
@@ -167,8 +167,18 @@ class OverTime(NamedTuple):
 
 
 def prior_of(state: Any) -> Float[Tensor, " C"] | None:
-    """The running estimate of the unlabelled prior in the state of a method, a NamedTuple or a dict; None without."""
-    return state.get("prior_u") if isinstance(state, dict) else getattr(state, "prior_u", None)
+    """The running estimate of the unlabelled prior in the state of a method; None without."""
+    return _held(state, "prior_u")
+
+
+def log_bias_of(state: Any) -> Float[Tensor, " C"] | None:
+    """The label bias that a method subtracts from the zero-shot scores, from its state; None without."""
+    return _held(state, "log_bias")
+
+
+def _held(state: Any, name: str) -> Any:
+    """What a state, a NamedTuple or a dict, holds under a name; None without."""
+    return state.get(name) if isinstance(state, dict) else getattr(state, name, None)
 
 
 def threshold_of(method: Method) -> float:

@@ -1,12 +1,13 @@
-"""Shape checks on every function of the package, one thread, and the fixtures several files share."""
+"""Shape checks on every function of the package, one thread, and the fixtures several files share.
 
-from jaxtyping import install_import_hook
-
-with install_import_hook("fastltssl", "checker.checked"):
-    import fastltssl.training.fit
+The package is imported inside functions here, as only what is imported after the hook is checked.
+"""
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("fastltssl", "checker.checked")
 
 torch.set_num_threads(1)
 
@@ -29,9 +30,26 @@ def world(tmp_path_factory):
     from fastltssl.encoder.clip import load_encoder
     from fastltssl.images import open_source
     from fastltssl.images.views import parse_views
+    from fastltssl.progress import drain
 
     path = tmp_path_factory.mktemp("caches") / "world.zarr"
     source, encoder = open_source("world:mild:160:12"), load_encoder("tiny", None)
     work = extract.extract(source, encoder, parse_views("center,weak:1,strong:2"), path, templates="world")
-    fastltssl.progress.drain(work)
+    drain(work)
     return open_cache(path)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of imported toy features, see toy_cache."""
+    import toy_cache
+
+    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
+
+
+@pytest.fixture(scope="module")
+def rows(cache):
+    """The rows of `cache` on the CPU."""
+    from fastltssl.training.rows import resident
+
+    return resident(cache)

@@ -32,7 +32,7 @@ from fastltssl.runs.evaluation import CHUNK, Task
 from fastltssl.runs.experiment import task_of
 from fastltssl.runs.trained import TrainedRun, load_run
 from fastltssl.training.rows import Rows, rows_for
-from fastltssl.types import Fused, PerClass, Scores, prior_of, threshold_of
+from fastltssl.types import Fused, PerClass, Scores, log_bias_of, prior_of, threshold_of
 
 SLICE = 2048  # rows that are moved at once: few enough for the cache of a CPU
 PRIORS = ("labelled", "estimated", "uniform", "true")
@@ -82,7 +82,8 @@ class Scored:
         method = self.trained.method
         if not isinstance(method, Fused):
             return Knobs(threshold_of(method))
-        is_debiased = bool(self.trained.run.state.log_bias.any())
+        log_bias = log_bias_of(self.trained.run.state)
+        is_debiased = log_bias is not None and bool(log_bias.any())
         return Knobs(threshold_of(method), bias=float(is_debiased), eta=float(method.share))
 
     @cached_property
@@ -196,10 +197,13 @@ def _shift(scored: Scored, method: Fused, x: Float[Tensor, "n D"]) -> Float[Tens
     It is a mean since a method that z-scores its text branch scales the label bias differently in each row.
     """
     run, bias = scored.trained.run, scored.label_bias
-    assert bias is not None
+    own = log_bias_of(run.state)
+    if own is None or bias is None:  # a method that subtracts none
+        return torch.zeros_like(scored.task.problem.prior)
     moved = []
-    for log_bias in (torch.zeros_like(run.state.log_bias), bias.log_bias.to(run.state.log_bias)):
-        state = run.state._replace(log_bias=log_bias)
+    for log_bias in (torch.zeros_like(own), bias.log_bias.to(own)):
+        is_dict = isinstance(run.state, dict)
+        state = run.state | {"log_bias": log_bias} if is_dict else run.state._replace(log_bias=log_bias)
         moved.append(_in_chunks(partial(_end, method, run.params, state, 1), x[:64]).mean(dim=0))
     return moved[0] - moved[1]
 
@@ -231,7 +235,7 @@ def label_bias_of(insight: Insight, scored: Scored | None) -> PerClass | None:
 
 def stored_label_bias(insight: Insight) -> Float[Tensor, " C"] | None:
     """The `log_bias` in the final state of a run, see types.Method; None if it has none, or is all zero."""
-    log_bias = getattr(final_state(insight), "log_bias", None)
+    log_bias = log_bias_of(final_state(insight))
     return log_bias if log_bias is not None and log_bias.any() else None
 
 
@@ -240,7 +244,9 @@ def subtracted_bias(insight: Insight) -> tuple[PerClass | None, str]:
 
     The cache is opened for the standard errors, unless the run cannot be scored from it at all, see `score`.
     """
-    if stored_label_bias(insight) is None or insight.config.live or insight.config.ensemble:
+    if stored_label_bias(insight) is None:
+        return None, ""
+    if insight.config.live or insight.config.ensemble:
         return label_bias_of(insight, None), ""
     try:
         return label_bias_of(insight, score(insight, open_cache(insight.config.cache))), ""

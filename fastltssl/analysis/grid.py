@@ -14,7 +14,6 @@ import torch
 from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.pseudo_labels import Choice, run_name
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.cache.splits import long_tailed
 from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
 from fastltssl.functional.measures import measure
 from fastltssl.methods import configure
@@ -118,12 +117,11 @@ def settled(grid: Grid, cells: Sequence[Sequence[Cell]], cache: Cache) -> dict[P
 
 def _shortages(grid: Grid, cache: Cache) -> dict[str, str]:
     """The reason for each protocol, by name, that the cache has too few rows for."""
-    labels = {name: group.labels for name, group in cache.groups.items()}
     reasons = {}
     for name, config in grid.configs.items():
         try:
             for seed in config.seeds:
-                long_tailed(labels, len(cache.classes), config.protocol, seed)
+                cache.split_of(config.protocol, seed)
         except SplitError as error:
             reasons[name] = str(error)
     return reasons

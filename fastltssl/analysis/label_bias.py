@@ -19,7 +19,7 @@ from fastltssl.cache.splits import Split
 from fastltssl.errors import SourceError, did_you_mean
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import LabelBias, cross_fitted_accuracy, estimate_label_bias
-from fastltssl.functional.zero_shot import text_branch, text_scores
+from fastltssl.functional.zero_shot import text_branch, text_scores, zero_shot_bias
 from fastltssl.images.world.world import CLASSES, caption_prior
 from fastltssl.runs.config import Config
 from fastltssl.training.rows import Rows, make_problem
@@ -67,11 +67,9 @@ def study(rows: Rows, split: Split, *, prior: Float[np.ndarray, " C"] | None = N
     problem = make_problem(rows, split, 1)
     branch = text_branch(problem)
     scores = text_scores(branch, problem.x[:, 0])
-    uniform = torch.full_like(problem.prior, 1 / len(problem.prior))
-    estimate, uncorrected = (
-        estimate_label_bias(scores, problem.y, prior=labelled_prior, fit_scale=scale == "joint")
-        for labelled_prior in (problem.prior, uniform)
-    )
+    fit_scale, uniform = scale == "joint", torch.full_like(problem.prior, 1 / len(problem.prior))
+    estimate = zero_shot_bias(problem, fit_scale)
+    uncorrected = estimate_label_bias(scores, problem.y, prior=uniform, fit_scale=fit_scale)
     top1 = bacc = bacc_uncorrected = None
     if len(split.test):
         test = torch.from_numpy(split.test)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastltssl.cache.catalogue import Cache
-from fastltssl.cache.splits import ORDERS, long_tailed
+from fastltssl.cache.splits import ORDERS
 from fastltssl.errors import RunError, SwitchError
 from fastltssl.methods import configure
 from fastltssl.progress import Work
@@ -93,11 +93,10 @@ def plan(base: Config, choices: Sequence[Choice], pools: Sequence[Pool], cache: 
         if group is not None and (group.labels < 0).any():
             why = "the group unlabeled has no true labels to judge pseudo-labels by"
         raise RunError(f"{base.cache}: {why}. Add --m1 n, to take the pool from rows whose labels are known")
-    labels = {name: group.labels for name, group in cache.groups.items()}
     for pool in pools:
         protocol = dataclasses.replace(base.protocol, order=pool.order, gamma_u=pool.gamma_u)
         for seed in base.seeds:
-            long_tailed(labels, len(cache.classes), protocol, seed)
+            cache.split_of(protocol, seed)
     return [
         [
             dataclasses.replace(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from fastltssl.analysis.cure import Scored
 from fastltssl.analysis.history import Insight, read_insight
-from fastltssl.methods import configure, fields
+from fastltssl.methods import OF_TRAINING, configure, fields
 from fastltssl.progress import Work, drain
 from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import evaluate
@@ -22,7 +22,6 @@ from fastltssl.runs.experiment import stream_of, training
 from fastltssl.training.fit import fitting_many
 from fastltssl.training.step import with_knobs
 
-OPTIONS = ("steps", "lr", "weight_decay", "batch", "batch_u")  # of Config, beside the knobs of the method
 MEASURES = ("bacc", "tail", "ece", "pseudo_accuracy", "pseudo_mask_rate", "val_bacc")
 
 
@@ -60,7 +59,7 @@ def curve(config: Config, scored: Scored, knob: str, values: Sequence[float]) ->
     task = scored.task
     method, problem = configure(config.method, config.settings), dataclasses.replace(task.problem, steps=config.steps)
     swept = {knob: torch.tensor(values, dtype=problem.x.dtype)}
-    in_method = {name: numbers for name, numbers in swept.items() if name not in OPTIONS}
+    in_method = {name: numbers for name, numbers in swept.items() if name not in OF_TRAINING}
     work = fitting_many(
         method,
         swept,

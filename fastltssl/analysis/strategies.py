@@ -131,8 +131,8 @@ def row(arm: Arm, record: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def _audit(history: Recorded) -> tuple[Tensor, Tensor, Tensor] | tuple[()]:
-    """Accepted, right and true pseudo-labels of each class at the last evaluation; empty if the run makes none."""
-    if history.label is None or history.confidence is None or history.truth is None:
+    """Accepted, right and true pseudo-labels of each class at the last evaluation; empty where not known."""
+    if history.label is None or history.confidence is None or history.truth is None or (history.truth < 0).any():
         return ()
     label, truth = torch.from_numpy(history.label[-1]).long(), torch.from_numpy(history.truth).long()
     confidence = torch.from_numpy(history.confidence[-1]).float()

@@ -179,13 +179,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FASTLTSSL_CACHE") or "cache")
 
 
+def places(name: str | Path) -> tuple[Path, ...]:
+    """Where a cache of that name may be: the path itself and, for a bare name, in the cache folder."""
+    given, folder = Path(name), cache_folder()
+    is_bare = len(given.parts) == 1 and given.name == str(name)
+    return (given, folder / given, folder / f"{given}.zarr") if is_bare else (given,)
+
+
 def find_cache(name: str | Path) -> Path:
     """The path of a cache, given by its path or by its bare name in the cache folder, with or without ".zarr"."""
     given, folder = Path(name), cache_folder()
-    is_bare = len(given.parts) == 1 and given.name == str(name)
-    for path in (given, *((folder / given, folder / f"{given}.zarr") if is_bare else ())):
-        if is_cache(path):
-            return path
+    if path := next(filter(is_cache, places(name)), None):
+        return path
     if given.exists():
         raise CacheError(f"{given} is not a fastltssl cache. {MAKE_ONE}")
     there = ", ".join(path.name for path in _caches(folder)) or "none"

@@ -57,10 +57,10 @@ def read_features(
 
 
 def stream_features(
-    group: Group, views: Sequence[str] | None = None, array: str = "features", part_bytes: int = PART_BYTES
+    group: Group, views: Sequence[str] | None = None, part_bytes: int = PART_BYTES
 ) -> Iterator[Float16[np.ndarray, "n V D"]]:
     """The same rows in parts of about that size, in order; the next part is read while the caller has the last one."""
-    read, names = reader(group, views, array)
+    read, names = reader(group, views, "features")
     rows, width = stored_rows(group.path.parent, group.name), group.shape[2]
     step = max(1, part_bytes // (2 * width * len(names) * rows)) * rows
 

@@ -7,7 +7,7 @@ counts and differs in other choices, each of which is a field of `Protocol` and 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Protocol:
     preset: str | None = None  # of PRESETS: the choices of a published code base
 
     @classmethod
-    def of(cls, switches: Mapping[str, Any], where: str = "protocol") -> Self:
+    def of(cls, switches: Mapping[str, Any], where: str = "protocol") -> "Protocol":
         """The protocol of named switches; numbers may be numpy's, or text. `where` is named by a message.
 
         Raises SwitchError on an unknown name, a value of another type, or one that the preset sets otherwise. Which

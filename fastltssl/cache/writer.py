@@ -100,9 +100,12 @@ def create(
 
 def _open(path: Path, wanted: Contents, notes: list[str], resume: bool, overwrite: bool) -> None:
     """Take the lock and prepare the cache for its blocks; raises CacheError, and releases the lock, where it cannot."""
-    _refuse_existing(path, resume, overwrite)
-    path.mkdir(parents=True, exist_ok=True)
-    acquire_lock(path, notes)
+    try:
+        _refuse_existing(path, resume, overwrite)
+        path.mkdir(parents=True, exist_ok=True)
+        acquire_lock(path, notes)
+    except OSError as error:
+        raise CacheError(f"{path} cannot be a cache ({error.strerror}). Choose another --out") from error
     try:
         if overwrite and (kept := clear(path)):
             notes.append(f"{path}: not part of the cache, so they stay: {', '.join(kept[:5])}")

@@ -3,10 +3,9 @@
 Heavy modules are imported inside the functions that need them, so that help texts load neither torch nor zarr.
 """
 
-import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -40,7 +39,7 @@ def as_json(command: Any) -> Any:
 
 def on_device(command: Any) -> Any:
     """Add the options --device and --threads."""
-    text = "CPU threads (default: all cores to extract, one to train: its products are small)."
+    text = "CPU threads (default: one to train from a cache, whose products are small, else all cores)."
     command = click.option("--threads", type=click.IntRange(1), help=text)(command)
     return click.option("--device", default="auto", help="cpu, cuda or cuda:N; auto takes a GPU where there is one.")(
         command
@@ -156,17 +155,6 @@ def output_folder(path: Path, overwrite: bool) -> Path:
         begun = ", --resume to go on with the run in it" if any(path.glob("seed*.checkpoint")) else ""
         raise click.UsageError(f"{path} is not empty; choose another --out{begun}, or pass --overwrite")
     return path
-
-
-@contextlib.contextmanager
-def left_clean(folder: Path) -> Iterator[None]:
-    """If the code inside fails and has written nothing into the folder, remove the folder."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        raise
 
 
 def show_config(config: Any, is_json: bool) -> None:

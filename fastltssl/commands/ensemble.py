@@ -9,7 +9,6 @@ from click.core import ParameterSource
 
 from fastltssl.commands.common import (
     Job,
-    left_clean,
     note_last_step,
     output_folder,
     quoted,
@@ -28,7 +27,7 @@ def run_ensemble(
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs.config import settings_of
     from fastltssl.runs.ensemble import ensembling, planned
-    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.folder import left_clean, new_folder
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, results_table, show
 

@@ -1,6 +1,5 @@
 """`fastltssl export`: a trained run as files that need no fastltssl."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def export(
     """
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs.export import needs_encoder, write_export
-    from fastltssl.runs.folder import read_config, read_record
+    from fastltssl.runs.folder import left_clean, read_config, read_record
     from fastltssl.runs.trained import encoder_of, load_run
     from fastltssl.show.terminal import grid, pairs_table, show
 
@@ -40,12 +39,8 @@ def export(
     is_whole = needs_encoder(trained) if with_encoder is None else with_encoder
     encoder = encoder_of(trained, pretrained, "cpu") if is_whole else None
     folder = output_folder(out or Path(f"export-{run.resolve().name}"), overwrite)
-    try:
+    with left_clean(folder):
         exported = write_export(folder, trained, encoder, read_record(run))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # only where nothing was written
-        raise
     show(grid(["file", "KiB"], [[name, f"{size / 1024:,.1f}"] for name, size in exported.sizes.items()]))
     show(pairs_table(_summary(exported), f"{exported.described['method']}, seed {trained.seed}"))
     show(f"wrote {folder}\nnext: python {quoted(folder / 'example.py')} {exported.reads}...")

@@ -18,7 +18,7 @@ def run_grid(
     from fastltssl.analysis.grid import Choice, as_json, plan, read_grid, settled
     from fastltssl.runs.config import Config
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.folder import left_clean, new_folder
     from fastltssl.show.terminal import show
 
     grid = read_grid(file, flags)
@@ -26,8 +26,9 @@ def run_grid(
     base, metric = _baseline(baseline, choices), _metric(metric)
     cache, rows = open_rows(next(iter(grid.configs.values())).cache, device)
     folder = out or new_folder(Config(method="grid", cache=grid.name))
-    planned = plan(grid, choices, folder)
-    done = settled(grid, planned, cache)
+    with left_clean(folder):
+        planned = plan(grid, choices, folder)
+        done = settled(grid, planned, cache)
     output_folder(folder, overwrite=True)
     click.echo(_first_line(grid, len(choices), done, folder), err=True)
     outcomes = _outcomes(planned, done, cache, rows)

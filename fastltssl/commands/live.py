@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import Job, left_clean, output_folder, show_config, show_record, usable_device
+from fastltssl.commands.common import Job, output_folder, show_config, show_record, usable_device
 from fastltssl.progress import drain
 
 
@@ -27,8 +27,8 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     from fastltssl.machine import joined
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import clear, new_folder
-    from fastltssl.runs.live import check_method, open_images, training
+    from fastltssl.runs.folder import clear, left_clean, new_folder
+    from fastltssl.runs.live import check_trainable, open_images, training
     from fastltssl.show.terminal import follow
 
     if resume and job.out is None:
@@ -36,7 +36,7 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     if resume and job.overwrite:
         raise click.UsageError("--resume goes on with what is there and --overwrite removes it: give one of them")
     method = configure(config.method, config.settings)
-    check_method(config, method)
+    check_trainable(config, method)
     ranks = joined()
     device = usable_device(job.device, job.threads)
     if model:

@@ -57,7 +57,7 @@ def sweep(
 
     from fastltssl.runs.config import Config, read_options
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.folder import left_clean, new_folder
     from fastltssl.runs.sweep.space import space_of
     from fastltssl.runs.sweep.sweep import concluding, ready, sweeping
     from fastltssl.runs.sweep.trials import Sweep, checked, count_of, open_study
@@ -76,7 +76,8 @@ def sweep(
     folder = out or new_folder(dataclasses.replace(experiment, method=f"sweep-{Path(method).stem}"))
     known = "study.journal" if storage is None else "sweep.json"
     output_folder(folder, overwrite=(folder / known).is_file())
-    study = open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
+    with left_clean(folder):
+        study = open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
     if before := count_of(study):
         goes_on = f"; it goes on up to {trials}" if before < trials else f", and {trials} were asked for"
         click.echo(f"the study holds {before} trials{goes_on}", err=True)

@@ -13,7 +13,6 @@ from fastltssl.commands.common import (
     Job,
     as_json,
     example,
-    left_clean,
     on_device,
     output_folder,
     show_config,
@@ -95,7 +94,7 @@ def _run_cached(config: Any, job: Job) -> None:
     """Train from the cache, with progress, and show the record."""
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows, training
-    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.folder import left_clean, new_folder
     from fastltssl.show.terminal import follow
     from fastltssl.types import is_trained
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastltssl.cache.catalogue import Cache, cache_folder, find_cache, open_cache, remove
+from fastltssl.cache.catalogue import Cache, find_cache, open_cache, places, remove
 from fastltssl.encoder.clip import Encoder
 from fastltssl.encoder.extract import Summary, extract, provenance
 from fastltssl.errors import CacheError, CacheMismatch
@@ -24,7 +24,7 @@ def beside(path: Path) -> tuple[Path, Path]:
 
 def find_recovered(name: str) -> Path:
     """What find_cache returns, once an exchange of the two caches that was interrupted half-way has been finished."""
-    for path in (Path(name), cache_folder() / name, cache_folder() / f"{name}.zarr"):
+    for path in places(name):
         more, before = beside(path)
         if before.exists() and not path.exists():
             (more if more.exists() else before).rename(path)

@@ -32,8 +32,6 @@ class SplitTower(NamedTuple):
 
     tokens: Callable[[Pixels], Float[Tensor, "B L D"]]  # that enter the block at which the tower is split
     features: Callable[[Float[Tensor, "B L D"]], Float[Tensor, "B D"]]
-    shape: tuple[int, int]  # L, D
-    blocks: int  # of the whole tower
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,8 +88,7 @@ class Encoder:
             with torch.inference_mode():
                 return front(self.normalised(pixels))
 
-        _, length, width = tokens(_blank(self.size)).shape
-        return SplitTower(tokens, back, (length, width), self.blocks)
+        return SplitTower(tokens, back)
 
 
 def load_encoder(

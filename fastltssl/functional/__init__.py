@@ -1,6 +1,6 @@
 """The equations, one pure function each, and the words a method is written with. No file, no state, no device.
 
-A method of your own imports from here and from nowhere else in the package; docs/method.md has one in 25 lines.
+A method of your own imports from here and nowhere else in the package: README has one, docs/method.md a longer one.
 """
 
 from fastltssl.functional.augment import jitter_channels, mixup

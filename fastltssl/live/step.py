@@ -28,10 +28,11 @@ from fastltssl.live.modes import Live, trainable
 from fastltssl.live.tokens import Tokens
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.progress import Progress, Work
-from fastltssl.training.contract import blamed, check_out
+from fastltssl.training.contract import blamed, check_method, check_out
 from fastltssl.training.fit import intervals
+from fastltssl.training.step import start
 from fastltssl.training.streams import Stream, noise_at
-from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, seeded
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained
 
 AHEAD = 2  # steps, or lots, whose images are decoded in advance
 LOT = 256  # images encoded at once without gradient
@@ -39,7 +40,7 @@ KEEP_S = 60.0  # seconds between two checkpoints; evaluations write one, too
 
 Item = TypeVar("Item")
 Inputs = Augmented | Tokens
-Evaluate = Callable[[Method, Run], dict[str, Tensor]]
+Measure = Callable[[Method, Run], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +226,7 @@ def finetuning(
     weight_decay: float,
     seed: int,
     evals: int,
-    evaluate: Evaluate,
+    evaluate: Measure,
     checkpoint: Path | None = None,
     identity: str = "",
 ) -> Work[tuple[Run, dict[str, Tensor], float]]:
@@ -236,8 +237,10 @@ def finetuning(
     Raises RunError where the checkpoint has another `identity`, and where loss or weights are not finite.
     """
     steps, is_fresh = problem.steps, live.views == "fresh"
-    params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), method.init(problem, seeded(seed, "init")))
-    fit = TrainingState(params, method.start(problem), trainee.tower, live, lr, weight_decay)
+    run = start(method, problem, seed)
+    check_method(method, problem, run, None)  # its loss needs the features of images, and is looked at in every step
+    params = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), run.params)
+    fit = TrainingState(params, run.state, trainee.tower, live, lr, weight_decay)
     first = fit.read(checkpoint, identity) if checkpoint and checkpoint.exists() else 0
     ends = {last for _, last in intervals(steps, evals)}
     began, kept = time.perf_counter(), time.perf_counter()

@@ -90,12 +90,12 @@ def _distinct(every: Sequence[Seen]) -> tuple[Int[np.ndarray, " P"], tuple[str, 
     return np.unique(np.concatenate([_code(seen, names) for seen in every])), names
 
 
-def plan_block(source: Source, encoder: Encoder, views: str, block: int, group: str = "train") -> TokenPlan:
-    """The plan of the tokens that enter a block, of all views of a group. Raises EncoderError for an absent block."""
+def plan_block(source: Source, encoder: Encoder, views: str, block: int) -> TokenPlan:
+    """The plan of the tokens that enter a block, of all training views. Raises EncoderError for an absent block."""
     parts = encoder.split(block)
     sample = torch.zeros(SAMPLE, 3, encoder.size, encoder.size, dtype=torch.uint8)
     shape, before_s, after_s = _measured(sample, parts.tokens, parts.features)
-    return TokenPlan(len(source.groups[group].ids) * len(parse_views(views)), shape, before_s, after_s)
+    return TokenPlan(len(source.groups["train"].ids) * len(parse_views(views)), shape, before_s, after_s)
 
 
 def _measured(

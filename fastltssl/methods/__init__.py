@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastltssl.errors import UnknownKnob, UnknownMethod, did_you_mean
+from fastltssl.errors import METHOD_PAGE, UnknownKnob, UnknownMethod, did_you_mean
 from fastltssl.functional.heads import HEADS
 
-OF_TRAINING = ("lr", "weight_decay", "steps", "batch", "batch_u")  # options of every method, not knobs
+OF_TRAINING = ("steps", "lr", "weight_decay", "batch", "batch_u")  # fields of Config: options, not knobs
 
 
 def names() -> list[str]:
@@ -46,9 +46,7 @@ def load(name: str) -> ModuleType:
     if not dataclasses.is_dataclass(getattr(module, "Method", None)):
         raise UnknownMethod(f"{name} defines no dataclass named Method")
     if missing := [part for part in ("views", "init", "start", "scores") if not hasattr(module.Method, part)]:
-        raise UnknownMethod(
-            f'the Method of {name} has no {", ".join(missing)}; see "What a method is" in docs/method.md'
-        )
+        raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}. {METHOD_PAGE}")
     return module
 
 
@@ -93,7 +91,7 @@ def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
     """A knob's value from text, checked against its kind."""
     kind, options = field.metadata["kind"], field.metadata.get("options", ())
     if kind == "choice":
-        text = {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value)
         if text not in options:
             raise UnknownKnob(f"{key}={value!r} is not one of {', '.join(options)}")
         return text
@@ -101,7 +99,9 @@ def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
         return "auto"
     try:
         number = int(value) if kind == "size" else float(value)
-    except (TypeError, ValueError):
+        if isinstance(value, float) and value == value and number != value:
+            raise ValueError(f"{value} is not whole")
+    except (TypeError, ValueError, OverflowError):
         accepted = "a whole number" if kind == "size" else "a number"
         raise UnknownKnob(
             f"{key}={value!r} is not {accepted}{_or_auto(field)}; the sweep range is {_range(field)}"
@@ -118,8 +118,9 @@ def values(method: Any) -> dict[str, Any]:
 
 
 def head_name(method: Any) -> str:
-    """Name of the method's head."""
-    return next(name for name, head in HEADS.items() if type(method.head) is head)
+    """Name of the method's head, that of its class for one of your own."""
+    kind = type(method.head)
+    return next((name for name, head in HEADS.items() if kind is head), kind.__name__)
 
 
 def outside(method: Any) -> list[str]:

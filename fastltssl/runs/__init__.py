@@ -37,7 +37,7 @@ def train(
     from fastltssl.progress import drain
     from fastltssl.runs import experiment, live
     from fastltssl.runs.config import Config
-    from fastltssl.runs.folder import new_folder
+    from fastltssl.runs.folder import left_clean, new_folder
     from fastltssl.training.rows import resident
 
     opened = cache if isinstance(cache, Cache) else open_cache(cache)
@@ -45,12 +45,11 @@ def train(
     folder = Path(out) if out is not None else new_folder(config)
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another out")
-    rows = resident(opened, device)
-    if config.live is None:
-        with cpu_threads(threads or 1):
-            return drain(experiment.training(config, opened, rows, folder))
-    images = live.open_images(
-        opened, device, pretrained, dataset, None if root is None else Path(root), workers=workers
-    )
-    with cpu_threads(threads):
-        return drain(live.training(config, opened, rows, images, folder))
+    rows, origin = resident(opened, device), None if root is None else Path(root)
+    with left_clean(folder):
+        if config.live is None:
+            with cpu_threads(threads or 1):
+                return drain(experiment.training(config, opened, rows, folder))
+        images = live.open_images(opened, device, pretrained, dataset, origin, workers=workers)
+        with cpu_threads(threads):
+            return drain(live.training(config, opened, rows, images, folder))

@@ -166,11 +166,10 @@ def _check_live(live: Live) -> None:
 
 def parse_seeds(text: Any) -> tuple[int, ...]:
     """ "0-4" (inclusive), "0,3", 2, [0, 1] or range(2) as a tuple of seeds."""
-    several = isinstance(text, Iterable) and not isinstance(text, str)
-    parts = [str(part) for part in itertools.islice(text, MOST_SEEDS + 1)] if several else str(text).split(",")
+    parts = text if isinstance(text, Iterable) and not isinstance(text, str) else str(text).split(",")
     ranges = []
-    for part in parts[: MOST_SEEDS + 1]:
-        ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
+    for part in itertools.islice(parts, MOST_SEEDS + 1):
+        ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", str(part))
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if last < first:
             raise ConfigError(f"--seeds {short(text)} is not a range such as 0-4 or a list such as 0,3")

@@ -7,10 +7,11 @@ environment.json; that of a live run tower.safetensors, too.
 pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `Recorded`, which `read_audit` returns.
 """
 
+import contextlib
 import itertools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +65,17 @@ def new_folder(config: Config, root: Path = ROOT) -> Path:
         except OSError as error:
             raise RunError(f"{path} cannot be made ({error}). Choose another folder with --out") from None
     return path
+
+
+@contextlib.contextmanager
+def left_clean(folder: Path) -> Iterator[None]:
+    """If the code inside fails and has written nothing into the folder, remove the folder."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def write(

@@ -54,7 +54,7 @@ def training(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path
     """
     config = check(config)
     method = configure(config.method, config.settings)
-    check_method(config, method)
+    check_trainable(config, method)
     began, count = time.perf_counter(), len(config.seeds)
     tasks = tasks_of(config, cache, rows_for(cache, method, rows, templates=config.templates))
     if out is not None:
@@ -123,7 +123,7 @@ def _trained(task: Task, method: Method, cache: Cache, opened: Opened, out: Path
     return _Seed(Fitted(run, history), state(tower), sum(map(Tensor.numel, tower.parameters())), before_s)
 
 
-def check_method(config: Config, method: Method) -> None:
+def check_trainable(config: Config, method: Method) -> None:
     """Raise RunError where a method cannot be trained through the encoder."""
     if not is_trained(method):
         raise RunError(f"{config.method} has no loss, so nothing would train through the encoder. Leave --live out")

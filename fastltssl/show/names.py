@@ -28,6 +28,12 @@ def names_of(records: Sequence[dict[str, Any]], folders: Sequence[Path]) -> list
     return [name(index) for index in range(len(labels))]
 
 
+def pool_of(record: dict[str, Any]) -> str:
+    """How the pool of a run is ordered; "" where it has none, or holds all rows there are, so that no order is kept."""
+    protocol = record["protocol"]
+    return protocol["order"] if isinstance(protocol["m1"], int) and protocol["m1"] else ""
+
+
 def _live_parts(live: dict[str, Any] | None) -> list[str]:
     """The mode of a run that trained through the encoder, and its options that are not the defaults."""
     if not live:

@@ -8,7 +8,7 @@ from fastltssl.analysis.comparison import listed
 from fastltssl.analysis.grid import Choice, Grid, Outcome, best_of, differences
 from fastltssl.functional.measures import MAIN, measure
 from fastltssl.runs.record import METRICS
-from fastltssl.show.names import label, protocol_line
+from fastltssl.show.names import label, pool_of, protocol_line
 from fastltssl.show.tables import Entry, Sheet
 from fastltssl.show.terminal import spread
 
@@ -21,8 +21,7 @@ def run_sheet(records: Sequence[dict[str, Any]], minus: Sequence[dict[str, Any]]
     columns = ("method", "pool", *(f"{title} %" for title in SHOWN.values()), "bAcc - baseline", "")
     rows = []
     for record, difference in sorted(zip(records, minus, strict=True), key=lambda pair: -pair[0]["bacc"]["mean"]):
-        protocol = record["protocol"]
-        pool = f"{protocol['order']}, gamma {protocol['gamma_u']:g}" if protocol["m1"] else ""
+        pool = f"{pool_of(record)}, gamma {record['protocol']['gamma_u']:g}" if pool_of(record) else ""
         cells = [spread(record.get(name), least_seeds=1) for name in SHOWN]
         mark = "below LP+LA" if record["is_below_la"] else ""
         last = "baseline" if difference["run"] == baseline["run"] else signed(difference["bacc"])
@@ -101,9 +100,9 @@ def _notes(
     columns = [[cell.record for cell in column if cell.record] for column in zip(*outcomes, strict=True)]
     for name, records in zip(grid.configs, columns, strict=True):
         if records:
-            protocol = records[0]["protocol"]
+            pool = pool_of(records[0])
             line = protocol_line(records[0]).removeprefix(f"{records[0]['cache']}: ")
-            notes.append((f"{name}:", line + (f", {protocol['order']} pool" if protocol["m1"] else "")))
+            notes.append((f"{name}:", line + (f", {pool} pool" if pool else "")))
     if baseline is not None:
         single = len(next(iter(grid.configs.values())).seeds) < 2
         interval = "one seed, so no interval" if single else "± half the 95 % interval"

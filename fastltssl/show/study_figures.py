@@ -121,13 +121,13 @@ def sweep_figure(sweep: dict[str, Any], path: Path) -> Path:
 
     The best configuration is black; those that were stopped before the end are grey.
     """
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     knobs = sorted(sweep["space"], key=lambda name: -sweep["importance"].get(name, 0))
     sign = measure(sweep["metric"].removeprefix("val.")).sign
     rows = sorted(_trials(sweep, "complete"), key=lambda row: sign * row["value"])
     figure, axes = canvas(max(8, 1.15 * len(knobs) + 2), 4.6)
+    from matplotlib.cm import ScalarMappable  # after `canvas`, which tells where there is no matplotlib
+    from matplotlib.colors import Normalize
+
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
     for x, name in enumerate(knobs):

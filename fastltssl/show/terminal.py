@@ -12,7 +12,7 @@ from rich.text import Text
 from fastltssl.errors import plain
 from fastltssl.functional.measures import MAIN, measure
 from fastltssl.progress import Note, Progress, Result, Work, drain
-from fastltssl.show.names import label
+from fastltssl.show.names import label, pool_of
 
 
 def follow(work: Work[Result], what: str, stream: TextIO = sys.stderr) -> Result:
@@ -42,10 +42,10 @@ def follow(work: Work[Result], what: str, stream: TextIO = sys.stderr) -> Result
 
 def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """A row for each record: accuracies in percent (mean ± std over seeds), quality of pseudo-labels, and seconds."""
-    orders = {row["protocol"]["order"] for row in rows}
-    has_orders = len(orders) > 1
-    if not has_orders and isinstance(rows[0]["protocol"]["m1"], int):
-        title = f"{title}, {orders.pop()} pool"
+    pools = {pool_of(row) for row in rows}
+    has_orders = len(pools) > 1
+    if not has_orders and (pool := pools.pop()):
+        title = f"{title}, {pool} pool"
     table = _plain_table(title)
     table.add_column("method", overflow="fold", min_width=12)  # a method with many settings takes several lines
     if has_orders:
@@ -58,7 +58,7 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
         audit = row["pseudo_label"] or {}
         table.add_row(
             label(row),
-            *([row["protocol"]["order"]] if has_orders else []),
+            *([pool_of(row)] if has_orders else []),
             spread(row["top1"]),
             spread(row["bacc"]),
             *(_number(row[name] and row[name]["mean"]) for name in ("head", "medium", "tail", "ece")),

@@ -77,7 +77,7 @@ def labels(given: Any, count: int) -> tuple[np.ndarray, Bool[np.ndarray, " n"]]:
 
 
 def _is_minus_one(label: Any) -> bool:
-    return not isinstance(label, str | bool) and label == -1
+    return not isinstance(label, str | bool) and bool(label == -1)
 
 
 def classes_of(y: np.ndarray, is_labelled: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, Int[np.ndarray, " L"]]:
@@ -103,7 +103,7 @@ def view_names(given: Sequence[str] | None, count: int) -> tuple[str, ...]:
     return names
 
 
-def class_order(names: Sequence[Any], classes: np.ndarray) -> list[int]:
+def class_order(names: Sequence[Any] | np.ndarray, classes: np.ndarray) -> list[int]:
     """The index of each class among the names. Raises FitError where the names are not those of the classes."""
     given, wanted = np.asarray(names).tolist(), classes.tolist()
     for name in given:

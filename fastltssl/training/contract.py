@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
-from fastltssl.errors import FastltsslError, MethodError
+from fastltssl.errors import METHOD_PAGE, FastltsslError, MethodError
 from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, leaf_name
-
-PAGE = 'See "What a method is" in docs/method.md'
 
 
 def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None) -> None:
@@ -59,9 +57,14 @@ def made(method: Method, member: str, *args: Any) -> Any:
     """What `init` or `start` returns. Raises MethodError unless that is a tree of tensors."""
     with blamed(method, member):
         tree = getattr(method, member)(*args)
+    trains = member == "init"
     for name, leaf in _leaves(tree).items():
-        if leaf is not None and not isinstance(leaf, Tensor):
+        if leaf is None and not trains:
+            continue
+        if not isinstance(leaf, Tensor):
             raise _fault(method, member, f"gives {name or 'one value'} as {_kind(leaf)}, not as a tensor")
+        if trains and not leaf.is_floating_point():
+            raise _fault(method, member, f"gives {name or 'a tensor'} in {leaf.dtype}, which cannot train: take floats")
     return tree
 
 
@@ -81,11 +84,11 @@ def blamed(method: Any, member: str) -> Iterator[None]:
         if "vmap" in text:  # the rest of such a message is for the authors of torch
             text = text.partition(". ")[0] + ". Hundreds of configurations run at once here: a line may not read one "
             text += "number, choose rows or draw at random"
-        raise MethodError(f"{file}, line {lines[-1]}, in {member}: {text}. {PAGE}") from error
+        raise MethodError(f"{file}, line {lines[-1]}, in {member}: {text}. {METHOD_PAGE}") from error
 
 
 def _check_loss(method: Method, run: Run, batch: Batch, progress: Tensor) -> None:
-    params = tree_map(lambda p: p.detach().requires_grad_() if p.is_floating_point() else p, run.params)
+    params = tree_map(lambda leaf: leaf.detach().requires_grad_(), run.params)
     with torch.enable_grad(), blamed(method, "loss"):
         out = cast(Trained, method).loss(params, run.state, batch, progress)
     check_out(method, run.state, out)
@@ -111,4 +114,4 @@ def _file(method: Any) -> str:
 
 
 def _fault(method: Any, member: str, text: str) -> MethodError:
-    return MethodError(f"{member} of {_file(method) or type(method).__name__} {text}. {PAGE}")
+    return MethodError(f"{member} of {_file(method) or type(method).__name__} {text}. {METHOD_PAGE}")

@@ -49,7 +49,7 @@ class Classifier:
     method: str = "ulfine"  # a name, or the path of a .py file
     _: KW_ONLY
     text: Any = field(default=None, repr=False)  # [C E] or [C T E], in the order of classes_ or of class_names
-    class_names: Sequence[Any] | None = None  # the labels that the rows of text stand for; None: classes_
+    class_names: Sequence[Any] | np.ndarray | None = None  # the labels that the rows of text stand for; None: classes_
     projection: Any = field(default=None, repr=False)  # [D E] from X to the space of the text; None: D = E
     logit_scale: float = 100.0
     logit_bias: float = 0.0

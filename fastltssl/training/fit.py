@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch.utils._pytree import tree_map
 from fastltssl.progress import Progress, Work, drain
 from fastltssl.training.contract import check_method
 from fastltssl.training.population import Population, advance, populate
-from fastltssl.training.step import Evaluate, cosine, start, step
+from fastltssl.training.step import cosine, start, step
 from fastltssl.training.streams import Stream, batch_at
 from fastltssl.training.vmap import pick
-from fastltssl.types import Fitted, Method, Problem, is_trained
+from fastltssl.types import Fitted, Method, Problem, Run, is_trained
+
+Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int is the index of the split in a joint fit
 
 
 def fitting(

@@ -44,17 +44,15 @@ def resident(cache: Cache, device: str = "cpu", taps: bool = False) -> Rows:
     )
 
 
-def rows_for(
-    cache: Cache, method: Any, rows: Rows | None = None, *, device: str = "cpu", templates: str | None = None
-) -> Rows:
+def rows_for(cache: Cache, method: Any, rows: Rows | None = None, *, templates: str | None = None) -> Rows:
     """The rows that a method reads, features or taps: `rows` if these hold them already, else read from the cache.
 
     `templates` names a set of prompts: of the prompts in the cache only those of the set stay in the text. Raises
     RunError where the cache holds none of them.
     """
     taps = wants_taps(method)
-    if rows is None or (taps and rows.ln_post is None):
-        rows = resident(cache, device if rows is None else str(rows.features["train"].device), taps=taps)
+    if rows is None or taps != (rows.ln_post is not None):
+        rows = resident(cache, "cpu" if rows is None else str(rows.features["train"].device), taps=taps)
     if templates is None or rows.text is None:
         return rows
     wanted = template_set(templates)

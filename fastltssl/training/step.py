@@ -1,11 +1,10 @@
-"""One step of training, pure: loss, gradient, update. `fastltssl.training.fit` repeats it for one run or for many.
+"""One step of training, pure: loss, gradient, update. `fit` repeats it; joint runs update in place: `population`.
 
 The optimiser is SGD with momentum 0.9 and a cosine schedule to zero, as in the LTSSL papers.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -68,6 +67,3 @@ def with_knobs(method: Any, knobs: dict[str, Any]) -> Any:
 def cosine(progress: float) -> float:
     """The factor of the learning rate at `progress` in [0, 1): 1 at first, falling to 0."""
     return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-Evaluate = Callable[[Method, Run, int], dict[str, Tensor]]  # the int is the index of the split in a joint fit

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy_cache
 from click import UsageError
 from click.testing import CliRunner
 
@@ -18,11 +17,6 @@ from fastltssl.errors import RunError, SplitError, SwitchError
 from fastltssl.runs.config import Config
 from fastltssl.runs.folder import read_audit, read_record
 from fastltssl.show import study_figures
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
 
 
 @pytest.fixture(scope="module")

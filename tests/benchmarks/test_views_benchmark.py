@@ -3,7 +3,6 @@
 import importlib.util
 from pathlib import Path
 
-import pytest
 import torch
 from toy import problem, stream
 
@@ -79,8 +78,3 @@ def test_a_run_with_one_view_knows_no_other():
     assert narrow.views == ("center", "weak0", "strong0")
     assert torch.equal(narrow.x, problem().x[:, [0, 1, 3]])
     assert torch.equal(narrow.u, problem().u[:, [0, 1, 3]])
-
-
-def test_an_interval_is_that_of_the_t_distribution():
-    width = benchmark.interval(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
-    assert width == pytest.approx(2.776 * (2.5 / 5) ** 0.5)

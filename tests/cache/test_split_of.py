@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import toy_cache
 
 from fastltssl.cache.splits import Protocol
 from fastltssl.errors import SplitError, SwitchError
@@ -12,11 +11,6 @@ from fastltssl.runs.config import Config
 from fastltssl.training.rows import resident
 
 FLAGS = {"n1": 12, "m1": 20, "gamma_l": 4, "gamma_u": 4, "order": "reversed"}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
 
 
 def test_a_split_from_python_has_the_rows_that_train_takes_with_the_same_flags(cache, tmp_path):

@@ -1,12 +1,14 @@
 """Metrics against torchmetrics and hand counts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from fastltssl.functional import metrics
-from fastltssl.functional.statistics import paired_difference, t_quantile
+from fastltssl.functional.statistics import half_interval, paired_difference, t_quantile
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "max"])
@@ -145,6 +147,11 @@ def test_kl_compares_the_pseudo_labels_with_the_true_classes_of_the_whole_pool()
 def test_the_t_quantile_is_that_of_the_printed_tables(dof, quantile):
     assert t_quantile(dof) == pytest.approx(quantile, abs=5e-4)
     assert t_quantile(4, 0.99) == pytest.approx(4.604, abs=5e-4)
+
+
+def test_an_interval_is_that_of_the_t_distribution():
+    assert half_interval([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2.776 * (2.5 / 5) ** 0.5, abs=1e-3)
+    assert math.isnan(half_interval([1.0]))
 
 
 def test_paired_differences_have_the_interval_of_a_paired_t_test():

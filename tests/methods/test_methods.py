@@ -311,6 +311,9 @@ def test_unknown_methods_and_knobs_are_named_with_the_nearest_match():
         methods.configure("ulfine", {"align": "mean"})
     with pytest.raises(UnknownKnob, match="not a number"):
         methods.configure("probe", {"tau": "much"})
+    for value in (2.7, float("inf"), float("nan"), "2.7"):
+        with pytest.raises(UnknownKnob, match="is not a whole number"):
+            methods.configure("finessl", {"epochs": value})
     with pytest.raises(UnknownKnob, match="no head 'cosin'"):
         methods.configure("probe", {"head": "cosin"})
     with pytest.raises(UnknownMethod, match="does not exist"):

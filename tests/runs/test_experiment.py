@@ -18,20 +18,10 @@ from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import audited, evaluate, given_groups, grouping, measured_rows
 from fastltssl.runs.folder import read_audit
 from fastltssl.runs.record import _reported
-from fastltssl.training.rows import make_problem, resident
+from fastltssl.training.rows import make_problem
 from fastltssl.types import Run
 
 PROTOCOL = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
-
-
-@pytest.fixture(scope="module")
-def rows(cache):
-    return resident(cache)
 
 
 def config(cache, method="fixmatch", protocol=PROTOCOL, **settings):

@@ -24,6 +24,7 @@ from fastltssl.show.names import names_of
 from fastltssl.show.report import exhibits
 from fastltssl.show.report import figures as run_figures
 from fastltssl.show.report.sections import sections
+from fastltssl.show.study_figures import sweep_figure
 
 PROTOCOL = ["--n1", "12", "--m1", "20", "--gamma-l", "4", "--gamma-u", "4", "--steps", "20", "--evals", "4"]
 CHROMIUM = shutil.which("chromium")
@@ -283,6 +284,9 @@ def test_without_matplotlib_the_message_names_the_extra(folder, monkeypatch, tmp
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = run("report", folder / "probe", "--out", tmp_path / "page.html", code=1).exception
     assert isinstance(error, FigureError)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(FigureError):
+        sweep_figure({"space": {}, "importance": {}, "metric": "val.bacc", "trials": []}, tmp_path / "sweep.png")
     assert "fastltssl[plots]" in str(error)
 
 

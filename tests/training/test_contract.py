@@ -49,6 +49,10 @@ WRONG = {
     "a stat per row": ("loss.mean()}", "loss}", r"the stat 'loss_x' as a tensor \[\d+\]"),
     "scores without test": ('("test", "pseudo")', '("pseudo",)', "must return a dict with \"test\", not 'pseudo'"),
     "scores that are a tensor": ('return dict.fromkeys(("test", "pseudo"), self', "return (self", "a dict with"),
+    "whole numbers that train": (
+        "return self.head.init(problem, generator)", "return torch.ones(3, 2).long()", "init of .* torch.int64, which",
+    ),
+    "nothing that trains": ("return self.head.init(problem, generator)", "return {'w': None}", "w as NoneType None"),
     "a fault of one's own": ("fl.cross_entropy(z, batch.y)", "batch.week", "line 20, in loss: AttributeError: .*week"),
     "a name that is not there": ("fl.cross_entropy(z", "fl.crossentropy(z", "line 20, in loss: AttributeError"),
     "a fault in start": ("self.head.start(problem), ", "1 / 0, ", "line 16, in start: ZeroDivisionError"),
@@ -91,11 +95,14 @@ def test_a_wrong_member_is_told_before_training(written, old, new, message, join
     assert "docs/method.md" in str(caught.value)
 
 
-def test_a_wrong_loss_is_told_when_it_trains_through_the_encoder(world, written, tmp_path):
-    written("fl.Out(loss.mean(), ", "fl.Out(loss, ")
+@pytest.mark.parametrize("name", ["a loss per row", "scores without test", "a number in the state"])
+def test_a_wrong_member_is_told_when_it_trains_through_the_encoder(name, world, written, tmp_path):
+    old, new, message = WRONG[name]
+    written(old, new)
     split = {"n1": 3, "m1": 6, "steps": 2, "live": "bitfit"}
-    with pytest.raises(MethodError, match="not as one number"):
+    with pytest.raises(MethodError, match=message):
         fastltssl.train(str(tmp_path / "mine.py"), world, out=tmp_path / "run", **split)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("old", "new"), ONE_BY_ONE.values(), ids=ONE_BY_ONE)

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-import toy_cache
 
 from fastltssl.cache.reader import read_features
 from fastltssl.errors import FitError
@@ -20,16 +19,6 @@ from fastltssl.training.streams import make_stream
 FLAGS = {"n1": 12, "m1": 20, "gamma_l": 4, "gamma_u": 4, "order": "reversed"}
 EMULATE = "weak:2:0.2,strong:2:0.5:0.1"  # as the toy cache has it
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
-
-
-@pytest.fixture(scope="module")
-def rows(cache):
-    return resident(cache)
 
 
 @pytest.fixture(scope="module")

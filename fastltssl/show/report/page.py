@@ -15,7 +15,7 @@ from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.history import reporting
 from fastltssl.errors import RunError
 from fastltssl.functional.measures import MAIN, measure
-from fastltssl.show.names import label, protocol_line
+from fastltssl.show.names import label, pool_of, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
 from fastltssl.show.sheets import flat
@@ -148,8 +148,8 @@ def _results(runs: Sequence[Case]) -> str:
     by_protocol: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         line = protocol_line(record)
-        order = f", {record['protocol']['order']} pool" if record["protocol"]["m1"] else ""
-        by_protocol.setdefault(line + order, []).append(record)
+        pool = f", {pool_of(record)} pool" if pool_of(record) else ""
+        by_protocol.setdefault(line + pool, []).append(record)
     columns = ["run", *(measure(name).column for name in (*MAIN, *AUDITED)), "seconds", ""]
     tables = []
     for line, members in by_protocol.items():

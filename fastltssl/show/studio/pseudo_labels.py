@@ -10,7 +10,6 @@ from bokeh.models.annotations import ColorBar
 from bokeh.models.mappers import LinearColorMapper
 from bokeh.palettes import Cividis256
 
-from fastltssl.analysis.cure import Knobs
 from fastltssl.analysis.history import BINS, mistakes, reporting
 from fastltssl.functional import metrics
 from fastltssl.functional.measures import measure
@@ -354,5 +353,5 @@ def _lines(shown: Shown) -> list[dict[str, Any]]:
             {"plot": "confusion", "class": names[true], "taken_for": names[label], "rows": count}
             for true, label, count in mistakes(summary.confusion, len(names) ** 2)
         ]
-    widgets = {"step": int(shown.insight.steps[shown.place])} | Knobs(*shown.knobs)._asdict()
+    widgets = {"step": int(shown.insight.steps[shown.place])} | shown.knobs._asdict()
     return [line | widgets for line in lines]

@@ -15,10 +15,11 @@ import panel as pn
 
 from fastltssl import methods
 from fastltssl.analysis.history import Insight
-from fastltssl.analysis.refit import MEASURES, OPTIONS, changed, curve, knob_range, refitting
+from fastltssl.analysis.refit import MEASURES, changed, curve, knob_range, refitting
 from fastltssl.errors import UnknownKnob
 from fastltssl.functional.heads import HEADS
 from fastltssl.functional.measures import measure
+from fastltssl.methods import OF_TRAINING
 from fastltssl.progress import Progress, drain
 from fastltssl.runs.config import Config
 from fastltssl.runs.folder import new_folder
@@ -233,14 +234,14 @@ def _options(method: Any) -> list[str]:
     """The training options that have an effect on this method."""
     if not is_trained(method):
         return []
-    return [name for name in OPTIONS if name != "batch_u" or any(method.views)]
+    return [name for name in OF_TRAINING if name != "batch_u" or any(method.views)]
 
 
 def _read(form: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of the method and the training options in the form. Raises UnknownKnob if one is not a number."""
     values = {widget.label: widget.value for widget in form.objects}
     options: dict[str, Any] = {}
-    for name in [name for name in OPTIONS if name in values]:
+    for name in [name for name in OF_TRAINING if name in values]:
         kind = int if name in ("steps", "batch", "batch_u") else float
         try:
             options[name] = kind(values.pop(name))
@@ -297,7 +298,7 @@ def _changes(config: Config, first: Config) -> list[str]:
     if (config.cache, config.protocol) != (first.cache, first.protocol):
         return ["another cache or protocol"]
     knobs, before = (methods.values(methods.configure(run.method, run.settings)) for run in (config, first))
-    options = [name for name in OPTIONS if getattr(config, name) != getattr(first, name)]
+    options = [name for name in OF_TRAINING if getattr(config, name) != getattr(first, name)]
     return [f"{name} {getattr(config, name):g}" for name in options] + [
         f"{name} {value}" for name, value in knobs.items() if before.get(name) != value
     ]

@@ -138,7 +138,7 @@ def _gallery_plot(dark: bool) -> tuple[Any, Any, Any]:
         axis.visible = False
     plot.ygrid.visible, plot.min_border_left = False, 0
     ink = d.INK[dark][0]
-    frames = d.source("gallery", x=[], y=[], url=[], row=[], color=[], true=[], label=[], confidence=[], id=[])
+    frames = d.source("gallery", x=[], y=[], row=[], color=[], true=[], label=[], confidence=[], id=[])
     pictures = d.source("pictures", x=[], y=[], url=[], inside=[], below=[], place=[])  # apart: clicks select frames
     frame = plot.rect(
         "x",
@@ -184,7 +184,6 @@ def _fill(session: Session, shown: Shown, frames: Any, pictures: Any, rows: np.n
         "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
     }
     frames.data = corner | {
-        "url": urls,
         "row": rows.tolist(),
         "color": [d.GREY if t < 0 else d.BLUE if t == k else d.ORANGE for t, k in zip(truth, label, strict=True)],
         "true": [names[k] if k >= 0 else "not known" for k in truth],

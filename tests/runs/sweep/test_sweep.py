@@ -11,7 +11,6 @@ import time
 import numpy as np
 import optuna
 import pytest
-import toy_cache
 import yaml
 from click.testing import CliRunner
 
@@ -34,16 +33,6 @@ from fastltssl.training.rows import resident
 PROTOCOL = Protocol(n1=12, m1=20, gamma_l=4, gamma_u=4, val=4)
 SPACE = {"lr": Real(0.003, 0.3, True), "tau": Real(0, 2)}
 FLAGS = ["--n1", "12", "--m1", "20", "--gamma-l", "4", "--val", "4", "--steps", "20", "--threads", "1"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return toy_cache.write(tmp_path_factory.mktemp("caches") / "toy.zarr")
-
-
-@pytest.fixture(scope="module")
-def rows(cache):
-    return resident(cache)
 
 
 def asked_for(cache, space=SPACE, method="fixmatch", steps=20, protocol=PROTOCOL, **settings):
