@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ from fastltssl.progress import Note, Progress, Result, Work, drain
 from fastltssl.show.names import label, pool_of
 
 
-def follow(work: Work[Result], what: str, stream: TextIO = sys.stderr) -> Result:
+def follow(work: Work[Result], what: str, stream: Any = sys.stderr) -> Result:
     """Run work to its end and return its result; on a terminal, its progress is one line that is rewritten."""
     on_terminal, written_s, width = stream.isatty(), float("-inf"), 0
 
