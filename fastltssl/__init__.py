@@ -29,6 +29,7 @@ from fastltssl.errors import (
     PretrainError,
     PromptError,
     RunError,
+    RunLocked,
     SourceError,
     SplitError,
     StudioError,
@@ -36,6 +37,7 @@ from fastltssl.errors import (
     TuningError,
     UnknownKnob,
     UnknownMethod,
+    UntrustedMethod,
     UsageFault,
     ViewError,
 )
@@ -87,9 +89,9 @@ __path__.append(str(Path(__file__).parent / "_moved"))  # fastltssl.heads, .loss
 __all__ = [
     *PLACES, "BrokenImage", "CacheDamaged", "CacheError", "CacheLocked", "CacheMismatch", "ConfigError",
     "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MethodError",
-    "MissingTaps", "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError",
+    "MissingTaps", "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError", "RunLocked",
     "SourceError", "SplitError", "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod",
-    "UsageFault", "ViewError", "__version__",
+    "UntrustedMethod", "UsageFault", "ViewError", "__version__",
 ]  # fmt: skip
 
 

@@ -30,6 +30,10 @@ class RunError(FastltsslError):
     """An experiment that cannot be run or recorded as asked."""
 
 
+class RunLocked(RunError):
+    """Another process is writing this folder of runs."""
+
+
 class ConfigError(RunError, UsageFault):
     """An invalid setting of an experiment."""
 
@@ -44,6 +48,10 @@ class UnknownKnob(UsageFault):
 
 class TuningError(UsageFault):
     """A mode of `--live` that is unknown or does not suit the image tower, or tensors that do not fit the mode."""
+
+
+class UntrustedMethod(RunError):
+    """A method file that came with a run or a config, and that this user has not run on this machine before."""
 
 
 class MissingText(FastltsslError):

@@ -20,7 +20,7 @@ from fastltssl.analysis import cure
 from fastltssl.cache.catalogue import open_cache, verify
 from fastltssl.functional import measures
 from fastltssl.machine import cpu_threads
-from fastltssl.runs.folder import read_audit, read_config, read_record
+from fastltssl.runs.finished import read_audit, read_config, read_record
 
 WRITTEN = Path(__file__).parent / "fixtures" / "version_0_1.tar.xz"
 

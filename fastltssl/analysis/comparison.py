@@ -9,7 +9,7 @@ import numpy as np
 
 from fastltssl.errors import RunError
 from fastltssl.functional.measures import MAIN
-from fastltssl.runs.folder import read_record
+from fastltssl.runs.finished import read_record
 from fastltssl.runs.record import difference
 
 

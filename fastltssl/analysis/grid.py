@@ -21,7 +21,7 @@ from fastltssl.progress import Work
 from fastltssl.reading import known, read_yaml, typed
 from fastltssl.runs.config import OPTIONS, SWITCHES, Config, as_dict
 from fastltssl.runs.experiment import training_together
-from fastltssl.runs.folder import read_config, read_record
+from fastltssl.runs.finished import read_config, read_record
 from fastltssl.runs.record import METRICS, difference
 from fastltssl.training.rows import Rows
 
@@ -92,6 +92,8 @@ def finished(cell: Cell, cache: Cache) -> dict[str, Any] | None:
     except (RunError, OSError):
         return None
     wanted = as_dict(cell.config) | {"cache": stored["cache"]}  # its path may differ, its fingerprint not
+    for config in (stored, wanted):
+        config["method"] = identity(config["method"])
     differ = [f"{key} {stored.get(key)}, now {wanted[key]}" for key in wanted if stored.get(key) != wanted[key]]
     if record["cache_fingerprint"] != fingerprint(cache):
         differ.append(f"features of cache {record['cache_fingerprint']}, now {fingerprint(cache)}")

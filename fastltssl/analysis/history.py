@@ -18,7 +18,7 @@ from fastltssl.functional import metrics
 from fastltssl.methods import configure
 from fastltssl.reading import parse_json
 from fastltssl.runs.config import Config
-from fastltssl.runs.folder import Recorded, read_audit, read_config, read_record
+from fastltssl.runs.finished import Recorded, read_audit, read_config, read_record
 from fastltssl.types import Keeps, OverTime, PerClass, Trace
 
 BINS = 20  # of a histogram of confidence, equally wide from 0 to 1

@@ -20,11 +20,11 @@ from fastltssl.functional.measures import measure
 from fastltssl.live.modes import Live
 from fastltssl.methods import configure
 from fastltssl.progress import Work
-from fastltssl.runs import live
+from fastltssl.runs.live import experiment as live
 from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import Recorded, read_audit, read_record
-from fastltssl.runs.live_images import Opened
+from fastltssl.runs.finished import Recorded, read_audit, read_record
+from fastltssl.runs.live.images import Opened
 from fastltssl.runs.record import difference
 from fastltssl.training.rows import Rows
 

@@ -1,4 +1,4 @@
-"""The lock of a feature cache, so that one process writes it at a time; the lock of a dead process is taken over."""
+"""The lock of a folder, a feature cache or a run, that one process writes at a time; that of a dead one is taken over."""
 
 import json
 import os
@@ -7,26 +7,31 @@ import time
 from pathlib import Path
 
 from fastltssl.cache.manifest import LOCK
-from fastltssl.errors import CacheLocked
+from fastltssl.errors import CacheLocked, FastltsslError
 
 
-def acquire_lock(path: Path, notes: list[str]) -> None:
-    """Create the lock, or take it over from a dead process; raises CacheLocked where its process may be alive."""
-    lock = path / LOCK
+def acquire_lock(
+    path: Path, notes: list[str], error: type[FastltsslError] = CacheLocked, name: str = LOCK
+) -> None:
+    """Create the lock in a folder, or take it over from a dead process. Raises `error` where its process may be alive.
+
+    An OSError is raised where nothing can be written there.
+    """
+    lock = path / name
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
     for _ in range(3):
         try:
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
-            notes += _take_over(lock)
+            notes += _take_over(lock, error)
             continue
         with open(handle, "wb") as file:
             file.write(json.dumps(holder).encode())
         return
-    raise CacheLocked(f"{path}: several processes want to write this cache at once. Leave one of them running")
+    raise error(f"{path}: several processes want to write there at once. Leave one of them running")
 
 
-def _take_over(lock: Path) -> list[str]:
+def _take_over(lock: Path, error: type[FastltsslError]) -> list[str]:
     """Remove the lock of a dead process. Returns the note to show to the user."""
     content = _read_lock(lock)
     try:
@@ -35,18 +40,18 @@ def _take_over(lock: Path) -> list[str]:
     except (ValueError, KeyError, TypeError):
         pid, host, started = 0, "", None  # killed between creating the file and writing it
     if pid and (host != socket.gethostname() or _is_alive(pid, started)):
-        raise CacheLocked(
+        raise error(
             f"{lock.parent} is being written by process {pid} on {host}. "
             f"Wait for it; if you are sure that it is gone, delete {lock}"
         )
-    aside = lock.with_name(f"{LOCK}.{os.getpid()}")
+    aside = lock.with_name(f"{lock.name}.{os.getpid()}")
     try:
         os.rename(lock, aside)
     except FileNotFoundError:
         return []  # it has just been released
     if aside.read_bytes() != content:  # meanwhile another process took the lock over: put it back
         os.rename(aside, lock)
-        raise CacheLocked(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
+        raise error(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
     aside.unlink()
     return [f"took over the lock of process {pid} on {host}, which is gone" if pid else "took over an unfinished lock"]
 
@@ -80,6 +85,6 @@ def _started(pid: int) -> str | None:
         return None
 
 
-def release_lock(path: Path) -> None:
+def release_lock(path: Path, name: str = LOCK) -> None:
     """Delete the lock, which this process must hold."""
-    (path / LOCK).unlink(missing_ok=True)
+    (path / name).unlink(missing_ok=True)

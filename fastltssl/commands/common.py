@@ -141,20 +141,13 @@ def parse_methods(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def output_folder(path: Path, overwrite: bool) -> Path:
-    """The folder, made if it is missing; a usage error if it cannot be made, or holds files and `overwrite` is False.
+    """The folder, made if it is missing, into which no other process can write until this command ends.
 
-    Call this before a long training, so that a wrong --out is told at once.
+    Raises what `runs.folder.claimed` does. Call this before a long training, so that a wrong --out is told at once.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        is_taken = any(path.iterdir())
-    except OSError as error:
-        reason = "it is a file" if path.is_file() else error
-        raise click.UsageError(f"--out {path} cannot be a run folder: {reason}. Choose another --out") from None
-    if is_taken and not overwrite:
-        begun = ", --resume to go on with the run in it" if any(path.glob("seed*.checkpoint")) else ""
-        raise click.UsageError(f"{path} is not empty; choose another --out{begun}, or pass --overwrite")
-    return path
+    from fastltssl.runs.folder import claimed
+
+    return click.get_current_context().with_resource(claimed(path, overwrite))
 
 
 def show_config(config: Any, is_json: bool) -> None:

@@ -24,10 +24,10 @@ def run_ensemble(
     method: str, run: Path, cache: str | None, pairs: tuple[str, ...], moved: dict[str, Any], job: Job, workers: int
 ) -> None:
     """Evaluate the ensemble and write it as a run. `moved` tells where the encoder and the images are now."""
-    from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs.config import settings_of
     from fastltssl.runs.ensemble import ensembling, planned
-    from fastltssl.runs.folder import left_clean, new_folder
+    from fastltssl.runs.finished import open_own_cache
+    from fastltssl.runs.folder import new_folder
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, results_table, show
 
@@ -38,11 +38,10 @@ def run_ensemble(
     device = usable_device(job.device, job.threads or (None if plan.tuned.live else 1))
     note_last_step(plan.tuned)
     show_config(plan.config, job.is_json)
-    opened = open_cache(plan.config.cache)
+    opened = open_own_cache(run, plan.tuned, cache)
     folder = output_folder(job.out or new_folder(plan.config), job.overwrite)
-    with left_clean(folder):
-        work = ensembling(plan, opened, folder, device=device, workers=workers, **moved)
-        record = follow(work, f"ensemble {run.name}")
+    work = ensembling(plan, opened, folder, device=device, workers=workers, **moved)
+    record = follow(work, f"ensemble {run.name}")
     titles = {"run_alone": f"{run.name} alone", "zero_shot_debiased_alone": "zero-shot - bias alone"}
     parts = [record | record["ensemble"][name] | {"method": title, "settings": {}} for name, title in titles.items()]
     show(results_table([*parts, record], protocol_line(record)))

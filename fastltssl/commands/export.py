@@ -27,20 +27,18 @@ def export(
 
     The program (model.pt2, float32, batches of any size) is compared with the run before it is kept.
     """
-    from fastltssl.cache.catalogue import open_cache
     from fastltssl.runs.export import needs_encoder, write_export
-    from fastltssl.runs.folder import left_clean, read_config, read_record
+    from fastltssl.runs.finished import open_own_cache, read_config, read_record
     from fastltssl.runs.trained import encoder_of, load_run
     from fastltssl.show.terminal import grid, pairs_table, show
 
     config = read_config(run)
     note_last_step(config)
-    trained = load_run(run, open_cache(cache_name or config.cache), seed)
+    trained = load_run(run, open_own_cache(run, config, cache_name), seed)
     is_whole = needs_encoder(trained) if with_encoder is None else with_encoder
     encoder = encoder_of(trained, pretrained, "cpu") if is_whole else None
     folder = output_folder(out or Path(f"export-{run.resolve().name}"), overwrite)
-    with left_clean(folder):
-        exported = write_export(folder, trained, encoder, read_record(run))
+    exported = write_export(folder, trained, encoder, read_record(run))
     show(grid(["file", "KiB"], [[name, f"{size / 1024:,.1f}"] for name, size in exported.sizes.items()]))
     show(pairs_table(_summary(exported), f"{exported.described['method']}, seed {trained.seed}"))
     show(f"wrote {folder}\nnext: python {quoted(folder / 'example.py')} {exported.reads}...")

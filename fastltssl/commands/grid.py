@@ -1,6 +1,5 @@
 """The grid of `fastltssl compare --protocol-grid`: trained, shown, written."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,20 @@ def run_grid(
     from fastltssl.analysis.grid import Choice, as_json, plan, read_grid, settled
     from fastltssl.runs.config import Config
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import left_clean, new_folder
+    from fastltssl.runs.folder import new_folder
     from fastltssl.show.terminal import show
 
     grid = read_grid(file, flags)
     choices = [Choice(*method) for method in parse_methods(methods)]
     base, metric = _baseline(baseline, choices), _metric(metric)
     cache, rows = open_rows(next(iter(grid.configs.values())).cache, device)
-    folder = out or new_folder(Config(method="grid", cache=grid.name))
-    with left_clean(folder):
-        planned = plan(grid, choices, folder)
-        done = settled(grid, planned, cache)
-    output_folder(folder, overwrite=True)
+    folder = output_folder(out or new_folder(Config(method="grid", cache=grid.name)), overwrite=True)
+    planned = plan(grid, choices, folder)
+    done = settled(grid, planned, cache)
     click.echo(_first_line(grid, len(choices), done, folder), err=True)
     outcomes = _outcomes(planned, done, cache, rows)
     _show(grid, outcomes, base, metric, files)
     failed = sum(outcome.record is None for row in outcomes for outcome in row)
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # only where nothing was written
     show(_last_lines(folder, failed))
     if is_json:
         click.echo(json.dumps(as_json(grid, outcomes, base, metric) | {"out": str(folder)}))
@@ -83,7 +78,7 @@ def _first_line(grid: Any, methods: int, done: dict[Path, Any], folder: Path) ->
 
 
 def _last_lines(folder: Path, failed: int) -> str:
-    wrote = f"wrote {folder}" if folder.exists() else "nothing was written"
+    wrote = f"wrote {folder}" if any(folder.glob("*/metrics.json")) else "nothing was written"
     if not failed:
         return f"{wrote}\nnext: fastltssl compare {quoted(folder)}/*"
     return (

@@ -27,8 +27,8 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     from fastltssl.machine import joined
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import clear, left_clean, new_folder
-    from fastltssl.runs.live import check_trainable, open_images, training
+    from fastltssl.runs.folder import clear, new_folder
+    from fastltssl.runs.live.experiment import check_trainable, open_images, training
     from fastltssl.show.terminal import follow
 
     if resume and job.out is None:
@@ -50,23 +50,22 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     if resume and _is_finished(folder, config, cache, is_shown=ranks.rank == 0, is_json=job.is_json):
         return
     has_begun = resume and any(folder.glob("seed*.checkpoint"))
-    ranks.first(lambda: output_folder(folder, job.overwrite or has_begun))
+    ranks.first(lambda: ranks.rank or output_folder(folder, job.overwrite or has_begun))
     if job.overwrite:
-        ranks.first(lambda: clear(folder))
-    with left_clean(folder):
-        images = open_images(cache, device, **moved, ranks=ranks, workers=workers)
-        work = training(config, cache, rows, images, folder)
-        if ranks.rank:
-            drain(work)
-            return
-        record = follow(work, f"{config.method} --live {config.live.mode}")
+        ranks.first(lambda: ranks.rank or clear(folder))
+    images = open_images(cache, device, **moved, ranks=ranks, workers=workers)
+    work = training(config, cache, rows, images, folder)
+    if ranks.rank:
+        drain(work)
+        return
+    record = follow(work, f"{config.method} --live {config.live.mode}")
     show_record(record, job.is_json)
 
 
 def _is_finished(folder: Path, config: Any, cache: Any, is_shown: bool, is_json: bool) -> bool:
     """Whether the folder holds this run, finished; it is then printed. A usage error if it holds another run."""
-    from fastltssl.runs.folder import read_record
-    from fastltssl.runs.live import is_same
+    from fastltssl.runs.finished import read_record
+    from fastltssl.runs.live.experiment import is_same
 
     if not (folder / "metrics.json").is_file():
         return False

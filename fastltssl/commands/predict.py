@@ -30,16 +30,15 @@ def predict(
 
     IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
     """
-    from fastltssl.cache.catalogue import open_cache
     from fastltssl.images.folder import open_images
-    from fastltssl.runs.folder import read_config
+    from fastltssl.runs.finished import open_own_cache, read_config
     from fastltssl.runs.trained import encoder_of, load_run, predicting
     from fastltssl.show.terminal import follow, grid, show
 
     source = open_images(images)
     config = read_config(run)
     note_last_step(config)
-    trained = load_run(run, open_cache(cache_name or config.cache), seed)
+    trained = load_run(run, open_own_cache(run, config, cache_name), seed)
     encoder = encoder_of(trained, pretrained, usable_device(device, threads))
     work = predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
     predictions = follow(work, f"predict {config.method}")

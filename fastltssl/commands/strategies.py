@@ -58,7 +58,7 @@ def lp_lft_fft(
     from fastltssl.runs.config import Config, parse_seeds
     from fastltssl.runs.experiment import open_rows
     from fastltssl.runs.folder import new_folder
-    from fastltssl.runs.live import open_images
+    from fastltssl.runs.live.experiment import open_images
     from fastltssl.show.names import protocol_line
     from fastltssl.show.terminal import follow, show
 

@@ -57,7 +57,7 @@ def sweep(
 
     from fastltssl.runs.config import Config, read_options
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import left_clean, new_folder
+    from fastltssl.runs.folder import left_clean, new_folder, usable
     from fastltssl.runs.sweep.space import space_of
     from fastltssl.runs.sweep.sweep import concluding, ready, sweeping
     from fastltssl.runs.sweep.trials import Sweep, checked, count_of, open_study
@@ -75,7 +75,7 @@ def sweep(
     ready(asked, cache, rows)
     folder = out or new_folder(dataclasses.replace(experiment, method=f"sweep-{Path(method).stem}"))
     known = "study.journal" if storage is None else "sweep.json"
-    output_folder(folder, overwrite=(folder / known).is_file())
+    usable(folder, overwrite=(folder / known).is_file())  # not locked: several workers may share its journal
     with left_clean(folder):
         study = open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
     if before := count_of(study):
@@ -85,6 +85,7 @@ def sweep(
     if running := sum(trial.state == "running" for trial in done):
         show(f"{running} trials still run in other workers; run this line again when they have ended for the best one")
         return
+    output_folder(folder, overwrite=True)
     result = follow(concluding(asked, cache, rows, study, done, folder), "best")
     _show(result, folder)
     if parquet is not None:

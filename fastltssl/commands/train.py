@@ -94,7 +94,7 @@ def _run_cached(config: Any, job: Job) -> None:
     """Train from the cache, with progress, and show the record."""
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows, training
-    from fastltssl.runs.folder import left_clean, new_folder
+    from fastltssl.runs.folder import new_folder
     from fastltssl.show.terminal import follow
     from fastltssl.types import is_trained
 
@@ -104,6 +104,5 @@ def _run_cached(config: Any, job: Job) -> None:
     cache, rows = open_rows(config.cache, usable_device(job.device, job.threads or 1))
     show_config(config, job.is_json)
     folder = output_folder(job.out or new_folder(config), job.overwrite)
-    with left_clean(folder):
-        record = follow(training(config, cache, rows, folder), config.method)
+    record = follow(training(config, cache, rows, folder), config.method)
     show_record(record, job.is_json)

@@ -1,18 +1,22 @@
 """The methods, one file each. The import system is the registry: a file here with a `Method` dataclass is a method."""
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
-import importlib.util
+import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastltssl.errors import METHOD_PAGE, UnknownKnob, UnknownMethod, did_you_mean
+from fastltssl.errors import METHOD_PAGE, UnknownKnob, UnknownMethod, UntrustedMethod, did_you_mean
 from fastltssl.functional.heads import HEADS
 
 OF_TRAINING = ("steps", "lr", "weight_decay", "batch", "batch_u")  # fields of Config: options, not knobs
+MOST_OF_RANGE = 1000  # a whole number so many times the end of its range would never end, or need all memory
 
 
 def names() -> list[str]:
@@ -21,23 +25,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of a method, by name or by the path of a file outside the package."""
+    """The module of a method, by name or by the path of a file outside the package, which is run as code.
+
+    Whoever calls this with the path of a file trusts it; a path that came with a run or a config is first looked at by
+    `check_trusted`.
+    """
     if name.endswith(".py"):
-        path = Path(name)
-        if not path.is_file():
-            beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            raise UnknownMethod(
-                f"method file {name} does not exist.{did_you_mean(path.name, beside)}".removesuffix(".")
-            )
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise UnknownMethod(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+        module = _run_file(Path(name))
     elif name in names():
         module = importlib.import_module(f"{__name__}.{name}")
     else:
@@ -48,6 +42,85 @@ def load(name: str) -> ModuleType:
     if missing := [part for part in ("views", "init", "start", "scores") if not hasattr(module.Method, part)]:
         raise UnknownMethod(f"the Method of {name} has no {', '.join(missing)}. {METHOD_PAGE}")
     return module
+
+
+def _run_file(file: Path) -> ModuleType:
+    """The module that a method file defines. Only its text is run, never a compiled file that lies beside it."""
+    source = source_of(file)
+    place = hashlib.sha256(f"{file.resolve()}\0".encode(errors="surrogateescape") + source).hexdigest()
+    module = ModuleType(f"fastltssl_method_{place[:16]}")  # one module for each text, and never that of a library
+    if module.__name__ in sys.modules:
+        return sys.modules[module.__name__]
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        exec(compile(source, str(file), "exec"), module.__dict__)
+    except Exception as error:
+        del sys.modules[module.__name__]
+        raise UnknownMethod(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    _remember(source)
+    return module
+
+
+def source_of(file: Path) -> bytes:
+    """The text of a method file. Raises UnknownMethod where it cannot be read."""
+    if not file.is_file():
+        beside = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        raise UnknownMethod(f"method file {file} does not exist.{did_you_mean(file.name, beside)}".removesuffix("."))
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UnknownMethod(f"method file {file} cannot be read: {error.strerror}") from None
+
+
+# ------------------------------------------------------------------------------ files that came from someone else
+
+_is_trusting = False  # inside `trusting`
+
+
+@contextlib.contextmanager
+def trusting() -> Iterator[None]:
+    """A context in which method files that came with a run are run without a question: `--trust-method`."""
+    global _is_trusting
+    before, _is_trusting = _is_trusting, True
+    try:
+        yield
+    finally:
+        _is_trusting = before
+
+
+def check_trusted(file: Path, origin: Path) -> None:
+    """Raise UntrustedMethod unless this user has run the very file, by its SHA-256, on this machine before.
+
+    `origin` is the run folder or the config that names the file. Inside `trusting` every file is trusted.
+    """
+    source = source_of(file)
+    if not _is_trusting and not (_memory() / hashlib.sha256(source).hexdigest()).is_file():
+        raise UntrustedMethod(
+            f"{origin} was made with the method file {file}, which is code that you have not run on this machine "
+            "before. Read it; if you trust it, pass --trust-method (from Python: inside fastltssl.methods.trusting())"
+        )
+
+
+def identity(name: str) -> str:
+    """What decides what a method does: the name of one of the package, the name and the SHA-256 of a file."""
+    if not name.endswith(".py"):
+        return name
+    return f"{Path(name).name} {hashlib.sha256(source_of(Path(name))).hexdigest()}"
+
+
+def _memory() -> Path:
+    """The folder of this user with an empty file for each method file that was run, named by its SHA-256."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "fastltssl" / "methods"
+
+
+def _remember(source: bytes) -> None:
+    with contextlib.suppress(OSError):  # a home that cannot be written only means that --trust-method is asked for
+        _memory().mkdir(parents=True, exist_ok=True)
+        (_memory() / hashlib.sha256(source).hexdigest()).touch()
+
+
+# ------------------------------------------------------------------------------ knobs
 
 
 def summary(module: ModuleType) -> str:
@@ -106,7 +179,8 @@ def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
         raise UnknownKnob(
             f"{key}={value!r} is not {accepted}{_or_auto(field)}; the sweep range is {_range(field)}"
         ) from None
-    if number != number or number in (float("inf"), float("-inf")) or (kind == "size" and number < 1):
+    most = MOST_OF_RANGE * field.metadata["high"] if kind == "size" else float("inf")
+    if number != number or number in (float("inf"), float("-inf")) or (kind == "size" and not 1 <= number <= most):
         raise UnknownKnob(f"{key}={value!r} is not usable; the sweep range is {_range(field)}{_or_auto(field)}")
     return number
 

@@ -32,21 +32,18 @@ def train(
     SplitError where the cache holds too few rows, and RunError where training fails or `out` is not empty.
     """
     from fastltssl.cache.catalogue import Cache, open_cache  # all of them here: a look at a config needs no encoder
-    from fastltssl.errors import RunError
     from fastltssl.machine import cpu_threads
     from fastltssl.progress import drain
-    from fastltssl.runs import experiment, live
+    from fastltssl.runs import experiment
     from fastltssl.runs.config import Config
-    from fastltssl.runs.folder import left_clean, new_folder
+    from fastltssl.runs.folder import claimed, new_folder
+    from fastltssl.runs.live import experiment as live
     from fastltssl.training.rows import resident
 
     opened = cache if isinstance(cache, Cache) else open_cache(cache)
     config = Config.of(options | {"method": method, "cache": str(opened.path)})
-    folder = Path(out) if out is not None else new_folder(config)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty; choose another out")
     rows, origin = resident(opened, device), None if root is None else Path(root)
-    with left_clean(folder):
+    with claimed(Path(out) if out is not None else new_folder(config)) as folder:
         if config.live is None:
             with cpu_threads(threads or 1):
                 return drain(experiment.training(config, opened, rows, folder))

@@ -28,7 +28,8 @@ from fastltssl.progress import Progress, Work
 from fastltssl.runs.config import Config
 from fastltssl.runs.evaluation import CHUNK, evaluate
 from fastltssl.runs.experiment import tasks_of, tested_rows
-from fastltssl.runs.folder import read_config, write
+from fastltssl.runs.finished import read_config
+from fastltssl.runs.folder import write
 from fastltssl.runs.record import METRICS, Results, record_of
 from fastltssl.runs.trained import ROWS, TrainedRun, check_cache, encoder_of, load_run
 from fastltssl.training.rows import Rows, rows_for

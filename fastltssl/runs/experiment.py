@@ -42,7 +42,7 @@ def training_together(
     if any(dataclasses.replace(config, protocol=first.protocol) != first for config in configs):
         raise RunError("experiments trained together may differ in their protocol only")
     if first.live or first.ensemble:
-        raise RunError("a live run or an ensemble does not train from a cache: see fastltssl.runs.live and .ensemble")
+        raise RunError("a live run or an ensemble does not train from a cache: see fastltssl.runs.live.experiment and .ensemble")
     rows = rows_for(cache, method, rows, templates=first.templates)
     tasks = [task for config in configs for task in tasks_of(config, cache, rows)]
     fitted: list[Any] = [None] * len(tasks)

@@ -33,11 +33,13 @@ from fastltssl.encoder.clip import Encoder
 from fastltssl.errors import ExportError
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.methods import values
+from fastltssl.runs.folder import PART
 from fastltssl.runs.record import METRICS
 from fastltssl.runs.trained import TrainedRun
 from fastltssl.types import leaf_name
 
 BATCHES = (1, 3, 7)  # numbers of rows with which the program is compared with the run
+DESCRIBED = "model.json"
 TRACED = 4  # rows with which it is traced
 SAME = 1e-4  # largest deviation of a score, relative to the largest score
 UNBOUNDED = 2**31  # a bound on rows from here on is torch's infinity
@@ -94,7 +96,7 @@ def write_export(out: Path, trained: TrainedRun, encoder: Encoder | None, record
         raise ExportError("this head reads taps of the last block, which no plain encoder gives. Pass --with-encoder")
     sample, tensors, reader = _sample(trained, encoder), named_tensors(trained), reader_of(trained, encoder)
     program = traced(Program(trained, encoder).eval(), sample[:TRACED])
-    with TemporaryDirectory(dir=out, prefix=".part-") as part:
+    with TemporaryDirectory(dir=out, prefix=PART) as part:
         folder = Path(part)
         torch.export.save(program, folder / "model.pt2")
         error = deviation(torch.export.load(folder / "model.pt2").module(), trained, encoder, sample)
@@ -105,9 +107,10 @@ def write_export(out: Path, trained: TrainedRun, encoder: Encoder | None, record
             )
         described = description(trained, encoder, record) | {"input": _input(program, sample), "deviation": error}
         save_file(tensors, folder / "head.safetensors")
-        (folder / "model.json").write_text(json.dumps(described, indent=1) + "\n")
+        (folder / DESCRIBED).write_text(json.dumps(described, indent=1) + "\n")
         (folder / "example.py").write_text(example(described["method"], reader))
-        names = sorted(path.name for path in folder.iterdir())
+        names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == DESCRIBED, name))
+        (out / DESCRIBED).unlink(missing_ok=True)  # an export is complete if it has this file
         for name in names:
             os.replace(folder / name, out / name)
     sizes = {name: (out / name).stat().st_size for name in names}

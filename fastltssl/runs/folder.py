@@ -1,21 +1,24 @@
-"""Run folders: written after training, read again by every other command.
+"""Run folders: written after training; finished.py reads them again.
 
 A run folder holds config.yaml (what `train --config` takes), rows.npz (rows of the splits and their ids), metrics.json
 (the record), metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and
-environment.json; that of a live run tower.safetensors, too.
+environment.json; that of a live run tower.safetensors, too; that of a method of your own a copy of its file, method/.
 
-pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `Recorded`, which `read_audit` returns.
+pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `finished.Recorded`, which `read_audit` returns.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
+import os
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +27,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.errors import RunError
-from fastltssl.reading import read_json, read_yaml, typed
+from fastltssl.cache.lock import acquire_lock, release_lock
+from fastltssl.errors import ConfigError, RunError, RunLocked
+from fastltssl.methods import source_of
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.record import Results
@@ -33,23 +37,13 @@ from fastltssl.types import leaf_name, threshold_of
 
 ROOT = Path("runs")
 HISTORY = "pseudo_labels.zarr"
+HEAD = "head.safetensors"
 TOWER = "tower.safetensors"  # what a live run trained in the encoder
-
-
-class Recorded(NamedTuple):
-    """The history of one seed of a run, over T evaluations; None stands for what the run does not have."""
-
-    classes: tuple[str, ...]
-    steps: np.ndarray  # [T] training steps done at each evaluation
-    counts: np.ndarray  # [C] labelled rows
-    groups: np.ndarray | None  # [C] 0 head, 1 medium, 2 tail
-    test_recall: np.ndarray  # [T C], nan for a class without test rows
-    test_reliability: np.ndarray  # [T 4 16 3] rows, confidence, accuracy; of all test rows, head, medium, tail
-    threshold: float  # from which a pseudo-label is accepted
-    label: np.ndarray | None  # [T M] pseudo-label of each row of the pool, on its first weak view
-    confidence: np.ndarray | None  # [T M]
-    truth: np.ndarray | None  # [M] true labels of the pool, -1 for none
-    prior_u: np.ndarray | None  # [T C] the method's estimate Q of the unlabelled prior
+RECORD = "metrics.json"
+METHOD = "method"  # folder of the copy of a method file
+FILES = (RECORD, "config.yaml", "environment.json", "rows.npz", "metrics.jsonl", HEAD, TOWER)
+CLAIM = "run.lock"  # there while a process writes into the folder
+PART = ".run-part-"  # beginning of the name of a folder in which the files of a run are written first
 
 
 def new_folder(config: Config, root: Path = ROOT) -> Path:
@@ -68,6 +62,48 @@ def new_folder(config: Config, root: Path = ROOT) -> Path:
 
 
 @contextlib.contextmanager
+def claimed(folder: Path, overwrite: bool = False) -> Iterator[Path]:
+    """The folder, made if it is missing, into which no other process can write while the code inside runs.
+
+    It is removed if it is empty in the end. Raises what `usable` does, and RunLocked where another process writes there.
+    """
+    usable(folder, overwrite=True)
+    try:
+        acquire_lock(folder, [], RunLocked, CLAIM)
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    try:
+        for part in folder.glob(f"{PART}*"):  # of a process that was killed
+            shutil.rmtree(part)
+        yield usable(folder, overwrite)
+    finally:
+        release_lock(folder, CLAIM)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def usable(folder: Path, overwrite: bool = False) -> Path:
+    """The folder, made if it is missing.
+
+    Raises ConfigError where it cannot be made, and where it holds files and `overwrite` is False.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_taken = any(path.name != CLAIM for path in folder.iterdir())
+    except OSError as error:
+        raise _unusable(folder, error) from None
+    if is_taken and not overwrite:
+        begun = ", --resume to go on with the run in it" if any(folder.glob("seed*.checkpoint")) else ""
+        raise ConfigError(f"{folder} is not empty; choose another --out{begun}, or pass --overwrite")
+    return folder
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigError:
+    reason = "it is a file" if folder.is_file() else error.strerror
+    return ConfigError(f"--out {folder} cannot be a run folder: {reason}. Choose another --out")
+
+
+@contextlib.contextmanager
 def left_clean(folder: Path) -> Iterator[None]:
     """If the code inside fails and has written nothing into the folder, remove the folder."""
     try:
@@ -78,25 +114,60 @@ def left_clean(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder for the files of a run; once all are written, they take the place of those of the run in `out`.
+
+    The old record goes first and the new one comes last, so that a process that is killed leaves no mixture that could
+    be read as a run. Raises RunError where the files cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    part = out / f"{PART}{os.getpid()}"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _remove_files(out)
+        for path in sorted(part.iterdir(), key=lambda path: path.name == RECORD):
+            path.replace(out / path.name)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{out} could not be written ({reason}). Make room, or choose another folder with --out") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def write(
     out: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]] = ()
 ) -> dict[str, Any]:
     """Write a run folder and return its record; `towers` holds what each seed trained in the encoder.
 
-    metrics.json is written last, so a folder that has it is complete.
+    A folder that has metrics.json is complete. Raises RunError where it cannot be written.
     """
+    record = record | {"run": str(out)}
+    if results.config.method.endswith(".py"):
+        record["method_sha256"] = hashlib.sha256(source_of(Path(results.config.method))).hexdigest()
+    with _replacing(out) as part:
+        _write_into(part, results, record, towers)
+    return record
+
+
+def _write_into(
+    folder: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]]
+) -> None:
     import zarr
     from safetensors.torch import save_file
 
     config, method, cache, tasks, fitted = results
-    record = record | {"run": str(out)}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
-    (out / "environment.json").write_text(json.dumps(environment(cache), indent=1))
+    if config.method.endswith(".py"):
+        (folder / METHOD).mkdir()
+        (folder / METHOD / Path(config.method).name).write_bytes(source_of(Path(config.method)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    (folder / "environment.json").write_text(json.dumps(environment(cache), indent=1))
     positions: dict[str, np.ndarray] = {}
     tensors: dict[str, Tensor] = {}
     lines: list[str] = []
-    stored = zarr.open_group(str(out / HISTORY), mode="w")
+    stored = zarr.open_group(str(folder / HISTORY), mode="w")
     stored.attrs.update({"classes": list(cache.classes), "threshold": threshold_of(method)})
     for task, (run, history) in zip(tasks, fitted, strict=True):
         positions |= _positions(task, cache)
@@ -105,14 +176,14 @@ def write(
         for name, array in _arrays(task, history).items():
             stored.create_array(f"seed{task.seed}/{name}", data=array)
         lines += _lines(task.seed, history)
-    np.savez_compressed(out / "rows.npz", **positions)  # type: ignore[arg-type]
-    (out / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    save_file(tensors, out / "head.safetensors")
+    np.savez_compressed(folder / "rows.npz", **positions)  # type: ignore[arg-type]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    save_file(tensors, folder / HEAD)
     if towers:
         pairs = zip(config.seeds, towers, strict=True)
-        save_file({f"seed{seed}.{name}": value for seed, tower in pairs for name, value in tower.items()}, out / TOWER)
-    (out / "metrics.json").write_text(json.dumps(record, indent=1))
-    return record
+        named = {f"seed{seed}.{name}": value for seed, tower in pairs for name, value in tower.items()}
+        save_file(named, folder / TOWER)
+    (folder / RECORD).write_text(json.dumps(record, indent=1))
 
 
 def _positions(task: Task, cache: Cache) -> dict[str, np.ndarray]:
@@ -140,13 +211,19 @@ def _lines(seed: int, history: dict[str, Tensor]) -> list[str]:
 
 
 def clear(out: Path) -> None:
-    """Remove the files of a run from a folder, the record first, and nothing else."""
-    import shutil
+    """Remove the files of a run from a folder, the record first, and its checkpoints, and nothing else."""
+    _remove_files(out)
+    for path in (*out.glob("seed*.checkpoint"), *out.glob("seed*.part")):
+        path.unlink()
 
-    names = ("metrics.json", "config.yaml", "environment.json", "rows.npz", "metrics.jsonl", "head.safetensors", TOWER)
-    for path in (*(out / name for name in names), *out.glob("seed*.checkpoint"), *out.glob("seed*.part")):
+
+def _remove_files(out: Path) -> None:
+    """Remove the files of a finished run from a folder, the record first, and nothing else; links are not followed."""
+    for path in (*(out / name for name in FILES), *(out / METHOD).glob("*.py")):
         path.unlink(missing_ok=True)
-    if (out / HISTORY).is_dir():
+    with contextlib.suppress(OSError):  # absent, or with files of somebody else
+        (out / METHOD).rmdir()
+    if (out / HISTORY).is_dir() and not (out / HISTORY).is_symlink():
         shutil.rmtree(out / HISTORY)
 
 
@@ -164,26 +241,6 @@ def _arrays(task: Task, history: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def read_audit(path: Path, seed: int | None = None) -> Recorded:
-    """The history of one seed (None: the first) of a finished run. Raises RunError where there is none."""
-    import zarr
-
-    seeds = read_record(path)["seeds"]
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-        raise RunError(f"{path} has no seed {seed}, only {', '.join(map(str, seeds))}")
-    try:
-        stored: Any = zarr.open_group(str(path / HISTORY), mode="r")
-        arrays = {name: np.asarray(array) for name, array in stored[f"seed{seed}"].arrays()}
-    except (OSError, KeyError, ValueError) as error:
-        raise RunError(f"{path}/{HISTORY} cannot be read ({error}). Train the run again") from None
-    if missing := {"steps", "counts", "test_recall"} - arrays.keys():
-        raise RunError(f"{path}/{HISTORY} is of an older version: it has no {', '.join(sorted(missing))}. Train again")
-    fields = {name: arrays.get(name) for name in Recorded._fields}
-    own = {"classes": tuple(stored.attrs["classes"]), "threshold": stored.attrs["threshold"]}
-    return Recorded(**(fields | own))
-
-
 def environment(cache: Cache) -> dict[str, Any]:
     """What the numbers may depend on besides the config: versions, machine, cache."""
     packages = ("fastltssl", "torch", "numpy", "zarr", "open_clip_torch")
@@ -193,37 +250,6 @@ def environment(cache: Cache) -> dict[str, Any]:
         "system": platform.system(),
         "threads": torch.get_num_threads(),
         "packages": {name: metadata.version(name) for name in packages},
-        "cache": str(cache.path),
+        "cache": str(cache.path.resolve()),
         "cache_fingerprint": fingerprint(cache),
     }
-
-
-class Record(TypedDict):
-    """The keys of metrics.json that are checked when it is read; record.py writes more."""
-
-    method: str
-    protocol: dict[str, Any]
-    bacc: dict[str, Any] | None
-    is_ssl: bool
-    seeds: list[int]
-    cache_fingerprint: str
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a finished run. Raises RunError where the folder holds none."""
-    if not path.exists():
-        raise RunError(f"{path} is not a finished run: there is no such folder. Runs are written by `fastltssl train`")
-    if (path / "best" / "metrics.json").is_file():
-        raise RunError(f"{path} is a sweep; its best run is {path}/best")
-    if not (path / "metrics.json").is_file():
-        raise RunError(f"{path} is not a finished run: it has no metrics.json. Runs are written by `fastltssl train`")
-    record = read_json(path / "metrics.json", dict[str, Any], RunError)
-    typed(record, Record, f"{path}/metrics.json is not a run's record", RunError)
-    return record
-
-
-def read_config(folder: Path) -> Config:
-    """The config of a finished run. Raises RunError where there is none."""
-    read_record(folder)  # raises for a folder that is no run
-    file = folder / "config.yaml"
-    return Config.read(read_yaml(file, dict[str, Any], RunError), where=str(file))

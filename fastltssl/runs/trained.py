@@ -25,7 +25,8 @@ from fastltssl.live.modes import Live, load_state, parse_mode, tuned
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work
 from fastltssl.runs.experiment import task_of
-from fastltssl.runs.folder import TOWER, read_config, read_record
+from fastltssl.runs.finished import read_config, read_record
+from fastltssl.runs.folder import TOWER
 from fastltssl.training.rows import rows_for
 from fastltssl.training.step import start
 from fastltssl.types import Method, Run, leaf_name, seeded

@@ -15,7 +15,7 @@ from fastltssl.commands.cli import cli
 from fastltssl.commands.common import parse_methods
 from fastltssl.errors import RunError, SplitError, SwitchError
 from fastltssl.runs.config import Config
-from fastltssl.runs.folder import read_audit, read_record
+from fastltssl.runs.finished import read_audit, read_record
 from fastltssl.show import study_figures
 
 

@@ -17,7 +17,7 @@ from fastltssl.images.views import parse_views
 from fastltssl.live.modes import Live
 from fastltssl.progress import drain
 from fastltssl.runs.config import Config
-from fastltssl.runs.folder import read_audit
+from fastltssl.runs.finished import read_audit
 from fastltssl.show.study_figures import _smooth
 
 

@@ -24,7 +24,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import ensemble
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import tasks_of, training
-from fastltssl.runs.folder import read_audit, read_record
+from fastltssl.runs.finished import read_audit, read_record
 from fastltssl.runs.record import METRICS
 from fastltssl.runs.trained import encoder_of, load_run, predicting
 from fastltssl.training.rows import resident

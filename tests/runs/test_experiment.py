@@ -16,7 +16,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import experiment
 from fastltssl.runs.config import Config, check
 from fastltssl.runs.evaluation import audited, evaluate, given_groups, grouping, measured_rows
-from fastltssl.runs.folder import read_audit
+from fastltssl.runs.finished import read_audit
 from fastltssl.runs.record import _reported
 from fastltssl.training.rows import make_problem
 from fastltssl.types import Run

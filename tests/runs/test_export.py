@@ -31,7 +31,7 @@ from fastltssl.progress import drain
 from fastltssl.runs import export
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import training
-from fastltssl.runs.folder import read_record
+from fastltssl.runs.finished import read_record
 from fastltssl.runs.trained import encoder_of, load_run, predicting
 from fastltssl.training.rows import resident
 

@@ -31,7 +31,7 @@ from fastltssl.progress import Progress, Work, drain
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.experiment import open_rows, stream_of, task_of, tasks_of, training
-from fastltssl.runs.folder import new_folder
+from fastltssl.runs.folder import claimed, new_folder
 from fastltssl.runs.sweep.space import OF_CONFIG, Real, as_json, configured, grid, space_of
 from fastltssl.runs.sweep.trials import (
     METRICS,
@@ -320,9 +320,9 @@ def sweep(
     if running := sum(trial.state == "running" for trial in finished):
         raise RunError(f"{running} trials still run in other workers of {storage}. Call again when they have ended")
     folder = Path(out) if out else new_folder(dataclasses.replace(config, method=f"sweep-{Path(method).stem}"))
-    folder.mkdir(parents=True, exist_ok=True)
     values = np.array([trial.values or (math.nan,) * len(config.seeds) for trial in finished])
-    return drain(concluding(asked_for, opened, rows, study, finished, folder)) | {"values": values}
+    with claimed(folder, overwrite=True):
+        return drain(concluding(asked_for, opened, rows, study, finished, folder)) | {"values": values}
 
 
 def _text(values: Any) -> str:

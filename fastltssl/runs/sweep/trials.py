@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional.measures import TEST
-from fastltssl.methods import configure
+from fastltssl.methods import configure, identity
 from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.sweep.space import Real, Space, as_json, grid
 from fastltssl.types import is_trained
@@ -130,6 +130,7 @@ def _storage(text: str) -> Any:
 def _decided(sweep: Sweep, cache: Cache) -> dict[str, Any]:
     """The settings that all trials of a study share, stored in it; the number of trials may grow."""
     own = {name: getattr(sweep, name) for name in ("halving", "metric", "sampler", "seed", "together")}
+    own |= {"method": identity(sweep.config.method)}
     return as_dict(sweep.config) | own | {"space": as_json(sweep.space), "cache": fingerprint(cache)}
 
 

@@ -18,13 +18,14 @@ from fastltssl.functional.adapters import wants_taps
 from fastltssl.live.modes import Live, describe, parse_mode, state, tuned
 from fastltssl.live.step import finetuning
 from fastltssl.machine import ALONE, Ranks
-from fastltssl.methods import configure
+from fastltssl.methods import configure, identity
 from fastltssl.progress import Note, Work, scaled
 from fastltssl.runs.config import Config, as_dict, check
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.experiment import evals_of, tasks_of
-from fastltssl.runs.folder import read_config, write
-from fastltssl.runs.live_images import Opened, TaskImages
+from fastltssl.runs.finished import read_config
+from fastltssl.runs.folder import write
+from fastltssl.runs.live.images import Opened, TaskImages
 from fastltssl.runs.record import Results, record_of
 from fastltssl.training.rows import Rows, rows_for
 from fastltssl.types import Fitted, Method, is_trained, seeded
@@ -73,7 +74,7 @@ def training(config: Config, cache: Cache, rows: Rows, opened: Opened, out: Path
     if out is not None and opened.ranks.rank == 0:
         record = write(out, results, record, [seed.tower for seed in seeds])
         for task in tasks:
-            (out / f"seed{task.seed}.checkpoint").unlink()
+            (out / f"seed{task.seed}.checkpoint").unlink(missing_ok=True)
     return record
 
 
@@ -133,7 +134,7 @@ def check_trainable(config: Config, method: Method) -> None:
 
 def identity_of(config: Config, cache: Cache) -> str:
     """Everything that decides the numbers of a run, as JSON: config without SAME_NUMBERS, fingerprint of the cache."""
-    options = as_dict(config)
+    options = as_dict(config) | {"method": identity(config.method)}
     live = {f"live {name}": value for name, value in options.pop("live").items() if name not in SAME_NUMBERS}
     del options["cache"]
     return json.dumps(options | live | {"cache_fingerprint": fingerprint(cache)}, default=str)

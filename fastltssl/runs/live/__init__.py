@@ -1,0 +1,1 @@
+"""Experiments that train through the encoder, from images."""
