@@ -1,11 +1,17 @@
-"""The machine: processes that torchrun started to share one job, CPU threads, and the memory that is free."""
+"""The machine: processes that torchrun started to share one job, CPU threads, free memory, and files written whole."""
 
+import contextlib
+import errno
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from fastltssl.errors import WriteError
 
 Item = TypeVar("Item")
 WAIT = timedelta(days=7)  # ranks end hours apart; where one fails, torchrun ends the others
@@ -106,3 +112,56 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def telling_writes(path: Path) -> Iterator[None]:
+    """Turn an OSError inside, which writes to a path, into a WriteError of one line that names the path."""
+    try:
+        yield
+    except OSError as failure:
+        is_full = failure.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free some space there, or choose another place" if is_full else "Choose another place"
+        raise WriteError(f"{path} cannot be written: {failure.strerror or failure}. {advice}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to, which takes the place of `path` at the end.
+
+    Where the writing fails or is killed, the file that was there before stays as it was. The path given has the same
+    ending, as libraries read the format of a file from it. Links are followed; what is no regular file, such as
+    /dev/stdout, is written itself. Raises WriteError where the file cannot be written.
+    """
+    with telling_writes(path):
+        if path.exists() and not path.is_file():
+            yield path  # of a folder the writing fails
+            return
+        target = path.resolve()
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+        part = target.with_name(f".{uuid.uuid4().hex[:12]}.part{target.suffix}")
+        try:
+            yield part
+            if target.exists():
+                shutil.copymode(target, part)
+            part.replace(target)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write bytes or text to a file, whole or not at all. Raises WriteError.
+
+    Text is written as UTF-8, with the line ends it has; what no UTF-8 can hold, as parts of odd file names, as codes.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it that are missing; returns it. Raises WriteError where it cannot be made."""
+    with telling_writes(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
