@@ -3,12 +3,14 @@
 import os
 import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastltssl.errors import WriteError, byte_size
-from fastltssl.machine import make_folder, replacing, write_file
+from fastltssl.machine import available_memory, make_folder, replacing, write_file
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,93 @@ def test_a_place_that_cannot_be_written_is_named_in_one_line(tmp_path, name):
     with pytest.raises(WriteError, match="cannot be written"):
         make_folder(tmp_path / "file" / "inner")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+GIB = 2**30
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw"
+V1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw,relatime shared:7 - cgroup cgroup rw,memory"
+
+
+def system(folder, files):
+    """A tree of files as under /proc and /sys, on a machine with 8 GiB available."""
+    files = {"proc/meminfo": f"MemTotal: {16 * 2**20} kB\nMemAvailable: {8 * 2**20} kB\n"} | files
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def group(limit, used, file_cache=0):
+    """The files of a group of version 2."""
+    return {
+        "memory.max": f"{limit}\n",
+        "memory.current": f"{used}\n",
+        "memory.stat": f"anon 1\ninactive_file {file_cache}\nactive_file 7\n",
+    }
+
+
+def old_group(limit, used, file_cache=0):
+    """The files of a group of version 1."""
+    return {
+        "memory.limit_in_bytes": f"{limit}\n",
+        "memory.usage_in_bytes": f"{used}\n",
+        "memory.stat": f"inactive_file 0\ntotal_inactive_file {file_cache}\n",
+    }
+
+
+def groups(**folders):
+    return {f"sys/fs/cgroup/{place}/{name}": text for place, files in folders.items() for name, text in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8 * GIB),
+        ({"proc/meminfo": "MemTotal: 1 kB\n"}, 2**62),
+        # version 2: the group itself, one above it, file cache that is free, a limit of which nothing is left
+        ({"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": V2}
+         | groups(**{"a": group("max", GIB), "a/b": group(3 * GIB, GIB)}), 2 * GIB),
+        ({"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": V2}
+         | groups(**{"a": group(2 * GIB, GIB, GIB // 2), "a/b": group("max", 0)}), 3 * GIB // 2),
+        ({"proc/self/cgroup": "0::/a\n", "proc/self/mountinfo": V2}
+         | groups(**{"a": group("max", GIB) | {"memory.high": f"{4 * GIB}\n"}}), 3 * GIB),
+        ({"proc/self/cgroup": "0::/a\n", "proc/self/mountinfo": V2} | groups(**{"a": group(GIB, 2 * GIB)}), 0),
+        # a container sees its own group as the top, whatever path it reads
+        ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2} | groups(**{".": group(2 * GIB, GIB)}), GIB),
+        ({"proc/self/cgroup": "0::/../../x\n", "proc/self/mountinfo": V2} | groups(**{".": group(2 * GIB, GIB)}), GIB),
+        # version 1, beside a version 2 that counts no memory
+        ({"proc/self/cgroup": "4:cpu:/\n3:memory:/job/step\n0::/\n",
+          "proc/self/mountinfo": f"{V2}/unified\n{V1.format(root='/')}"}
+         | groups(**{"memory": old_group(2**63 - 4096, GIB), "memory/job": old_group(2 * GIB, GIB, GIB // 4),
+                     "memory/job/step": old_group(2**63 - 4096, 0)}), 5 * GIB // 4),
+        ({"proc/self/cgroup": "3:hugetlb,memory:/docker/1\n", "proc/self/mountinfo": V1.format(root="/docker/1")}
+         | groups(**{"memory": old_group(5 * GIB, GIB)}), 4 * GIB),
+        # files that say something else limit nothing
+        ({"proc/self/cgroup": "0::/a\nx\n\n", "proc/self/mountinfo": f"x\n - \n{V2}"}
+         | groups(**{"a": group("much", "x")}), 8 * GIB),
+    ],
+)  # fmt: skip
+def test_every_limit_of_memory_counts(tmp_path, files, expected):
+    assert available_memory(system(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(("limit", "name"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_a_limit_of_the_process_counts(limit, name):
+    code = f"""
+import resource
+from fastltssl.machine import available_memory, _fields
+from pathlib import Path
+before = available_memory()
+resource.setrlimit(resource.{limit}, (2**30, 2**30))
+free = available_memory()
+used = 1024 * _fields(Path("/proc/self/status"))["{name}"]
+assert before > 2**30 and abs(free - (2**30 - used)) < 2**24, (before, free, used)
+held = bytearray(free - 2**25)  # so much can be taken, and no more
+assert available_memory() < 2**26
+try:
+    bytearray(2**26)
+except MemoryError:
+    print("full")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "full\n", ended.stderr
