@@ -143,6 +143,13 @@ class StudioError(FastltsslError):
     """The studio cannot open here."""
 
 
+class WriteError(FastltsslError):
+    """A file or folder that cannot be written: a full disk, a read-only place, a folder that is not there."""
+
+
+# ------------------------------------------------------------------------------ words of messages
+
+
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 CONTROL |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
@@ -150,6 +157,16 @@ CONTROL |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0
 def plain(text: str) -> str:
     """Text from data as a terminal may show it: characters that steer a terminal or turn its lines are codes."""
     return text.translate(CONTROL)
+
+
+def byte_size(count: float) -> str:
+    """A number of bytes in the unit that suits it: "12 bytes", "3.4 KiB", "56.7 MiB", "2.0 GiB"."""
+    size, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(size) < 1000:  # so that no more than three digits stand before the point
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,11 +1,17 @@
-"""The machine: processes that torchrun started to share one job, CPU threads, and the memory that is free."""
+"""The machine: processes that torchrun started to share one job, CPU threads, free memory, and files written whole."""
 
+import contextlib
+import errno
 import os
+import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from fastltssl.errors import WriteError
 
 Item = TypeVar("Item")
 WAIT = timedelta(days=7)  # ranks end hours apart; where one fails, torchrun ends the others
@@ -81,18 +87,88 @@ def local_rank() -> int:
 SPARE = 0.8  # share of the free memory that features may take
 
 
-def available_memory() -> int:
-    """Bytes of memory that this process may still take; a control group (container) may allow less than the machine."""
-    free = []
-    if (table := Path("/proc/meminfo")).is_file():
-        lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    group = Path("/sys/fs/cgroup")
-    if (limit := group / "memory.max").is_file() and (text := limit.read_text().strip()) != "max":
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-        free.append(int(text) - used)
-    return min(free, default=2**62)
+def available_memory(system: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take: the least of what the machine and each limit leave.
+
+    The machine leaves MemAvailable. A control group (a container, a job of a cluster), of version 1 or 2, leaves
+    limit - (usage - inactive_file), as the kernel drops file cache that is not in use; so does every group above it.
+    The limits of the process (ulimit -v and -d) leave limit - VmSize and limit - VmData. `system` is the folder in
+    which /proc and the mounted control groups are read; what cannot be read there limits nothing.
+    """
+    free = [*_machine_memory(system), *_group_memory(system), *_process_memory(system)]
+    return max(0, min(free, default=2**62))
+
+
+def _machine_memory(system: Path) -> Iterator[int]:
+    if "MemAvailable" in (fields := _fields(system / "proc/meminfo")):
+        yield 1024 * fields["MemAvailable"]
+
+
+def _process_memory(system: Path) -> Iterator[int]:
+    try:
+        import resource
+    except ImportError:  # there is none on Windows
+        return
+    used = _fields(system / "proc/self/status")
+    for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY and name in used:
+            yield soft - 1024 * used[name]
+
+
+def _group_memory(system: Path) -> Iterator[int]:
+    """Bytes that each control group leaves, from the group of this process up to the top of what is mounted here."""
+    limits = {"cgroup2": ("memory.max", "memory.high"), "cgroup": ("memory.limit_in_bytes",)}
+    used = {"cgroup2": ("memory.current", "inactive_file"), "cgroup": ("memory.usage_in_bytes", "total_inactive_file")}
+    for kind, folder, mounted_at in _groups(system):
+        while True:
+            usage, inactive = used[kind]
+            for name in limits[kind]:
+                limit, taken = _number(folder / name), _number(folder / usage)
+                if limit is not None and taken is not None:
+                    yield limit - (taken - _fields(folder / "memory.stat").get(inactive, 0))
+            if folder == mounted_at:
+                break
+            folder = folder.parent
+
+
+def _groups(system: Path) -> Iterator[tuple[str, Path, Path]]:
+    """The kind (cgroup or cgroup2) of each hierarchy that counts memory, this process's folder in it, and its top."""
+    own = {}
+    for line in _lines(system / "proc/self/cgroup"):  # number:controllers:path, of version 2 without controllers
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if "memory" in controllers.split(",") or (number == "0" and not controllers):
+            own["cgroup" if controllers else "cgroup2"] = path
+    for line in _lines(system / "proc/self/mountinfo"):  # see proc(5): root and folder of the mount, " - ", its type
+        mount, _, rest = line.partition(" - ")
+        fields, kind, options = mount.split(), (rest.split() or [""])[0], rest.split()[2:]
+        is_memory = kind == "cgroup2" or (kind == "cgroup" and options and "memory" in options[0].split(","))
+        if is_memory and kind in own and len(fields) > 4:
+            top, place = system / fields[4].lstrip("/"), Path(own[kind])
+            inner = place.relative_to(fields[3]) if place.is_relative_to(fields[3]) else Path()
+            is_below = (
+                ".." not in inner.parts and (top / inner).is_dir()
+            )  # a container may see its own group as the top
+            yield kind, top / inner if is_below else top, top
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _number(path: Path) -> int | None:
+    """The whole number in a file; None where there is no such file, or another word in it ("max")."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The whole numbers in a file by their names: lines such as "MemAvailable: 12 kB" or "inactive_file 4096"."""
+    words = [line.replace(":", " ").split() for line in _lines(path)]
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isascii() and line[1].isdigit()}
 
 
 @contextmanager
@@ -106,3 +182,56 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def telling_writes(path: Path) -> Iterator[None]:
+    """Turn an OSError inside, which writes to a path, into a WriteError of one line that names the path."""
+    try:
+        yield
+    except OSError as failure:
+        is_full = failure.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free some space there, or choose another place" if is_full else "Choose another place"
+        raise WriteError(f"{path} cannot be written: {failure.strerror or failure}. {advice}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file to, which takes the place of `path` at the end.
+
+    Where the writing fails or is killed, the file that was there before stays as it was. The path given has the same
+    ending, as libraries read the format of a file from it. Links are followed; what is no regular file, such as
+    /dev/stdout, is written itself. Raises WriteError where the file cannot be written.
+    """
+    with telling_writes(path):
+        if path.exists() and not path.is_file():
+            yield path  # of a folder the writing fails
+            return
+        target = path.resolve()
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only")
+        part = target.with_name(f".{uuid.uuid4().hex[:12]}.part{target.suffix}")
+        try:
+            yield part
+            if target.exists():
+                shutil.copymode(target, part)
+            part.replace(target)
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write bytes or text to a file, whole or not at all. Raises WriteError.
+
+    Text is written as UTF-8, with the line ends it has; what no UTF-8 can hold, as parts of odd file names, as codes.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it that are missing; returns it. Raises WriteError where it cannot be made."""
+    with telling_writes(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -25,7 +25,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 def read_yaml(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
     """A YAML or JSON file as a value of a type: a dataclass, a TypedDict, list[...], dict[...]."""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = _Loader(_text(path))
         loader.name = path.name  # in messages, with line and column
         value = loader.get_single_data()
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as failure:
@@ -36,10 +36,20 @@ def read_yaml(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigE
 def read_json(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigError) -> Any:
     """A JSON file as a value of a type."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     except (OSError, UnicodeDecodeError) as failure:
         raise error(f"{path} cannot be read: {failure}") from None
     return parse_json(text, kind, str(path), error)
+
+
+def _text(path: Path) -> str:
+    """The text of a file, without the byte order mark it may begin with. Raises OSError on all but regular files.
+
+    A pipe that a shell puts under /dev, as `--config <(...)` does, is read, too; any other might never end.
+    """
+    if path.exists() and not path.is_file() and not (path.is_fifo() and path.is_relative_to("/dev")):
+        raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def parse_json(text: str | bytes, kind: Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
@@ -78,7 +88,12 @@ def short(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once, aliases stand for a bounded number of values, and 1e-3 is a number."""
+    """YAML 1.2, of mappings, lists, text, numbers, true, false and null, as JSON has them.
+
+    PyYAML reads YAML 1.1, to which 010 is eight, 1_000 and 1:30 are numbers, yes, no, on and off truth values, and 1e-3
+    is text. A whole number that begins with 0 stays text, as it is rather the name of a folder than a number.
+    A key stands once, and aliases stand for a bounded number of values.
+    """
 
     def get_single_node(self) -> Any:
         root = super().get_single_node()
@@ -89,16 +104,45 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {short(key.value)} is given twice",
                                                         key.start_mark)  # fmt: skip
-            seen |= {key.value} if isinstance(key.value, str) else set()
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """A number, a truth value or null, also one whose tag is given by hand, as in !!int 7."""
+        text, kind = node.value, node.tag.rpartition(":")[2]
+        if not re.fullmatch(PLAIN[kind][1], text) or (kind == "int" and len(text) > LONGEST):
+            raise yaml.constructor.ConstructorError(None, None, f"{short(text)} is no {kind}", node.start_mark)
+        if kind == "int":
+            return int(text, 0)
+        if kind == "float":
+            return float(re.sub(r"\.(?=[in])", "", text.lower()))  # .inf and .nan, which Python writes without a point
+        return text.lower() == "true" if kind == "bool" else None
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+
+PLAIN = {  # what a word without quotes may be beside text, by the letters it begins with
+    "bool": ("tTfF", r"true|True|TRUE|false|False|FALSE"),
+    "int": ("-+0123456789", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+"),
+    "float": ("-+.0123456789", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+                               r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    "null": (["~", "n", "N", ""], r"~|null|Null|NULL|"),
+    "merge": ("<", r"<<"),
+}  # fmt: skip
+_PREFIX = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag in (None, *(_PREFIX + kind for kind in ("map", "seq", "str")))
+}
+for _kind, (_letters, _pattern) in PLAIN.items():
+    _Loader.add_implicit_resolver(_PREFIX + _kind, re.compile(rf"({_pattern})\Z"), list(_letters))
+    if _kind != "merge":
+        _Loader.add_constructor(_PREFIX + _kind, _Loader.construct_number)
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:

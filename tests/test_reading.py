@@ -1,6 +1,8 @@
 """The one reader of JSON and YAML: what it refuses, where it says it was, and how much of a value it shows."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import pytest
@@ -87,6 +89,49 @@ def test_yaml_that_cannot_be_meant_is_refused(tmp_path, text, message):
     (tmp_path / "f.yaml").write_text(text)
     with pytest.raises(RunError, match=message):
         read_yaml(tmp_path / "f.yaml", dict[str, float | dict[str, float]], RunError)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("0808", "0808"), ("1_000", "1_000"), ("1:30", "1:30"), ("0b11", "0b11"), ("0o7", "0o7"),
+        ("yes", "yes"), ("No", "No"), ("on", "on"), ("OFF", "OFF"), ("2026-01-01", "2026-01-01"), ("1_0.5", "1_0.5"),
+        ("٣", "٣"), ("²", "²"), ("=", "="),
+        ("0", 0), ("-12", -12), ("+3", 3), ("0x1F", 31), ("1.", 1.0), (".5e3", 500.0), ("1e3", 1000.0), ("00.5", 0.5),
+        (".inf", float("inf")), ("-.INF", float("-inf")), ("1e400", float("inf")),
+        ("true", True), ("FALSE", False), ("~", None), ("", None), ("Null", None), ("'7'", "7"),
+    ],
+)  # fmt: skip
+def test_plain_words_are_those_of_yaml_1_2(tmp_path, text, value):
+    (tmp_path / "f.yaml").write_text(f"a: {text}", encoding="utf-8")
+    found = read_yaml(tmp_path / "f.yaml")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "text", ["!!int 010", "!!int x", "!!int ''", "!!float 1:30", "!!bool yes", "!!timestamp 2026-13-99", "!!binary x",
+             "!!set {a}", "9" * 5000, "{[1]: 2}", "{{a: 1}: 2}", "{? [] : 1}", "- 1", "\0", "!!null x"],
+)  # fmt: skip
+def test_yaml_that_other_readers_fail_at_ends_in_a_message(tmp_path, text):
+    (tmp_path / "f.yaml").write_text(f"a: {text}")
+    with pytest.raises(ConfigError, match=r"f\.yaml cannot be read as YAML"):
+        read_yaml(tmp_path / "f.yaml")
+
+
+def test_only_regular_files_are_read_and_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in (tmp_path / "pipe", tmp_path / "folder", Path("/dev/zero")):
+        for read in (read_json, read_yaml):
+            with pytest.raises(ConfigError, match=r"cannot be read.*: it is (no regular file|a folder)"):
+                read(name)
+    (tmp_path / "f").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "f") == read_yaml(tmp_path / "f") == {"a": 1}
+    ends = os.pipe()
+    os.write(ends[1], b"{a: 1}")
+    os.close(ends[1])
+    assert read_yaml(Path(f"/dev/fd/{ends[0]}")) == {"a": 1}  # as `--config <(...)` gives it
+    os.close(ends[0])
 
 
 def test_an_alias_stands_for_its_value(tmp_path):
