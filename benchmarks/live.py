@@ -27,9 +27,9 @@ from fastltssl.live.modes import Live, parse_mode, trainable, tuned
 from fastltssl.live.step import finetuning
 from fastltssl.methods import configure
 from fastltssl.progress import drain
-from fastltssl.runs.live import experiment as live
 from fastltssl.runs.config import Config
 from fastltssl.runs.experiment import tasks_of
+from fastltssl.runs.live import experiment as live
 from fastltssl.runs.live.images import TaskImages
 from fastltssl.show.terminal import grid, show
 from fastltssl.training.rows import resident

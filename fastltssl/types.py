@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves
 
 from fastltssl.knobs import Knob
 
@@ -80,6 +81,12 @@ class Fitted(NamedTuple):
 
     run: Run
     history: dict[str, Tensor]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses and the trained parameters are; a loss is taken before the update of its step."""
+        losses = [self.history["loss"]] if "loss" in self.history else []
+        return all(bool(leaf.isfinite().all()) for leaf in (*losses, *tree_leaves(self.run.params)))
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastltssl.errors import RunError
 from fastltssl.functional.measures import MAIN
-from fastltssl.runs.finished import read_record
+from fastltssl.runs.finished import read_record, read_rows
 from fastltssl.runs.record import difference
 
 
@@ -92,13 +92,10 @@ def _unpaired(baseline: Path, baseline_record: dict[str, Any], folder: Path, rec
         return "" if is_same else "other caches, tested on all rows"
     for seed in record["seeds"]:
         try:
-            with (
-                np.load(baseline / "rows.npz", allow_pickle=False) as theirs,
-                np.load(folder / "rows.npz", allow_pickle=False) as ours,
-            ):
-                if not np.array_equal(ours[f"seed{seed}.test.ids"], theirs[f"seed{seed}.test.ids"]):
-                    return f"other test images (seed {seed})"
-        except (OSError, KeyError, ValueError):
+            ours, theirs = (read_rows(run, f"seed{seed}.test.ids") for run in (folder, baseline))
+            if not np.array_equal(ours, theirs):
+                return f"other test images (seed {seed})"
+        except RunError:
             return "its rows.npz, or the baseline's, cannot be read"
     return ""
 

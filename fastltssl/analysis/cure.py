@@ -23,13 +23,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastltssl.analysis.history import Insight, Labels, final_state
-from fastltssl.cache.catalogue import Cache, open_cache
+from fastltssl.cache.catalogue import Cache
 from fastltssl.errors import CacheError, RunError
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import LabelBias, class_prior, log_prior
 from fastltssl.functional.zero_shot import text_branch, text_scores, zero_shot_bias
 from fastltssl.runs.evaluation import CHUNK, Task
 from fastltssl.runs.experiment import task_of
+from fastltssl.runs.finished import open_own_cache
 from fastltssl.runs.trained import TrainedRun, load_run
 from fastltssl.training.rows import Rows, rows_for
 from fastltssl.types import Fused, PerClass, Scores, log_bias_of, prior_of, threshold_of
@@ -249,6 +250,6 @@ def subtracted_bias(insight: Insight) -> tuple[PerClass | None, str]:
     if insight.config.live or insight.config.ensemble:
         return label_bias_of(insight, None), ""
     try:
-        return label_bias_of(insight, score(insight, open_cache(insight.config.cache))), ""
+        return label_bias_of(insight, score(insight, open_own_cache(insight.folder, insight.config))), ""
     except (CacheError, RunError) as error:
         return label_bias_of(insight, None), str(error)

@@ -16,7 +16,7 @@ from fastltssl.analysis.pseudo_labels import Choice, run_name
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
 from fastltssl.functional.measures import measure
-from fastltssl.methods import configure
+from fastltssl.methods import configure, identity
 from fastltssl.progress import Work
 from fastltssl.reading import known, read_yaml, typed
 from fastltssl.runs.config import OPTIONS, SWITCHES, Config, as_dict

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fastltssl.errors import RunError
@@ -18,7 +17,7 @@ from fastltssl.functional import metrics
 from fastltssl.methods import configure
 from fastltssl.reading import parse_json
 from fastltssl.runs.config import Config
-from fastltssl.runs.finished import Recorded, read_audit, read_config, read_record
+from fastltssl.runs.finished import Recorded, read_audit, read_config, read_record, read_tensors
 from fastltssl.types import Keeps, OverTime, PerClass, Trace
 
 BINS = 20  # of a histogram of confidence, equally wide from 0 to 1
@@ -182,7 +181,7 @@ def final_state(insight: Insight) -> SimpleNamespace:
     """The state that the method ended with, its tensors as nested attributes such as state.text.anchor."""
     prefix = f"seed{insight.seed}.state."
     state = SimpleNamespace()
-    for name, value in load_file(insight.folder / "head.safetensors").items():
+    for name, value in read_tensors(insight.folder).items():
         if name.startswith(prefix):
             parent, (*parts, last) = state, name.removeprefix(prefix).split(".")
             for part in parts:

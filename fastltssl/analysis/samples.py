@@ -20,6 +20,7 @@ from fastltssl.functional.adapters import feature_of, last_norm
 from fastltssl.functional.neighbors import nearest
 from fastltssl.functional.zero_shot import text_branch, text_scores
 from fastltssl.images import open_source
+from fastltssl.runs.finished import read_rows
 
 SIDE = 112  # pixels of a thumbnail
 NO_UMAP = "no UMAP without umap-learn: pip install umap-learn. PCA needs nothing"
@@ -135,8 +136,7 @@ def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
-    with np.load(folder / "rows.npz", allow_pickle=False) as stored:
-        return np.asarray(stored[f"seed{seed}.unlabelled.ids"])
+    return read_rows(folder, f"seed{seed}.unlabelled.ids")
 
 
 def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:

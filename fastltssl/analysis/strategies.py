@@ -20,10 +20,10 @@ from fastltssl.functional.measures import measure
 from fastltssl.live.modes import Live
 from fastltssl.methods import configure
 from fastltssl.progress import Work
-from fastltssl.runs.live import experiment as live
 from fastltssl.runs.config import Config, check
 from fastltssl.runs.experiment import training
-from fastltssl.runs.finished import Recorded, read_audit, read_record
+from fastltssl.runs.finished import Recorded, read_audit, read_record, read_tensors
+from fastltssl.runs.live import experiment as live
 from fastltssl.runs.live.images import Opened
 from fastltssl.runs.record import difference
 from fastltssl.training.rows import Rows
@@ -193,11 +193,7 @@ def _summary(numbers: Any) -> dict[str, Any]:
 
 def _head_size(out: Path, seed: int) -> int:
     """The number of trained parameters outside the encoder."""
-    from safetensors import safe_open
-
-    with safe_open(out / "head.safetensors", "np") as file:
-        names = [name for name in file.keys() if name.startswith(f"seed{seed}.params")]  # noqa: SIM118
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
+    return sum(value.numel() for name, value in read_tensors(out).items() if name.startswith(f"seed{seed}.params"))
 
 
 def findings(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The lock of a folder, a feature cache or a run, that one process writes at a time; that of a dead one is taken over."""
+"""The lock of a cache or a run folder, which one process writes at a time; that of a dead process is taken over."""
 
 import json
 import os
@@ -10,9 +10,7 @@ from fastltssl.cache.manifest import LOCK
 from fastltssl.errors import CacheLocked, FastltsslError
 
 
-def acquire_lock(
-    path: Path, notes: list[str], error: type[FastltsslError] = CacheLocked, name: str = LOCK
-) -> None:
+def acquire_lock(path: Path, notes: list[str], error: type[FastltsslError] = CacheLocked, name: str = LOCK) -> None:
     """Create the lock in a folder, or take it over from a dead process. Raises `error` where its process may be alive.
 
     An OSError is raised where nothing can be written there.

@@ -37,6 +37,24 @@ def as_json(command: Any) -> Any:
     return click.option("--json", "is_json", is_flag=True, help="Last line of stdout is one JSON object.")(command)
 
 
+def with_trust(command: Any) -> Any:
+    """Add the option --trust-method."""
+
+    def trusted(context: click.Context, _: click.Parameter, is_given: bool) -> None:
+        if is_given:
+            from fastltssl.methods import trusting
+
+            context.with_resource(trusting())
+
+    return click.option(
+        "--trust-method",
+        is_flag=True,
+        expose_value=False,
+        callback=trusted,
+        help="Run the method file that a run or config came with: it is code. Read it first.",
+    )(command)
+
+
 def on_device(command: Any) -> Any:
     """Add the options --device and --threads."""
     text = "CPU threads (default: one to train from a cache, whose products are small, else all cores)."

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, note_last_step, output_folder, quoted
+from fastltssl.commands.common import PATH, as_json, example, note_last_step, output_folder, quoted, with_trust
 
 
 @click.command(epilog=example("export runs/RUN --out model"))
@@ -18,6 +18,7 @@ from fastltssl.commands.common import PATH, as_json, example, note_last_step, ou
 @click.option("--with-encoder/--no-encoder", default=None, help="Pixels or features in (default: features, but pixels "
               "where the run trained in the encoder, or its head reads taps).")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is not empty.")
+@with_trust
 @as_json
 def export(
     run: Path, out: Path | None, seed: int | None, cache_name: str | None, pretrained: str | None,

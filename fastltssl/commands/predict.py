@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, example, note_last_step, on_device, quoted, usable_device
+from fastltssl.commands.common import (
+    PATH,
+    as_json,
+    example,
+    note_last_step,
+    on_device,
+    quoted,
+    usable_device,
+    with_trust,
+)
 
 
 @click.command(epilog=example("predict runs/RUN photos --out predictions.csv"))
@@ -21,6 +30,7 @@ from fastltssl.commands.common import PATH, as_json, example, note_last_step, on
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded, and count them.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
 @on_device
+@with_trust
 @as_json
 def predict(
     run: Path, images: Path, out: Path, seed: int | None, cache_name: str | None, pretrained: str | None,
@@ -31,6 +41,7 @@ def predict(
     IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
     """
     from fastltssl.images.folder import open_images
+    from fastltssl.machine import replacing
     from fastltssl.runs.finished import open_own_cache, read_config
     from fastltssl.runs.trained import encoder_of, load_run, predicting
     from fastltssl.show.terminal import follow, grid, show
@@ -45,7 +56,7 @@ def predict(
     confidence, label = predictions.probs.max(dim=-1)
     names = [trained.cache.classes[k] for k in label.tolist()]
     rows = list(zip(predictions.ids, names, confidence.tolist(), strict=True))
-    with out.open("w", newline="") as file:
+    with replacing(out) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "label", "confidence", *(trained.cache.classes if probabilities else ())])
         for (image, name, sure), probs in zip(rows, predictions.probs.tolist(), strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs
+from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs, with_trust
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FORMATS = click.Choice(["png", "svg", "pdf"])
@@ -18,6 +18,7 @@ FORMATS = click.Choice(["png", "svg", "pdf"])
 @click.option("--figures", type=PATH, help="Also write each figure into this folder.")
 @click.option("--format", "kind", default="png", show_default=True, type=FORMATS, help="Of the figures.")
 @click.option("--seed", type=int, help="Which seed the figures show (default: the first of each run).")
+@with_trust
 @as_json
 def report(
     run_folders: tuple[Path, ...], out: Path, figures: Path | None, kind: str, seed: int | None, is_json: bool

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, example, finished, usable_device
+from fastltssl.commands.common import PATH, example, finished, usable_device, with_trust
 
 
 @click.command(epilog=example("studio runs/RUN runs/OTHER_RUN"))
@@ -15,6 +15,7 @@ from fastltssl.commands.common import PATH, example, finished, usable_device
 @click.option("--dataset", help="The data set, where the images of the cache have moved.")
 @click.option("--root", type=PATH, help="Where torchvision keeps its files (default datasets).")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads (default 1: its products are small).")
+@with_trust
 def studio(
     runs: tuple[Path, ...], host: str, port: int, cache_name: str | None, dataset: str | None, root: Path | None,
     threads: int | None,

@@ -143,4 +143,7 @@ def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    from fastltssl.machine import replacing
+
+    with replacing(path) as part:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), part)

@@ -19,6 +19,7 @@ from fastltssl.commands.common import (
     show_record,
     usable_device,
     with_options,
+    with_trust,
 )
 
 
@@ -40,6 +41,7 @@ from fastltssl.commands.common import (
 @click.option("--out", type=PATH, help="Run folder (default runs/TIME-METHOD-CACHE).")
 @click.option("--overwrite", is_flag=True, help="Write into a run folder that is there.")
 @on_device
+@with_trust
 @as_json
 def train(
     method: str | None, config: Path | None, ensemble: Path | None, model: str | None, pretrained: str | None,
@@ -55,6 +57,10 @@ def train(
     from fastltssl.runs.config import Config, read_options
 
     stored = read_options(config) if config else {}
+    if not method and str(stored.get("method")).endswith(".py"):
+        from fastltssl.methods import check_trusted
+
+        check_trusted(Path(stored["method"]), Path(str(config)))
     method = method or stored.get("method")
     if not method:
         raise click.UsageError("name a METHOD, such as ulfine, or a --config that holds one; see `fastltssl methods`")

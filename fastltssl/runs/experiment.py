@@ -42,7 +42,7 @@ def training_together(
     if any(dataclasses.replace(config, protocol=first.protocol) != first for config in configs):
         raise RunError("experiments trained together may differ in their protocol only")
     if first.live or first.ensemble:
-        raise RunError("a live run or an ensemble does not train from a cache: see fastltssl.runs.live.experiment and .ensemble")
+        raise RunError("a live run or an ensemble does not train from a cache: see runs/live/ and runs/ensemble.py")
     rows = rows_for(cache, method, rows, templates=first.templates)
     tasks = [task for config in configs for task in tasks_of(config, cache, rows)]
     fitted: list[Any] = [None] * len(tasks)
@@ -54,9 +54,9 @@ def training_together(
         for position, index in enumerate(members):
             fitted[index] = pick(result, position)
     seconds = (time.perf_counter() - began) / len(configs)
-    if diverged := [task.seed for task, run in zip(tasks, fitted, strict=True) if not _is_finite(run)]:
+    if diverged := [task.seed for task, run in zip(tasks, fitted, strict=True) if not run.is_finite]:
         raise RunError(
-            f"{first.method} diverged at seed {diverged[0]}: the loss is not finite. Lower --lr ({first.lr:g})"
+            f"{first.method} diverged at seed {diverged[0]}: loss or weights are not finite. Lower --lr ({first.lr:g})"
         )
     records = []
     for config, out in zip(configs, outs, strict=True):
@@ -65,11 +65,6 @@ def training_together(
         record = record_of(results, seconds)
         records.append(record if out is None else write(out, results, record))
     return records
-
-
-def _is_finite(fitted: Fitted) -> bool:
-    loss = fitted.history.get("loss")
-    return loss is None or bool(loss.isfinite().all())
 
 
 def tasks_of(config: Config, cache: Cache, rows: Rows) -> list[Task]:

@@ -149,11 +149,11 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
         raise RunError(f"{folder / name} cannot be read ({_line(error)}). Train the run again") from None
 
 
-def read_rows(folder: Path) -> dict[str, np.ndarray]:
-    """The rows of a run's splits and their ids, see `write`. Raises RunError where they cannot be read."""
+def read_rows(folder: Path, name: str) -> np.ndarray:
+    """Rows of a run's splits or their ids, such as "seed0.test.ids". Raises RunError where they cannot be read."""
     try:
         with np.load(folder / "rows.npz", allow_pickle=False) as stored:
-            return dict(stored)
+            return np.asarray(stored[name])
     except Exception as error:  # numpy and zipfile raise errors of many types on a damaged file
         raise RunError(f"{folder / 'rows.npz'} cannot be read ({_line(error)}). Train the run again") from None
 

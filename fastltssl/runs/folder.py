@@ -4,7 +4,7 @@ A run folder holds config.yaml (what `train --config` takes), rows.npz (rows of 
 (the record), metrics.jsonl (one line per seed and evaluation), head.safetensors, pseudo_labels.zarr and
 environment.json; that of a live run tower.safetensors, too; that of a method of your own a copy of its file, method/.
 
-pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `finished.Recorded`, which `read_audit` returns.
+pseudo_labels.zarr has a group seed<n> for each seed, with the arrays of `finished.Recorded`.
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.lock import acquire_lock, release_lock
-from fastltssl.errors import ConfigError, RunError, RunLocked
+from fastltssl.errors import ConfigError, RunError, RunLocked, WriteError
+from fastltssl.machine import telling_writes
 from fastltssl.methods import source_of
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
@@ -65,7 +66,7 @@ def new_folder(config: Config, root: Path = ROOT) -> Path:
 def claimed(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     """The folder, made if it is missing, into which no other process can write while the code inside runs.
 
-    It is removed if it is empty in the end. Raises what `usable` does, and RunLocked where another process writes there.
+    It is removed if it is empty in the end. Raises what `usable` does, and RunLocked if another process writes there.
     """
     usable(folder, overwrite=True)
     try:
@@ -119,20 +120,20 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A new folder for the files of a run; once all are written, they take the place of those of the run in `out`.
 
     The old record goes first and the new one comes last, so that a process that is killed leaves no mixture that could
-    be read as a run. Raises RunError where the files cannot be written.
+    be read as a run. Raises WriteError where the files cannot be written.
     """
     from safetensors import SafetensorError
 
     part = out / f"{PART}{os.getpid()}"
     try:
-        part.mkdir(parents=True)
-        yield part
-        _remove_files(out)
-        for path in sorted(part.iterdir(), key=lambda path: path.name == RECORD):
-            path.replace(out / path.name)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"{out} could not be written ({reason}). Make room, or choose another folder with --out") from None
+        with telling_writes(out):
+            part.mkdir(parents=True)
+            yield part
+            _remove_files(out)
+            for path in sorted(part.iterdir(), key=lambda path: path.name == RECORD):
+                path.replace(out / path.name)
+    except SafetensorError as error:  # in which safetensors wraps an error of the system
+        raise WriteError(f"{out} cannot be written: {error}. Free some space there, or choose another place") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -142,7 +143,7 @@ def write(
 ) -> dict[str, Any]:
     """Write a run folder and return its record; `towers` holds what each seed trained in the encoder.
 
-    A folder that has metrics.json is complete. Raises RunError where it cannot be written.
+    A folder that has metrics.json is complete. Raises WriteError where it cannot be written.
     """
     record = record | {"run": str(out)}
     if results.config.method.endswith(".py"):
@@ -152,9 +153,7 @@ def write(
     return record
 
 
-def _write_into(
-    folder: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]]
-) -> None:
+def _write_into(folder: Path, results: Results, record: dict[str, Any], towers: Sequence[dict[str, Tensor]]) -> None:
     import zarr
     from safetensors.torch import save_file
 

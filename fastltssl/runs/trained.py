@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
@@ -25,7 +24,7 @@ from fastltssl.live.modes import Live, load_state, parse_mode, tuned
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work
 from fastltssl.runs.experiment import task_of
-from fastltssl.runs.finished import read_config, read_record
+from fastltssl.runs.finished import read_config, read_record, read_tensors
 from fastltssl.runs.folder import TOWER
 from fastltssl.training.rows import rows_for
 from fastltssl.training.step import start
@@ -71,7 +70,7 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
     problem = task_of(config, seed, cache, rows_for(cache, method, templates=config.templates)).problem
     untrained = start(method, problem, seed)
     leaves, spec = tree_flatten_with_path({"params": untrained.params, "state": untrained.state})
-    stored = load_file(folder / "head.safetensors")
+    stored = read_tensors(folder)
     tensors = []
     for path, leaf in leaves:
         name = f"seed{seed}.{leaf_name(path)}"
@@ -84,7 +83,7 @@ def load_run(folder: Path, cache: Cache, seed: int | None = None) -> TrainedRun:
         tensors.append(stored[name])
     tree = tree_unflatten(tensors, spec)
     prefix = f"seed{seed}."
-    towers = load_file(folder / TOWER) if config.live else {}
+    towers = read_tensors(folder, TOWER) if config.live else {}
     tower = {name.removeprefix(prefix): value for name, value in towers.items() if name.startswith(prefix)}
     return TrainedRun(method, Run(tree["params"], (), tree["state"]), cache, seed, config.live, tower)
 

@@ -202,8 +202,8 @@ class Classifier:
                 f"{self.method}, as set, reads text features and text is None. Give text=[C, E] or [C, T, E], rows in "
                 "the order of classes_, or take a method that does without, such as probe or fixmatch"
             ) from None
-        if not fitted.history.get("loss", torch.zeros(1)).isfinite().all():
-            raise FitError(f"{self.method} diverged: the loss is not finite. Lower lr={self.lr:g}")
+        if not fitted.is_finite:
+            raise FitError(f"{self.method} diverged: loss or weights are not finite. Lower lr={self.lr:g}")
         return fitted
 
     def _scores(self, X: Any) -> Scores:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -155,6 +155,18 @@ def selected(population: Population, chosen: Int[Tensor, " K"]) -> Population:
     knobs = {name: values[chosen] for name, values in population.knobs.items()}
     lr, decay = population.lr[chosen], population.weight_decay[chosen]
     return population._replace(knobs=knobs, lr=lr, weight_decay=decay, run=take(population.run, chosen))
+
+
+def finite(population: Population) -> Bool[Tensor, " R"]:
+    """Whether the trained parameters of each configuration are finite on every split; on the CPU."""
+    leaves = [
+        leaf.isfinite().reshape(*population.shape, -1).all(dim=2).all(dim=0)
+        for leaf in tree_flatten(population.run.params)[0]
+    ]
+    every = torch.ones(len(population.lr), dtype=torch.bool)
+    for is_finite in leaves:
+        every &= is_finite.cpu()
+    return every
 
 
 def scores_of(

@@ -32,9 +32,9 @@ from fastltssl.live.step import Trainee, finetuning, live_step, views_at
 from fastltssl.live.tokens import make_tokens
 from fastltssl.methods import configure
 from fastltssl.progress import drain
-from fastltssl.runs.live import experiment as live
 from fastltssl.runs.config import Config, read_options
 from fastltssl.runs.experiment import tasks_of
+from fastltssl.runs.live import experiment as live
 from fastltssl.runs.live.images import TaskImages
 from fastltssl.runs.trained import encoder_of, load_run
 from fastltssl.training.fit import fit

@@ -64,7 +64,7 @@ PARAMETERS = {
     "steps=0 is not a whole number of at least 1": {"steps": 0},
     "seed=-1 is not a whole number of at least 0": {"seed": -1},
     "lr=0.0 must be above 0": {"lr": 0.0},
-    "diverged: the loss is not finite. Lower lr=1e.30": {"lr": 1e30},
+    "diverged: loss or weights are not finite. Lower lr=1e.30": {"lr": 1e30},
     "ulfine trains on strong views and there are only center, weak0, weak1. Give X": {"emulate": "weak:2:0.2"},
     "there are only center. Give X": {"emulate": None},
     "this head trains on taps of the last block": {"settings": {"head": "lastblock"}},

@@ -25,7 +25,7 @@ from torch import Tensor
 from fastltssl.cache.catalogue import Cache
 from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional import metrics
-from fastltssl.machine import available_memory
+from fastltssl.machine import available_memory, replacing, write_file
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work, drain
 from fastltssl.runs.config import Config, as_dict
@@ -56,6 +56,7 @@ from fastltssl.training.population import (
     Population,
     advance,
     fastest_group,
+    finite,
     map_groups,
     populate,
     same_shape,
@@ -149,6 +150,8 @@ def _training(
             loss = float(torch.stack(losses).mean())
             yield Progress(step, config.steps, time.perf_counter() - began, runs=runs, loss=loss)
         values = 100 * torch.cat([_values(population, tasks, sweep.metric) for population, tasks in populations])
+        for population, _ in populations:
+            is_finite &= finite(population)
         mean = torch.where(is_finite, values.mean(dim=0), worst)
         for r, trial in enumerate(alive):
             report(trial, float(mean[r]), step, values[:, r].tolist() if is_finite[r] else [], bool(is_finite[r]))
@@ -256,9 +259,9 @@ def concluding(
     best = best_of(trials, sweep.metric)
     config = configured(sweep.config, best.point)
     record = yield from training(config, cache, rows, out / "best")
-    (out / "best.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    write_file(out / "best.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
     lines = [flat(trial) for trial in trials]
-    with (out / "trials.csv").open("w", newline="") as file:
+    with replacing(out / "trials.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
@@ -272,7 +275,7 @@ def concluding(
         "record": record,
         "out": str(out),
     }
-    (out / "sweep.json").write_text(json.dumps(summary, indent=1))
+    write_file(out / "sweep.json", json.dumps(summary, indent=1))
     return summary
 
 

@@ -13,6 +13,7 @@ import socket
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
@@ -24,6 +25,7 @@ from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional.measures import TEST
 from fastltssl.methods import configure, identity
 from fastltssl.runs.config import Config, as_dict, check
+from fastltssl.runs.sweep.journal import open_journal
 from fastltssl.runs.sweep.space import Real, Space, as_json, grid
 from fastltssl.types import is_trained
 
@@ -121,10 +123,7 @@ def _storage(text: str) -> Any:
     kind, _, path = text.partition(":")
     if kind != "journal":
         return text
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    return JournalStorage(JournalFileBackend(path))
+    return optuna.storages.JournalStorage(open_journal(Path(path)))
 
 
 def _decided(sweep: Sweep, cache: Cache) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fastltssl.analysis.history import Insight, Labels, Summary, at_step, read_i
 from fastltssl.analysis.samples import Album, no_album, open_album
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.errors import CacheError, RunError
+from fastltssl.runs.finished import open_own_cache
 from fastltssl.show.names import names_of
 from fastltssl.show.studio.address import Address
 from fastltssl.show.studio.drawing import note, text
@@ -119,7 +120,7 @@ def _insight(folder: Path, seed: int | None, written_ns: int) -> Insight:
 @lru_cache(maxsize=4)
 def _scored(folder: Path, seed: int, cache: str | None, written_ns: int) -> Scored:
     insight = _insight(folder, seed, written_ns)
-    return score(insight, open_cache(cache or insight.config.cache))
+    return score(insight, open_own_cache(folder, insight.config, cache))
 
 
 @lru_cache(maxsize=4)
