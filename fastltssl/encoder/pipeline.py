@@ -120,7 +120,7 @@ def _canvases(images: Images, slab: Slab, encoder: Encoder, skip_broken: bool) -
     return Canvases(torch.from_numpy(pixels), keys, broken)
 
 
-def _readable(images: Images, rows: Sequence[int]) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:
+def _readable(images: Images, rows: Sequence[int] | np.ndarray) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:
     """The images of the rows, None for one that cannot be decoded. Read one by one only where needed."""
     try:
         return images.read(rows)

@@ -1,5 +1,6 @@
 """Folders of images: PATH/train/CLASS/*.jpg, maybe with PATH/test and PATH/unlabeled, or PATH/CLASS/*.jpg alone."""
 
+import io
 import os
 import re
 import struct
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class FileImages:
     labels: np.ndarray
     paths: tuple[Path, ...]
 
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB."""
         with ThreadPoolExecutor(DECODERS) as pool:
             return list(pool.map(self._decoded, rows))
@@ -37,7 +38,7 @@ class FileImages:
         return decoded(self.paths[row], self.ids[row], f"{self.paths[row]}")
 
 
-def decoded(file: Path | IO[bytes], image_id: str, where: str) -> np.ndarray:
+def decoded(file: Path | io.BytesIO, image_id: str, where: str) -> np.ndarray:
     """An image file as uint8 RGB [h, w, 3]. Raises BrokenImage, whose message has the id and `where` the file is."""
     from PIL import Image
 

@@ -21,7 +21,7 @@ class HubImages:
     split: Any
     column: str
 
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB."""
         return [np.array(self.split[int(row)][self.column].convert("RGB")) for row in rows]
 

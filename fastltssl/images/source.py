@@ -16,7 +16,7 @@ class Images(Protocol):
     def ids(self) -> tuple[str, ...]: ...  # stable, unique within the group: "train/cat/0001.png", "train/000123"
     @property
     def labels(self) -> np.ndarray: ...  # int64 [N], -1 = no label
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]: ...  # uint8 RGB [h, w, 3] each, in the order asked
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]: ...  # uint8 RGB [h, w, 3], in that order
 
 
 class Source(NamedTuple):
@@ -37,7 +37,7 @@ class Subset:
     images: Images
     rows: np.ndarray  # of `images`
 
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images by their place in the subset."""
         return self.images.read([int(self.rows[row]) for row in rows])
 
@@ -64,7 +64,7 @@ def evenly_spaced(labels: np.ndarray, limit: int) -> np.ndarray:
     # After one row of each class the rest of the limit is shared out; cumulative sums are rounded, so that it adds up.
     shared = np.cumsum(sizes - 1) * (limit - len(sizes)) // max(1, len(labels) - len(sizes))
     counts = 1 + np.diff(shared, prepend=0)
-    places = [start + _middles(size, count) for start, size, count in zip(starts, sizes, counts, strict=True)]
+    places = [start + _middles(int(size), int(count)) for start, size, count in zip(starts, sizes, counts, strict=True)]
     return np.sort(by_class[np.concatenate(places)])
 
 

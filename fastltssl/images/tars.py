@@ -40,7 +40,7 @@ class TarImages:
     labels: np.ndarray
     members: tuple[Member, ...]
 
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB."""
         with ThreadPoolExecutor(DECODERS) as pool:
             return list(pool.map(self._decoded, rows))

@@ -52,7 +52,7 @@ class ArrayImages:
     labels: np.ndarray
     pixels: np.ndarray  # uint8 [N, h, w, 3]
 
-    def read(self, rows: Sequence[int]) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images [h, w, 3], uint8 RGB."""
         return [np.ascontiguousarray(self.pixels[row]) for row in rows]
 
