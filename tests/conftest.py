@@ -3,6 +3,9 @@
 The package is imported inside functions here, as only what is imported after the hook is checked.
 """
 
+import os
+import tempfile
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -10,6 +13,7 @@ from jaxtyping import install_import_hook
 install_import_hook("fastltssl", "checker.checked")
 
 torch.set_num_threads(1)
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fastltssl-state-")  # so that no test writes into a home
 
 
 def pytest_collection_modifyitems(config, items):

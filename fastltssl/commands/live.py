@@ -27,7 +27,7 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     from fastltssl.machine import joined
     from fastltssl.methods import configure, outside
     from fastltssl.runs.experiment import open_rows
-    from fastltssl.runs.folder import clear, new_folder
+    from fastltssl.runs.folder import new_folder
     from fastltssl.runs.live.experiment import check_trainable, open_images, training
     from fastltssl.show.terminal import follow
 
@@ -50,9 +50,7 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
     if resume and _is_finished(folder, config, cache, is_shown=ranks.rank == 0, is_json=job.is_json):
         return
     has_begun = resume and any(folder.glob("seed*.checkpoint"))
-    ranks.first(lambda: ranks.rank or output_folder(folder, job.overwrite or has_begun))
-    if job.overwrite:
-        ranks.first(lambda: ranks.rank or clear(folder))
+    ranks.first(lambda: None if ranks.rank else _claim(folder, job.overwrite, has_begun))
     images = open_images(cache, device, **moved, ranks=ranks, workers=workers)
     work = training(config, cache, rows, images, folder)
     if ranks.rank:
@@ -60,6 +58,15 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
         return
     record = follow(work, f"{config.method} --live {config.live.mode}")
     show_record(record, job.is_json)
+
+
+def _claim(folder: Path, overwrite: bool, has_begun: bool) -> None:
+    """Keep other processes out of the run folder, and with --overwrite remove the run that it holds."""
+    from fastltssl.runs.folder import clear
+
+    output_folder(folder, overwrite or has_begun)
+    if overwrite:
+        clear(folder)
 
 
 def _is_finished(folder: Path, config: Any, cache: Any, is_shown: bool, is_json: bool) -> bool:

@@ -110,7 +110,7 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
     if missing := {"steps", "counts", "test_recall"} - arrays.keys():
         raise RunError(f"{path}/{HISTORY} is of an older version: it has no {', '.join(sorted(missing))}. Train again")
     own = typed(attributes, _Attributes, f"{path}/{HISTORY}", RunError)
-    fields = {name: arrays.get(name) for name in Recorded._fields}
+    fields: dict[str, Any] = {name: arrays.get(name) for name in Recorded._fields}
     recorded = Recorded(**(fields | {"classes": tuple(own["classes"]), "threshold": own["threshold"]}))
     _check_audit(recorded, f"{path}/{HISTORY}")
     return recorded

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 from fastltssl.machine import telling_writes
 
@@ -33,7 +33,7 @@ class _Journal(JournalFileBackend):
             super().append_logs(logs)
 
 
-class _Lock(BaseJournalFileLock):
+class _Lock(JournalFileOpenLock):
     """An exclusive lock on the journal file itself, which waits without work and ends with its process."""
 
     try:
