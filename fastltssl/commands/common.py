@@ -50,17 +50,11 @@ def usable_device(name: str, threads: int | None) -> str:
     """The device of that name, checked by an allocation on it. Sets the number of CPU threads if one is given."""
     import torch
 
-    from fastltssl.machine import local_rank
+    from fastltssl import machine
 
-    if threads:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise click.UsageError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    return name
+    if threads is not None:
+        torch.set_num_threads(machine.check_threads(threads))
+    return machine.usable_device(name)
 
 
 def _option(flag: str, *names: str, **settings: Any) -> tuple[str, Callable[[Any], Any]]:
