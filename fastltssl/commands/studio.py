@@ -10,7 +10,7 @@ from fastltssl.commands.common import PATH, example, finished, usable_device
 @click.command(epilog=example("studio runs/RUN runs/OTHER_RUN"))
 @click.argument("runs", nargs=-1, required=True, type=PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Another one opens it to other machines.")
-@click.option("--port", default=0, help="Port to listen on (default: a free one).")
+@click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port to listen on (default: a free one).")
 @click.option("--cache", "cache_name", help="Cache the runs were trained from, where it has moved.")
 @click.option("--dataset", help="The data set, where the images of the cache have moved.")
 @click.option("--root", type=PATH, help="Where torchvision keeps its files (default datasets).")
