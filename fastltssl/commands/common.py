@@ -11,8 +11,11 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
+from fastltssl.machine import most_threads
+
 LONGEST = 160  # characters that the names of runs may take in a next command
 PATH = click.Path(path_type=Path)
+WORKERS = click.IntRange(0, most_threads())  # threads that decode images
 Files = dict[str, TextIO | None]  # the files that --csv, --markdown and --latex name, by these words
 Options = dict[str, Callable[[Any], Any]]  # decorators of click, by the flags they add
 

@@ -10,6 +10,7 @@ from fastltssl.commands.common import (
     LIVE_OPTIONS,
     PATH,
     TRAIN_OPTIONS,
+    WORKERS,
     Job,
     as_json,
     example,
@@ -32,7 +33,7 @@ from fastltssl.commands.common import (
 @click.option("--pretrained", help="With --live: tag or checkpoint of the encoder, where it is not found by its name.")
 @click.option("--dataset", help="With --live: the data set, where the images of the cache have moved.")
 @click.option("--root", type=PATH, help="With --live: where torchvision keeps its files (default datasets).")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
+@click.option("--workers", default=2, show_default=True, type=WORKERS, help="Threads that decode ahead.")
 @click.option("--resume", is_flag=True, help="With --live: go on with the run in --out, or begin it.")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of these options; flags win."

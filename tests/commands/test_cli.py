@@ -64,7 +64,7 @@ def test_a_command_is_imported_when_it_is_called_and_help_imports_none(tmp_path)
 
     shared = {"fastltssl.commands", "fastltssl.commands.cli", "fastltssl.errors"}
     assert set(loaded("--help")) == shared
-    shared |= {"fastltssl.commands.common"}
+    shared |= {"fastltssl.commands.common", "fastltssl.machine"}
     assert set(loaded("train", "--help")) == shared | {"fastltssl.commands.train"}
     assert set(loaded("world", "sheet", "--help")) == shared | {"fastltssl.commands.world"}
 
@@ -236,6 +236,7 @@ def test_bad_input_ends_in_one_message_and_its_exit_code(arguments, code, messag
         ("extract --model tiny --dataset world --duplicates nan", "--duplicates 'nan' is not a number"),
         ("train probe --n1 -5 --cache WORLD", "--n1 -5 is below 1"),
         ("train probe --threads 100000 --cache WORLD", "--threads 100000 is not from 1 to"),
+        ("extract --model tiny --dataset world --workers 100000", "100000 is not in the range 0<=x<="),
         ("bias --cache WORLD --device meta", "--device 'meta' is none that fastltssl computes on"),
         ("studio RUN --port 65536", "65536 is not in the range 0<=x<=65535"),
         ("studio RUN --port -1", "-1 is not in the range 0<=x<=65535"),
