@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
+from fastltssl.errors import plain
 from fastltssl.machine import most_threads
 
 LONGEST = 160  # characters that the names of runs may take in a next command
@@ -178,6 +179,11 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
         click.echo(json.dumps(record))
 
 
+def tell(text: str) -> None:
+    """Print a note to standard error; names from data in it are shown as plain text."""
+    click.echo(plain(text), err=True)
+
+
 def quoted(path: Path | str) -> str:
     """A path as part of a command that can be pasted into a shell."""
     return shlex.quote(str(path))
@@ -202,7 +208,7 @@ def finished(folders: Sequence[Path]) -> list[Path]:
     if errors and not runs:
         raise errors[0]
     for error in errors:
-        click.echo(f"skipped: {error}", err=True)
+        tell(f"skipped: {error}")
     return [folder for folder, _ in runs]
 
 
@@ -214,7 +220,7 @@ def next_of(cache: Path) -> str:
 def note_last_step(config: Any) -> None:
     """A note if a run reports evaluations other than the last: the stored weights are those of the last step."""
     if config.report != "last":
-        click.echo(f"note: the run reports {config.report}; the weights it kept are those of the last step", err=True)
+        tell(f"note: the run reports {config.report}; the weights it kept are those of the last step")
 
 
 def export(files: Files, sheet: Any, rows: list[dict[str, Any]]) -> None:
@@ -257,5 +263,5 @@ def drawn(draw: Callable[[Path], Path], path: Path) -> list[Path]:
     try:
         return [draw(path)]
     except FigureError as error:
-        click.echo(f"note: {error}", err=True)
+        tell(f"note: {error}")
         return []

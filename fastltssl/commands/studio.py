@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from fastltssl.commands.common import PATH, example, finished, usable_device
+from fastltssl.commands.common import PATH, example, finished, tell, usable_device
 
 
 @click.command(epilog=example("studio runs/RUN runs/OTHER_RUN"))
@@ -32,7 +32,10 @@ def studio(
         server, address = served(tuple(finished(runs)), host, port, cache_name, dataset, root)
     except StudioError as error:
         raise click.ClickException(str(error)) from None
+    from fastltssl.show.studio.guard import tell_in_lines  # after `served`, which tells where panel is not installed
+
+    tell_in_lines(tell)
     if host not in LOCAL:
-        click.echo(f"warning: {host} can be reached from other machines. Only who has the token gets in.", err=True)
+        tell(f"warning: {host} can be reached from other machines. Only who has the token gets in.")
     show(f"studio: {address}\nstop it with Ctrl-C")
     server.run_until_shutdown()

@@ -18,6 +18,7 @@ from fastltssl.commands.common import (
     output_folder,
     show_config,
     show_record,
+    tell,
     usable_device,
     with_options,
 )
@@ -101,7 +102,7 @@ def _run_cached(config: Any, job: Job) -> None:
 
     method = configure(config.method, config.settings)
     for note in outside(method) + ([] if is_trained(method) else [f"{config.method} has no loss: nothing is trained"]):
-        click.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     cache, rows = open_rows(config.cache, usable_device(job.device, job.threads or 1))
     show_config(config, job.is_json)
     folder = output_folder(job.out or new_folder(config), job.overwrite)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.history import reporting
-from fastltssl.errors import RunError
+from fastltssl.errors import RunError, plain
 from fastltssl.functional.measures import MAIN, measure
 from fastltssl.show.names import label, pool_of, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
@@ -139,7 +139,7 @@ def page(runs: Sequence[Case], sections: Sequence[Section], origins: Sequence[Or
 
 
 def _escaped(text: Any) -> str:
-    return html.escape(" ".join(str(text).split()))
+    return html.escape(plain(" ".join(str(text).split())))
 
 
 def _results(runs: Sequence[Case]) -> str:
@@ -212,7 +212,7 @@ def _figure(plot: Plot, title: str) -> str:
 
 def _download(name: str, lines: Lines) -> str:
     """A link that contains the rows as a CSV file."""
-    content = base64.b64encode(as_csv(lines).encode()).decode()
+    content = base64.b64encode(as_csv(lines).encode(errors="backslashreplace")).decode()
     return f'<p class="csv"><a download="{name}.csv" href="data:text/csv;base64,{content}">{name}.csv</a></p>'
 
 
@@ -226,6 +226,6 @@ def _origins(runs: Sequence[Case], origins: Sequence[Origin]) -> str:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             pairs[name.replace("_", " ")] = text
         table = _table([(name, str(value)) for name, value in pairs.items()], kind="words")
-        config = f"<pre>{html.escape(origin.config)}</pre>"
+        config = f"<pre>{html.escape(plain(origin.config))}</pre>"
         blocks.append(f"<details><summary>{_escaped(case.name)}</summary>{table}{config}</details>")
     return f'<div class="card">{"".join(blocks)}</div>\n'
