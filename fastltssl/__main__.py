@@ -1,5 +1,6 @@
 """`python -m fastltssl` and the `fastltssl` command."""
 
+import io
 import sys
 
 import click
@@ -14,7 +15,9 @@ def main() -> None:
         code = cli(prog_name="fastltssl", standalone_mode=False)  # click returns what a command exits with
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
-        error.show()
+        text = io.StringIO()
+        error.show(text)
+        click.echo(plain(text.getvalue()), err=True, nl=False)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)

@@ -151,11 +151,15 @@ class WriteError(FastltsslError):
 
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-CONTROL |= {code: f"\\u{code:04x}" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+TURNING = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))  # the direction, or the line
+CONTROL |= {code: f"\\u{code:04x}" for code in (*TURNING, *range(0xD800, 0xE000))}  # also halves of characters
 
 
 def plain(text: str) -> str:
-    """Text from data as a terminal may show it: characters that steer a terminal or turn its lines are codes."""
+    """Text from data as a terminal, a page or a picture may show it: what would steer it, or turn a line, is a code.
+
+    So are the bytes of a file name that are no UTF-8, which nothing can print. Line ends and tabs stay.
+    """
     return text.translate(CONTROL)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from fastltssl.errors import WriteError
+from fastltssl.errors import UsageFault, WriteError
 
 Item = TypeVar("Item")
 WAIT = timedelta(days=7)  # ranks end hours apart; where one fails, torchrun ends the others
@@ -171,13 +172,47 @@ def _fields(path: Path) -> dict[str, int]:
     return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isascii() and line[1].isdigit()}
 
 
+def usable_device(name: str) -> str:
+    """The name of a device to compute on: cpu, cuda, cuda:N, or auto, which stands for a GPU where there is one.
+
+    Raises UsageFault for any other name, and where the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise UsageFault(f"--device {name!r} is none that fastltssl computes on. Accepted: cpu, cuda, cuda:N, auto")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageFault(f"--device {name} cannot be used here ({reason}); try cpu") from None
+    return name
+
+
+def most_threads() -> int:
+    """The most threads that may be asked for: four times the cores, and on a small machine 64."""
+    return max(64, 4 * (os.cpu_count() or 1))
+
+
+def check_threads(count: int, flag: str = "--threads", least: int = 1) -> int:
+    """The count, if it is from `least` to `most_threads`; else raises UsageFault that names the flag."""
+    if not least <= count <= most_threads():
+        raise UsageFault(f"{flag} {count} is not from {least} to {most_threads()} (four times the cores, at least 64)")
+    return count
+
+
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch use so many CPU threads inside (None: as many as it does now), and as many as before afterwards."""
+    """Let torch use so many CPU threads inside (None: as many as it does now), and as many as before afterwards.
+
+    Raises UsageFault for a count that `check_threads` refuses.
+    """
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(before if count is None else check_threads(count))
     try:
         yield
     finally:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from fastltssl.errors import WriteError, byte_size
-from fastltssl.machine import available_memory, make_folder, replacing, write_file
+from fastltssl.errors import UsageFault, WriteError, byte_size
+from fastltssl.machine import available_memory, cpu_threads, make_folder, replacing, usable_device, write_file
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_every_limit_of_memory_counts(tmp_path, files, expected):
 def test_a_limit_of_the_process_counts(limit, name):
     code = f"""
 import resource
-from fastltssl.machine import available_memory, _fields
+from fastltssl.machine import _fields, available_memory
 from pathlib import Path
 before = available_memory()
 resource.setrlimit(resource.{limit}, (2**30, 2**30))
@@ -169,3 +170,19 @@ except MemoryError:
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "full\n", ended.stderr
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:1", "cuda:", "cuda:-1", "cuda:²", "xla", "", "cpu\n", "tpu", "cuda:999"])
+def test_a_device_that_cannot_be_used_is_told_with_those_that_can(name):
+    with pytest.raises(UsageFault, match=r"Accepted: cpu, cuda, cuda:N, auto|cannot be used here .*; try cpu"):
+        usable_device(name)
+    assert usable_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("count", [0, -1, 100_000, 10**30])
+def test_threads_beyond_what_a_machine_can_start_are_refused(count):
+    with pytest.raises(UsageFault, match=rf"--threads {count} is not from 1 to [0-9]+"), cpu_threads(count):
+        pass
+    with cpu_threads(3):
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 1

@@ -82,13 +82,20 @@ def read_insight(folder: Path, seed: int | None = None) -> Insight:
         counts=torch.from_numpy(recorded.counts).long(),
         groups=None if groups is None else torch.from_numpy(groups).long(),
         steps=recorded.steps,
-        curves=_curves(folder / "metrics.jsonl", seed),
+        curves=_curves(folder / "metrics.jsonl", seed, len(recorded.steps)),
         truth=None if truth is None or not len(truth) or (truth < 0).any() else torch.from_numpy(truth).long(),
     )
 
 
-def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Each metric of a seed over its evaluations."""
+class _Curves(dict[str, np.ndarray]):
+    """The curves of a run by name; one that metrics.jsonl does not hold is told."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise RunError(f"metrics.jsonl has no {name!r}: it is damaged, or of another version. Train the run again")
+
+
+def _curves(path: Path, seed: int, times: int) -> dict[str, np.ndarray]:
+    """Each metric of a seed over its evaluations, which are so many."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -96,9 +103,11 @@ def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
     lines = [
         parse_json(text, dict[str, float], f"{path}, line {n}", RunError) for n, text in enumerate(texts, 1) if text
     ]
-    lines = [line for line in lines if line["seed"] == seed]
+    lines = [line for line in lines if line.get("seed") == seed]
+    if len(lines) != times:
+        raise RunError(f"{path} has {len(lines)} evaluations of seed {seed}, not {times}. Train the run again")
     names = sorted({name for line in lines for name in line} - {"seed", "evaluation"})
-    return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
+    return _Curves({name: np.array([line.get(name, np.nan) for line in lines]) for name in names})
 
 
 def reporting(insight: Insight) -> str:

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, quoted, usable_device
+from fastltssl.commands.common import (
+    PATH,
+    WORKERS,
+    as_json,
+    counted,
+    example,
+    next_of,
+    on_device,
+    quoted,
+    usable_device,
+)
 
 
 @click.group()
@@ -101,7 +111,7 @@ def cache_rm(name: str, yes: bool) -> None:
 @click.option("--root", type=PATH, help="Where torchvision sets are kept.")
 @click.option("--limit", type=click.IntRange(1), help="As the cache was made with.")
 @click.option("--pretrained", help="Path of the checkpoint, where it was made from a file.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Decoding threads.")
+@click.option("--workers", default=2, show_default=True, type=WORKERS, help="Decoding threads.")
 @on_device
 def cache_add_views(
     name: str, views: str, dataset: str | None, root: Path | None, limit: int | None, pretrained: str | None,

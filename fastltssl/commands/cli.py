@@ -1,6 +1,7 @@
 """The command `fastltssl`: a table of commands, each imported when it is called, so that help is instant."""
 
 import importlib
+import re
 
 import click
 
@@ -42,11 +43,44 @@ class Lazy(click.Group):
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             hint = did_you_mean(args[0], COMMANDS)
             ctx.fail(f"{args[0]!r} is no command.{hint} Commands: {', '.join(COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            _check_options(command, rest, click.Context(command, info_name=name, parent=ctx))
+        return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+LARGEST = 10**18  # of the numbers of options: none has a use beyond it, and it fits into 64 bits
+WHOLE = r"[-+]?[0-9]+"
+NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
+
+def _check_options(command: click.Command, arguments: list[str], ctx: click.Context) -> None:
+    """Raise a usage error for an option given twice, of which click takes the last, and for an odd number.
+
+    Numbers are finite and written in the digits 0 to 9: Python would read those of every alphabet, 1_000 and nan, too.
+    """
+    values, rest, given = command.make_parser(ctx).parse_args(list(arguments))
+    if isinstance(command, click.Group):
+        inner = command.get_command(ctx, rest[0]) if rest else None
+        if inner is not None:
+            _check_options(inner, rest[1:], click.Context(inner, info_name=rest[0], parent=ctx))
+        return
+    options = [option for option in given if isinstance(option, click.Option)]
+    for option in options:
+        if options.count(option) > 1 and not option.multiple:
+            raise click.UsageError(f"{option.opts[0]} is given twice; leave one of them out", ctx)
+        text, kind = values.get(str(option.name)), option.type
+        is_whole = isinstance(kind, click.types.IntParamType)
+        if isinstance(text, str) and (is_whole or isinstance(kind, click.types.FloatParamType)):
+            is_number = re.fullmatch(WHOLE if is_whole else NUMBER, text)
+            if not is_number or abs(float(text)) > LARGEST:
+                shown = text if len(text) < 60 else f"{text[:30]}..."
+                what = "a whole number" if is_whole else "a number"
+                raise click.UsageError(f"{option.opts[0]} {shown!r} is not {what} from -1e18 to 1e18", ctx)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -11,8 +11,12 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 
+from fastltssl.errors import plain
+from fastltssl.machine import most_threads
+
 LONGEST = 160  # characters that the names of runs may take in a next command
 PATH = click.Path(path_type=Path)
+WORKERS = click.IntRange(0, most_threads())  # threads that decode images
 Files = dict[str, TextIO | None]  # the files that --csv, --markdown and --latex name, by these words
 Options = dict[str, Callable[[Any], Any]]  # decorators of click, by the flags they add
 
@@ -68,17 +72,11 @@ def usable_device(name: str, threads: int | None) -> str:
     """The device of that name, checked by an allocation on it. Sets the number of CPU threads if one is given."""
     import torch
 
-    from fastltssl.machine import local_rank
+    from fastltssl import machine
 
-    if threads:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        return f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise click.UsageError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    return name
+    if threads is not None:
+        torch.set_num_threads(machine.check_threads(threads))
+    return machine.usable_device(name)
 
 
 def _option(flag: str, *names: str, **settings: Any) -> tuple[str, Callable[[Any], Any]]:
@@ -192,6 +190,11 @@ def show_record(record: dict[str, Any], is_json: bool, done: str = "") -> None:
         click.echo(json.dumps(record))
 
 
+def tell(text: str) -> None:
+    """Print a note to standard error; names from data in it are shown as plain text."""
+    click.echo(plain(text), err=True)
+
+
 def quoted(path: Path | str) -> str:
     """A path as part of a command that can be pasted into a shell."""
     return shlex.quote(str(path))
@@ -216,7 +219,7 @@ def finished(folders: Sequence[Path]) -> list[Path]:
     if errors and not runs:
         raise errors[0]
     for error in errors:
-        click.echo(f"skipped: {error}", err=True)
+        tell(f"skipped: {error}")
     return [folder for folder, _ in runs]
 
 
@@ -228,7 +231,7 @@ def next_of(cache: Path) -> str:
 def note_last_step(config: Any) -> None:
     """A note if a run reports evaluations other than the last: the stored weights are those of the last step."""
     if config.report != "last":
-        click.echo(f"note: the run reports {config.report}; the weights it kept are those of the last step", err=True)
+        tell(f"note: the run reports {config.report}; the weights it kept are those of the last step")
 
 
 def export(files: Files, sheet: Any, rows: list[dict[str, Any]]) -> None:
@@ -271,5 +274,5 @@ def drawn(draw: Callable[[Path], Path], path: Path) -> list[Path]:
     try:
         return [draw(path)]
     except FigureError as error:
-        click.echo(f"note: {error}", err=True)
+        tell(f"note: {error}")
         return []

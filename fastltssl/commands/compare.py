@@ -15,6 +15,7 @@ from fastltssl.commands.common import (
     export,
     on_device,
     quoted_runs,
+    tell,
     usable_device,
 )
 
@@ -87,7 +88,7 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
 
     comparison = compared(run_folders, baseline)
     for reason in comparison.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        tell(f"skipped: {reason}")
     folders, records, differences, *_ = comparison
     by_protocol: dict[str, list[int]] = {}
     for index, record in enumerate(records):

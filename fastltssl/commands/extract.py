@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, next_of, on_device, usable_device
+from fastltssl.commands.common import PATH, WORKERS, as_json, counted, example, next_of, on_device, usable_device
 
 # An option that is not given is None, and takes the default of the field of Extraction by its name.
 
@@ -36,7 +36,7 @@ from fastltssl.commands.common import PATH, as_json, counted, example, next_of, 
 @click.option("--compile/--no-compile", "compiled", default=None, help="Run torch.compile (default: on a GPU).")
 @click.option("--taps", help="mid (for heads in the last block), tokens@L (size and break-even of block L's tokens).")
 @click.option("--trim/--no-trim", default=None, help="Last ViT block for the class token alone (default yes).")
-@click.option("--workers", type=click.IntRange(0), help="Decoding threads (default 2).")
+@click.option("--workers", type=WORKERS, help="Decoding threads (default 2).")
 @click.option(
     "--skip-broken", is_flag=True, default=None, help="Leave out images that cannot be decoded (default: stop at one)."
 )

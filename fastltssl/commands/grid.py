@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import Files, export, output_folder, parse_methods, quoted
+from fastltssl.commands.common import Files, export, output_folder, parse_methods, quoted, tell
 
 
 def run_grid(
@@ -27,7 +27,7 @@ def run_grid(
     folder = output_folder(out or new_folder(Config(method="grid", cache=grid.name)), overwrite=True)
     planned = plan(grid, choices, folder)
     done = settled(grid, planned, cache)
-    click.echo(_first_line(grid, len(choices), done, folder), err=True)
+    tell(_first_line(grid, len(choices), done, folder))
     outcomes = _outcomes(planned, done, cache, rows)
     _show(grid, outcomes, base, metric, files)
     failed = sum(outcome.record is None for row in outcomes for outcome in row)
@@ -44,14 +44,14 @@ def _outcomes(planned: list[Any], done: dict[Path, Any], cache: Any, rows: Any) 
 
     left_out = {outcome.cell.protocol: outcome.reason for outcome in done.values() if outcome.record is None}
     for protocol, reason in left_out.items():
-        click.echo(f"{protocol}: left out: {reason}", err=True)
+        tell(f"{protocol}: left out: {reason}")
     outcomes = []
     for number, cells in enumerate(planned, 1):
         name = cells[0].choice.label
         outcomes.append(follow(running(cells, done, cache, rows), f"{name} ({number} of {len(planned)})"))
         for outcome in outcomes[-1]:
             if outcome.record is None and outcome.cell.folder not in done:
-                click.echo(f"{name}, {outcome.cell.protocol}: failed: {outcome.reason}", err=True)
+                tell(f"{name}, {outcome.cell.protocol}: failed: {outcome.reason}")
     return marked(outcomes)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import Job, output_folder, show_config, show_record, usable_device
+from fastltssl.commands.common import Job, output_folder, show_config, show_record, tell, usable_device
 from fastltssl.progress import drain
 
 
@@ -43,7 +43,7 @@ def run_live(config: Any, model: str | None, moved: dict[str, Any], job: Job, *,
         _extract_center(model, Path(config.cache), moved, workers, device)
     if ranks.rank == 0:
         for note in outside(method):
-            click.echo(f"note: {note}", err=True)
+            tell(f"note: {note}")
         show_config(config, job.is_json)
     cache, rows = open_rows(config.cache, device)
     folder = ranks.gather(job.out or (None if ranks.rank else new_folder(config)))[0]

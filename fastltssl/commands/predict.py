@@ -9,6 +9,7 @@ import click
 
 from fastltssl.commands.common import (
     PATH,
+    WORKERS,
     as_json,
     example,
     note_last_step,
@@ -28,7 +29,7 @@ from fastltssl.commands.common import (
 @click.option("--pretrained", help="Checkpoint of the encoder, where it is not found by its name.")
 @click.option("--probabilities", is_flag=True, help="A column for every class.")
 @click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded, and count them.")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
+@click.option("--workers", default=2, show_default=True, type=WORKERS, help="Threads that decode ahead.")
 @on_device
 @with_trust
 @as_json

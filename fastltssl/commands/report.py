@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs, with_trust
+from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs, tell, with_trust
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FORMATS = click.Choice(["png", "svg", "pdf"])
@@ -60,7 +60,7 @@ def _with_label_bias(case: Any) -> Any:
 
     bias, reason = subtracted_bias(case.insight)
     if reason:
-        click.echo(f"no standard errors of the label bias of {case.insight.folder}: {reason}", err=True)
+        tell(f"no standard errors of the label bias of {case.insight.folder}: {reason}")
     return case if bias is None else case._replace(state=[*case.state, bias])
 
 

@@ -11,6 +11,7 @@ import click
 from fastltssl.commands.common import (
     PATH,
     TRAIN_OPTIONS,
+    WORKERS,
     as_json,
     example,
     on_device,
@@ -36,7 +37,7 @@ from fastltssl.commands.common import (
 @click.option("--lft-lr", type=float, help="Rate of the encoder in LFT and ULFine (default: --lr).")
 @click.option("--fft-lr", type=float, help="Rate of the encoder in FFT (default: a thirtieth of --lr).")
 @click.option("--live-seeds", help="Seeds of LFT, FFT and ULFine (default: the first three of --seeds).")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
+@click.option("--workers", default=2, show_default=True, type=WORKERS, help="Threads that decode ahead.")
 @with_options(TRAIN_OPTIONS)
 @click.option("--out", type=PATH, help="Folder to write (default runs/TIME-lp-lft-fft-CACHE).")
 @click.option("--overwrite", is_flag=True, help="Write into a folder that is there.")

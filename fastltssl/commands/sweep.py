@@ -15,6 +15,7 @@ from fastltssl.commands.common import (
     on_device,
     output_folder,
     quoted,
+    tell,
     usable_device,
     with_options,
 )
@@ -80,7 +81,7 @@ def sweep(
         study = open_study(asked, storage or f"journal:{folder / 'study.journal'}", cache)
     if before := count_of(study):
         goes_on = f"; it goes on up to {trials}" if before < trials else f", and {trials} were asked for"
-        click.echo(f"the study holds {before} trials{goes_on}", err=True)
+        tell(f"the study holds {before} trials{goes_on}")
     done = follow(sweeping(asked, cache, rows, study), f"sweep {method}")
     if running := sum(trial.state == "running" for trial in done):
         show(f"{running} trials still run in other workers; run this line again when they have ended for the best one")

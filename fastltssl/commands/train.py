@@ -10,6 +10,7 @@ from fastltssl.commands.common import (
     LIVE_OPTIONS,
     PATH,
     TRAIN_OPTIONS,
+    WORKERS,
     Job,
     as_json,
     example,
@@ -17,6 +18,7 @@ from fastltssl.commands.common import (
     output_folder,
     show_config,
     show_record,
+    tell,
     usable_device,
     with_options,
     with_trust,
@@ -33,7 +35,7 @@ from fastltssl.commands.common import (
 @click.option("--pretrained", help="With --live: tag or checkpoint of the encoder, where it is not found by its name.")
 @click.option("--dataset", help="With --live: the data set, where the images of the cache have moved.")
 @click.option("--root", type=PATH, help="With --live: where torchvision keeps its files (default datasets).")
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="Threads that decode ahead.")
+@click.option("--workers", default=2, show_default=True, type=WORKERS, help="Threads that decode ahead.")
 @click.option("--resume", is_flag=True, help="With --live: go on with the run in --out, or begin it.")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of these options; flags win."
@@ -57,11 +59,7 @@ def train(
     from fastltssl.runs.config import Config, read_options
 
     stored = read_options(config) if config else {}
-    if not method and str(stored.get("method")).endswith(".py"):
-        from fastltssl.methods import check_trusted
-
-        check_trusted(Path(stored["method"]), Path(str(config)))
-    method = method or stored.get("method")
+    method = method or _method_of(stored, config)
     if not method:
         raise click.UsageError("name a METHOD, such as ulfine, or a --config that holds one; see `fastltssl methods`")
     moved = {"pretrained": pretrained, "dataset": dataset, "root": root}
@@ -88,6 +86,21 @@ def train(
     _run_cached(asked, job)
 
 
+def _method_of(stored: dict[str, Any], config: Path | None) -> str | None:
+    """The method that a file of options names. A method file is looked for beside it, as in a run folder, first.
+
+    Raises UntrustedMethod where its code is not known on this machine.
+    """
+    from fastltssl.methods import check_trusted
+    from fastltssl.runs.finished import own_method
+
+    if config is None or not str(stored.get("method")).endswith(".py"):
+        return stored.get("method")
+    file = own_method(config.parent, str(stored["method"]))
+    check_trusted(file, config)
+    return str(file)
+
+
 def _refuse_live_options(options: dict[str, Any]) -> None:
     """A usage error for options that only have a meaning with --live."""
     if given := [name for name, value in options.items() if value]:
@@ -106,7 +119,7 @@ def _run_cached(config: Any, job: Job) -> None:
 
     method = configure(config.method, config.settings)
     for note in outside(method) + ([] if is_trained(method) else [f"{config.method} has no loss: nothing is trained"]):
-        click.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     cache, rows = open_rows(config.cache, usable_device(job.device, job.threads or 1))
     show_config(config, job.is_json)
     folder = output_folder(job.out or new_folder(config), job.overwrite)

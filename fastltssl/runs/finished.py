@@ -84,13 +84,19 @@ def read_config(folder: Path) -> Config:
     config = Config.read(read_yaml(file, dict[str, Any], RunError), where=str(file))
     if not config.method.endswith(".py"):
         return config
-    copy = folder / METHOD / Path(config.method).name
-    if copy.is_file():
+    copy = own_method(folder, config.method)
+    if copy.parent == folder / METHOD:
         if hashlib.sha256(source_of(copy)).hexdigest() != record.get("method_sha256"):
             raise RunError(f"{copy} is not the file that {folder} was trained with. Train the run again")
         config = dataclasses.replace(config, method=str(copy))
-    check_trusted(Path(config.method), folder)
+    check_trusted(copy, folder)
     return config
+
+
+def own_method(folder: Path, method: str) -> Path:
+    """The copy of a method file in a run folder; the file itself where there is none, as in runs of version 0.2.0."""
+    copy = folder / METHOD / Path(method).name
+    return copy if copy.is_file() else Path(method)
 
 
 def read_audit(path: Path, seed: int | None = None) -> Recorded:
@@ -152,7 +158,7 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
 def read_rows(folder: Path, name: str) -> np.ndarray:
     """Rows of a run's splits or their ids, such as "seed0.test.ids". Raises RunError where they cannot be read."""
     try:
-        with np.load(folder / "rows.npz", allow_pickle=False) as stored:
+        with open(folder / "rows.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
             return np.asarray(stored[name])
     except Exception as error:  # numpy and zipfile raise errors of many types on a damaged file
         raise RunError(f"{folder / 'rows.npz'} cannot be read ({_line(error)}). Train the run again") from None
@@ -170,7 +176,7 @@ def open_own_cache(folder: Path, config: Config, moved: str | None = None) -> Ca
     try:
         return open_cache(config.cache)
     except CacheError as error:
-        stored = typed(read_json(folder / "environment.json", error=RunError), dict[str, Any], str(folder), RunError)
+        stored = read_json(folder / "environment.json", dict[str, Any], RunError)
         if Path(str(stored.get("cache"))).is_dir():  # its whole path: that of the config may be relative
             return open_cache(str(stored["cache"]))
         raise CacheError(f"{error}. If the cache of {folder} has moved, name it with --cache") from None

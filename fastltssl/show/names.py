@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastltssl.errors import plain
+
+LONGEST = 20  # letters of the name of a class on an axis
+
 
 def label(record: dict[str, Any]) -> str:
     """The method of a run with the settings it was given, and its steps and learning rate if not the defaults."""
@@ -16,7 +20,10 @@ def label(record: dict[str, Any]) -> str:
 
 
 def names_of(records: Sequence[dict[str, Any]], folders: Sequence[Path]) -> list[str]:
-    """A unique name for each run: its label, followed by its pool or its folder if several runs have that label."""
+    """A unique name for each run: its label, followed by its pool or its folder if several runs have that label.
+
+    Names are plain text, whatever a folder is called.
+    """
     labels = [label(record) for record in records]
     pools = [f"{name}, {record['protocol'].get('order')} pool" for name, record in zip(labels, records, strict=True)]
     short = [f"{name} ({folder.resolve().name})" for name, folder in zip(labels, folders, strict=True)]
@@ -25,7 +32,13 @@ def names_of(records: Sequence[dict[str, Any]], folders: Sequence[Path]) -> list
     def name(index: int) -> str:
         return next((names[index] for names in (labels, pools, short) if names.count(names[index]) == 1), long[index])
 
-    return [name(index) for index in range(len(labels))]
+    return [plain(name(index)) for index in range(len(labels))]
+
+
+def short_name(name: str, longest: int = LONGEST) -> str:
+    """The name of a class as an axis shows it: in one line, plain, and cut where it is long."""
+    text = plain(" ".join(name.split()))
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def pool_of(record: dict[str, Any]) -> str:

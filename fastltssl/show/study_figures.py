@@ -1,4 +1,5 @@
-"""The pictures of the studies and of a sweep, as files. They need matplotlib and raise FigureError without it."""
+"""The pictures of the studies and of a sweep, as files. They need matplotlib and raise FigureError without it,
+and WriteError where the file cannot be written."""
 
 import itertools
 import math
@@ -6,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastltssl.errors import FigureError
 from fastltssl.functional.measures import GROUPS, measure
 from fastltssl.functional.statistics import half_interval
+from fastltssl.show.names import short_name
 from fastltssl.show.palette import BLUE, CURVES, GREY, ORANGE, rgb
+from fastltssl.show.pictures import drawing, save
 
 
 class Panel(NamedTuple):
@@ -40,10 +42,8 @@ def canvas(width: float, height: float) -> tuple[Any, Any]:
 
 
 def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise FigureError('no picture without matplotlib: pip install "fastltssl[plots]"') from None
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -56,6 +56,7 @@ def _axes(figure: Any, *position: int, sharey: Any = None) -> Any:
     return axes
 
 
+@drawing()
 def bias_figure(rows: list[dict[str, Any]], path: Path) -> Path:
     """Label bias of each class with its 95 % interval, and its known log prior; the most over-predicted class first."""
     figure, axes = canvas(max(7, 0.22 * len(rows) + 1.5), 4.2)
@@ -68,15 +69,17 @@ def bias_figure(rows: list[dict[str, Any]], path: Path) -> Path:
         markersize=4.5, elinewidth=1, label="estimated log bias, ± 1.96 standard errors",
     )  # fmt: skip
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set_xticks(ranks, [row["class"] for row in rows], rotation=90, fontsize=8 if len(rows) <= 60 else 5)
+    names = [short_name(row["class"]) for row in rows]
+    axes.set_xticks(ranks, names, rotation=90, fontsize=8 if len(rows) <= 60 else 5)
     axes.set_xlim(-0.8, len(rows) - 0.2)
     axes.set_ylabel("log bias, relative to the mean class (nats)")
     axes.set_title("Label bias: classes to the left are predicted too often, those to the right too rarely",
                    loc="left", fontsize=10)  # fmt: skip
     axes.legend(frameon=False, fontsize=9)
-    return _saved(figure, path)
+    return save(figure, path, dpi=120)
 
 
+@drawing()
 def pseudo_label_figure(rows: list[dict[str, Any]], reference: dict[str, Any], line: str, path: Path) -> Path:
     """The study of pseudo-labels: a panel for each measure, a curve for each method, the pools along the x axis.
 
@@ -113,9 +116,10 @@ def pseudo_label_figure(rows: list[dict[str, Any]], reference: dict[str, Any], l
     figure.suptitle("How pseudo-labels follow the imbalance of the unlabelled pool", x=0.01, ha="left", fontsize=12)
     note = f"{line}\nAccepted pseudo-labels against the pool's true labels. Bars: 95 % intervals over seeds."
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
-    return _saved(figure, path)
+    return save(figure, path, dpi=120)
 
 
+@drawing()
 def sweep_figure(sweep: dict[str, Any], path: Path) -> Path:
     """Parallel coordinates: an axis for each knob, a line for each configuration, coloured by its value.
 
@@ -153,13 +157,14 @@ def sweep_figure(sweep: dict[str, Any], path: Path) -> Path:
     )
     order = ", the most important knob to the left" if sweep["importance"] else ""
     axes.set_title(f"{title} ({left_out}){order}", loc="left", fontsize=10, pad=22)
-    return _saved(figure, path)
+    return save(figure, path, dpi=120)
 
 
 def _trials(sweep: dict[str, Any], state: str) -> list[dict[str, Any]]:
     return [row for row in sweep["trials"] if row["state"] == state]
 
 
+@drawing()
 def strategies_figure(rows: list[dict[str, Any]], line: str, path: Path) -> Path:
     """The study of LP, LFT, FFT and ULFine: accuracy, pseudo-labels and their confidence, false ones, and cost."""
     figure = _figure(13.2, 7.4)
@@ -202,7 +207,7 @@ def strategies_figure(rows: list[dict[str, Any]], line: str, path: Path) -> Path
     figure.legend(handles, labels, frameon=False, fontsize=10, loc="outside upper right", ncols=5)
     figure.suptitle("Linear probe, lightweight and full fine-tuning, ULFine", x=0.01, ha="left", fontsize=12)
     figure.supxlabel(f"{line}\nBars and points: means over seeds.", x=0.01, ha="left", fontsize=8, color=GREY)
-    return _saved(figure, path)
+    return save(figure, path, dpi=120)
 
 
 def _smooth(values: Sequence[float | None], width: int = 5) -> list[float]:
@@ -231,6 +236,8 @@ def _grouped(axes: Any, rows: list[Any], heights: list[Any], of: list[Any] | Non
 def _costs(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Accuracy against seconds of a seed, with the number of trained parameters."""
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     for row, (color, marker) in zip(rows, itertools.cycle(CURVES)):
         count = row["trained_in_encoder"] + row["trained_in_head"]
         point = max(row["seconds"]["mean"], 0.01), row["bacc"]["mean"]
@@ -277,13 +284,13 @@ def _families(rows: list[dict[str, Any]]) -> list[Family]:
     """Reversed and consistent pools on one axis if there are both, each further order on an axis of its own."""
     orders = list(dict.fromkeys(row["order"] for row in rows if row["gamma_u"] > 1))
     if not orders:
-        return [Family("pool imbalance $\\gamma_u$", {})]
+        return [Family("pool imbalance γ", {})]
     both, families = {"reversed": -1, "consistent": 1}, []
     if both.keys() <= {*orders}:
-        label = "reversed  $\\leftarrow$  pool imbalance $\\gamma_u$  $\\rightarrow$  consistent"
+        label = "reversed  ←  pool imbalance γ  →  consistent"
         families.append(Family(label, both))
         orders = [order for order in orders if order not in both]
-    return families + [Family(f"pool imbalance $\\gamma_u$, {order}", {order: 1}) for order in orders]
+    return families + [Family(f"pool imbalance γ, {order}", {order: 1}) for order in orders]
 
 
 def _curves(axes: Any, rows: list[dict[str, Any]], sides: dict[str, int], name: str) -> None:
@@ -315,8 +322,3 @@ def _half(values: Sequence[float | None]) -> float:
     """Half the 95 % interval of the mean over seeds, without None; 0 for fewer than two values."""
     half = half_interval([value for value in values if value is not None])
     return half if half == half else 0.0
-
-
-def _saved(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    return path

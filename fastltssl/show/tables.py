@@ -10,6 +10,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from fastltssl.errors import plain
+
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "<": "$<$", ">": "$>$",
@@ -42,7 +44,7 @@ def terminal(sheet: Sheet) -> Table:
     """The sheet as a rich table, without its caption and notes."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, name in enumerate(sheet.columns):
-        table.add_column(Text(name), justify="right" if index else "left", overflow="fold")
+        table.add_column(Text(plain(name)), justify="right" if index else "left", overflow="fold")
     for row in (*sheet.rows, None, *sheet.published) if sheet.published else sheet.rows:
         if row is None:
             table.add_row(*[Rule(style="dim")] * len(sheet.columns))
@@ -52,7 +54,7 @@ def terminal(sheet: Sheet) -> Table:
 
 
 def _rich(cell: Entry) -> Text:
-    text = Text(cell.text, style="bold" if cell.is_best else "")
+    text = Text(plain(cell.text), style="bold" if cell.is_best else "")
     return text.append(f" {_sign(cell.mark)}", style="not bold") if cell.mark else text
 
 
@@ -78,7 +80,8 @@ def markdown(sheet: Sheet) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([|*<`\\])", r"\\\1", " ".join(text.split()))
+    """Text in one line, in which nothing is read as Markdown, HTML or a formula; _ is, but inside a word."""
+    return re.sub(r"([|*<`\\[\]$~&]|(?<!\w)_|_(?!\w))", r"\\\1", plain(" ".join(text.split())))
 
 
 def _starred(cell: Entry) -> str:
@@ -112,7 +115,7 @@ def latex(sheet: Sheet) -> str:
 
 def tex_escaped(text: str) -> str:
     """Text with the special characters of LaTeX escaped; the hyphen of a negative number becomes a minus sign."""
-    escaped = "".join(LATEX.get(letter, letter) for letter in " ".join(text.split())).replace("--", "-{}-")
+    escaped = "".join(LATEX.get(letter, letter) for letter in plain(" ".join(text.split()))).replace("--", "-{}-")
     return re.sub(r"(?<![\w.}-])-(?=\d)", "$-$", escaped)
 
 

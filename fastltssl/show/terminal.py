@@ -29,7 +29,7 @@ def follow(work: Work[Result], what: str, stream: Any = sys.stderr) -> Result:
         if now - written_s < (0.2 if on_terminal else 5.0) and record.done < record.total:
             return
         left = "" if record.left_s is None else f", {record.left_s:.0f} s left"
-        message = f"{what}: {record.done:,} of {record.total:,}  {record}, {record.elapsed_s:.1f} s{left}"
+        message = plain(f"{what}: {record.done:,} of {record.total:,}  {record}, {record.elapsed_s:.1f} s{left}")
         stream.write("\r" + message.ljust(width) if on_terminal else message + "\n")
         stream.flush()
         written_s, width = now, len(message) if on_terminal else 0

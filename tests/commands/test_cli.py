@@ -64,7 +64,7 @@ def test_a_command_is_imported_when_it_is_called_and_help_imports_none(tmp_path)
 
     shared = {"fastltssl.commands", "fastltssl.commands.cli", "fastltssl.errors"}
     assert set(loaded("--help")) == shared
-    shared |= {"fastltssl.commands.common"}
+    shared |= {"fastltssl.commands.common", "fastltssl.machine"}
     assert set(loaded("train", "--help")) == shared | {"fastltssl.commands.train"}
     assert set(loaded("world", "sheet", "--help")) == shared | {"fastltssl.commands.world"}
 
@@ -216,6 +216,43 @@ def test_bad_input_ends_in_one_message_and_its_exit_code(arguments, code, messag
     assert result.returncode == code, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train probe --steps 5 --cache c --steps=6", "--steps is given twice"),
+        ("train probe --overlap --no-overlap", "--overlap is given twice"),
+        ("cache ls --json --json", "--json is given twice"),
+        ("analyze lp-lft-fft --lft-lr 1 --lft-lr 2", "--lft-lr is given twice"),
+        ("extract --model tiny --dataset world --limit ٣", "--limit '٣' is not a whole number"),
+        ("extract --model tiny --dataset world --seed ²", "--seed '²' is not a whole number"),
+        ("train probe --steps 1_000", "--steps '1_000' is not a whole number"),
+        ("train probe --lr nan", "--lr 'nan' is not a number"),
+        ("train probe --lr inf", "--lr 'inf' is not a number"),
+        ("train probe --gamma-l 1e400", "--gamma-l '1e400' is not a number from -1e18 to 1e18"),
+        (f"train probe --n1 {10**19}", "is not a whole number from -1e18 to 1e18"),
+        (f"train probe --n1 {'9' * 5000}", "--n1 '999999999999999999999999999999...' is not a whole number"),
+        ("extract --model tiny --dataset world --duplicates nan", "--duplicates 'nan' is not a number"),
+        ("train probe --n1 -5 --cache WORLD", "--n1 -5 is below 1"),
+        ("train probe --threads 100000 --cache WORLD", "--threads 100000 is not from 1 to"),
+        ("extract --model tiny --dataset world --workers 100000", "100000 is not in the range 0<=x<="),
+        ("bias --cache WORLD --device meta", "--device 'meta' is none that fastltssl computes on"),
+        ("studio RUN --port 65536", "65536 is not in the range 0<=x<=65535"),
+        ("studio RUN --port -1", "-1 is not in the range 0<=x<=65535"),
+    ],
+)
+def test_options_given_twice_and_odd_numbers_are_usage_errors(arguments, message, run, world):
+    parts = [str(world.path) if part == "WORLD" else part for part in arguments.split(" ")]
+    assert message in run(*parts, code=2).told
+
+
+def test_an_option_that_may_be_repeated_stays_so(run, world):
+    settings = last_json(
+        run("train", "probe", "--cache", world.path, "--n1", "9", "--steps", "2", "--lr", ".1", "--set", "tau=0.5",
+            "--set", "head=linear", "--json")
+    )["settings"]  # fmt: skip
+    assert settings == {"tau": 0.5, "head": "linear"}
 
 
 def test_methods_lists_and_shows_knobs(run):

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from shell import invoke
 
 from fastltssl import methods, read_run, train
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol
+from fastltssl.commands.cli import cli
 from fastltssl.errors import ConfigError, FastltsslError, RunError, RunLocked, UntrustedMethod, WriteError
 from fastltssl.methods import probe
 from fastltssl.progress import drain
@@ -262,16 +264,9 @@ def test_a_damaged_file_of_a_run_is_told_or_not_needed(run, cache, tmp_path, nam
             reader()
         except FastltsslError as error:
             assert str(error)  # noqa: PT017
-    result = invoke_any("report", copy, "--out", tmp_path / "report.html")
-    assert result.exception is None or isinstance(result.exception, (FastltsslError, SystemExit)), result.exception
-
-
-def invoke_any(*words):
-    from click.testing import CliRunner
-
-    from fastltssl.commands.cli import cli
-
-    return CliRunner().invoke(cli, list(map(str, words)))
+    if "/" not in name and damage in ("list", "other keys", "deep"):  # a report reads all of it, in seconds
+        result = CliRunner().invoke(cli, ["report", str(copy), "--out", str(tmp_path / "report.html")])
+        assert result.exception is None or isinstance(result.exception, FastltsslError), result.exception
 
 
 @pytest.mark.parametrize("name", ["counts", "steps", "label", "confidence", "truth", "test_recall"])

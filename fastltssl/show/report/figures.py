@@ -6,23 +6,24 @@ The page writes the titles. Call everything here within `house_style`.
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastltssl.errors import FigureError
 from fastltssl.functional.metrics import GROUPS
 from fastltssl.show import palette
+from fastltssl.show.names import short_name
 from fastltssl.show.palette import BLACK, BLUE, CURVES, GREEN, ORANGE, rgb
+from fastltssl.show.pictures import drawing
+from fastltssl.show.pictures import save as save_picture
 
 INK, LINE = "#3b3b3b", "#c8c8c8"  # colours of text, and of axes and grid; `as_svg` replaces them with the page's
 GROUP_COLORS = dict(zip(GROUPS, palette.GROUP_COLORS, strict=True))
 SMALL, BROAD = (4.8, 3.1), (9.8, 3.4)  # inches
 LEGEND_LINES = 3  # a legend of more lines makes its figure higher
-LONGEST_NAME = 20  # letters; longer class names are cut on an axis
 SMALLEST_TYPE = 4.2  # points; class names that would have to be smaller are left out
 STYLE: Any = {
     "text.color": INK, "axes.labelcolor": INK, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.edgecolor": LINE,
@@ -30,7 +31,7 @@ STYLE: Any = {
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-    "axes.unicode_minus": False, "text.parse_math": False, "svg.fonttype": "none",
+    "axes.unicode_minus": False, "svg.fonttype": "none",
 }  # fmt: skip
 
 Lines = Sequence[dict[str, Any]]  # the rows of a CSV, by column
@@ -44,15 +45,9 @@ class Look(NamedTuple):
     dash: str = "-"
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
+def house_style() -> AbstractContextManager[None]:
     """Draw and save figures with the settings of STYLE. Raises FigureError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise FigureError('no figures without matplotlib: pip install "fastltssl[plots]"') from None
-    with matplotlib.rc_context(STYLE):
-        yield
+    return drawing(**STYLE)
 
 
 def look(index: int) -> Look:
@@ -235,8 +230,7 @@ def as_svg(figure: Any, name: str) -> str:
 def save(figure: Any, title: str, path: Path) -> Path:
     """Write the figure with its title to a file, on a white ground."""
     figure.axes[0].set_title(title, loc="left", fontsize=9.5)
-    figure.savefig(path, dpi=200, bbox_inches="tight", facecolor="white")
-    return path
+    return save_picture(figure, path, dpi=200, facecolor="white")
 
 
 def _class_axis(axis: Any, lines: Lines, width: float) -> None:
@@ -247,7 +241,7 @@ def _class_axis(axis: Any, lines: Lines, width: float) -> None:
     axis.set_tick_params(length=0)
     if points >= SMALLEST_TYPE:
         is_flat = axis.axis_name == "y" or len(lines) <= 6
-        axis.set_ticks(range(len(lines)), [_short(line["class"]) for line in lines])
+        axis.set_ticks(range(len(lines)), [short_name(line["class"]) for line in lines])
         axis.set_tick_params(labelsize=points, labelrotation=0 if is_flat else 90)
     axis.set_label_text(f"classes, most labelled first ({max(counts)} to {min(counts)} labelled rows)")
 
@@ -272,10 +266,6 @@ def _legend(figure: Any, axes: Any) -> None:
     figure.set_figheight(figure.get_figheight() + 0.18 * max(0, more))  # inches for each line
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=1.4, columnspacing=1.3,
                   borderaxespad=0.2)  # fmt: skip
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _number(value: float | None) -> float:

@@ -5,7 +5,6 @@ Everything that comes from a run is escaped, since class names may contain < or 
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 
 from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.history import reporting
-from fastltssl.errors import RunError
+from fastltssl.errors import RunError, plain
 from fastltssl.functional.measures import MAIN, measure
+from fastltssl.reading import read_json
 from fastltssl.show.names import label, pool_of, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
@@ -110,10 +110,12 @@ class Origin(NamedTuple):
 
 def read_origin(folder: Path) -> Origin:
     """Configuration and environment of a run folder. Raises RunError if they cannot be read."""
+    file = folder / "config.yaml"
     try:
-        return Origin((folder / "config.yaml").read_text(), json.loads((folder / "environment.json").read_text()))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: config.yaml or environment.json cannot be read ({error}). Train it again") from None
+        config = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file} cannot be read ({error}). Train the run again") from None
+    return Origin(config, read_json(folder / "environment.json", dict[str, Any], RunError))
 
 
 def page(runs: Sequence[Case], sections: Sequence[Section], origins: Sequence[Origin]) -> str:
@@ -139,7 +141,7 @@ def page(runs: Sequence[Case], sections: Sequence[Section], origins: Sequence[Or
 
 
 def _escaped(text: Any) -> str:
-    return html.escape(" ".join(str(text).split()))
+    return html.escape(plain(" ".join(str(text).split())))
 
 
 def _results(runs: Sequence[Case]) -> str:
@@ -212,7 +214,7 @@ def _figure(plot: Plot, title: str) -> str:
 
 def _download(name: str, lines: Lines) -> str:
     """A link that contains the rows as a CSV file."""
-    content = base64.b64encode(as_csv(lines).encode()).decode()
+    content = base64.b64encode(as_csv(lines).encode(errors="backslashreplace")).decode()
     return f'<p class="csv"><a download="{name}.csv" href="data:text/csv;base64,{content}">{name}.csv</a></p>'
 
 
@@ -226,6 +228,6 @@ def _origins(runs: Sequence[Case], origins: Sequence[Origin]) -> str:
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             pairs[name.replace("_", " ")] = text
         table = _table([(name, str(value)) for name, value in pairs.items()], kind="words")
-        config = f"<pre>{html.escape(origin.config)}</pre>"
+        config = f"<pre>{html.escape(plain(origin.config))}</pre>"
         blocks.append(f"<details><summary>{_escaped(case.name)}</summary>{table}{config}</details>")
     return f'<div class="card">{"".join(blocks)}</div>\n'

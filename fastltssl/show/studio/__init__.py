@@ -68,7 +68,8 @@ def served(
         import panel as pn
     except ImportError:
         raise StudioError('no studio without panel: pip install "fastltssl[studio]"') from None
-    from fastltssl.show.studio.app import page
+    from fastltssl.show.studio.app import guarded_page
+    from fastltssl.show.studio.guard import guard
     from fastltssl.show.studio.session import Options, at_hand
 
     if not folders:
@@ -78,13 +79,16 @@ def served(
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     port = _free_port(host, port)
     options = Options(folders, cache, dataset, root)
-    origins = [f"{name}:{port}" for name in LOCAL] if token is None else ["*"]
+    hosts = [f"{name}:{port}" for name in LOCAL] if token is None else None
+    secret = secrets.token_bytes(32)
     pn.extension()
     logging.getLogger("bokeh.server.util").setLevel(logging.ERROR)  # it warns of the origin "*", which the token guards
     server = pn.serve(
-        {"/": lambda: page(options, token)}, address=host, port=port, websocket_origin=origins, show=False,
-        start=in_thread, threaded=in_thread, verbose=False, title="fastltssl studio",
+        {"/": lambda: guarded_page(options, token)}, address=host, port=port, websocket_origin=hosts or ["*"],
+        show=False, start=in_thread, threaded=in_thread, verbose=False, title="fastltssl studio",
+        sign_sessions=True, secret_key=secret,
     )  # fmt: skip
+    guard(server, hosts, secret)
     return server, f"http://{_reachable(host)}:{port}/" + (f"?token={token}" if token else "")
 
 

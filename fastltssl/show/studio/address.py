@@ -7,11 +7,21 @@ from urllib.parse import urlencode
 
 import numpy as np
 import panel as pn
+from panel.io.location import Location
 
 WRITE = """const address = new URL(window.location)
 for (const [name, value] of new URLSearchParams(cb_obj.value))
   value ? address.searchParams.set(name, value) : address.searchParams.delete(name)
 window.history.replaceState(window.history.state, '', address)"""  # adds no entry to the history: Back leaves the page
+
+
+class Unread(Location):
+    """Panel's own view of the address, which it would read and fail at what only looks like a number, such as "²"."""
+
+    @property
+    def query_params(self) -> dict[str, Any]:
+        """Nothing: `Address` reads the address."""
+        return {}
 
 
 class Address:
@@ -43,7 +53,7 @@ class Address:
     def number(self, name: str) -> int | None:
         """A whole number >= 0 that the link asks for, the first time only."""
         text = self.asked.pop(name, "")
-        return int(text) if text.isdecimal() else None
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
     def tell(self, name: str, value: Any) -> None:
         """Write a value to the address with the next repaint; None removes its name."""

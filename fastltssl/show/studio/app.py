@@ -2,6 +2,7 @@
 
 import hmac
 import io
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastltssl.show.report.exhibits import slug
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio import map as map_page
 from fastltssl.show.studio import overview, pseudo_labels, refit, samples
-from fastltssl.show.studio.address import Address
+from fastltssl.show.studio.address import Address, Unread
 from fastltssl.show.studio.session import (
     SLIDERS,
     Options,
@@ -40,8 +41,19 @@ THEME_LINK = (
 )
 
 
+def guarded_page(options: Options, token: str | None) -> Any:
+    """The page for one visitor, or the reason why there is none, which panel would print with its traceback."""
+    try:
+        return page(options, token)
+    except Exception as error:
+        logging.getLogger("panel.fastltssl").exception("the page cannot be shown")
+        return pn.pane.HTML(d.note(f"The page cannot be shown: {type(error).__name__}: {error}"))
+
+
 def page(options: Options, token: str | None) -> Any:
     """The page for one visitor. If there is a token, it shows a form until the visitor gives the token."""
+    if (document := pn.state.curdoc) is not None:
+        pn.state._locations[document] = Unread()
     asked = {name: values[0].decode(errors="replace") for name, values in pn.state.session_args.items()}
     is_dark = asked.get("theme") == "dark"
     template: Any = pn.template.BootstrapTemplate(

@@ -22,6 +22,8 @@ from bokeh.models import (
 from bokeh.models.annotations import Legend, Span
 from bokeh.plotting import figure
 
+from fastltssl.errors import plain
+from fastltssl.show.names import short_name
 from fastltssl.show.palette import BLACK, CURVES
 from fastltssl.show.palette import BLUE as BLUE
 from fastltssl.show.palette import GREEN as GREEN
@@ -74,7 +76,7 @@ def text(markup: str, is_dark: bool, **settings: Any) -> pn.pane.HTML:
 
 def note(message: str) -> str:
     """A message as a paragraph of small text."""
-    return f'<p class="note">{html.escape(message)}</p>'
+    return f'<p class="note">{html.escape(plain(message))}</p>'
 
 
 def card(title: str, reading: str, body: Any, is_dark: bool, **settings: Any) -> pn.Column:
@@ -144,7 +146,7 @@ def class_axis(target: Any, names: Sequence[Any] | np.ndarray, axis: Any = None)
                 "horizontal",
             )
         return
-    names = [name if len(str(name)) <= LONG else f"{str(name)[: LONG - 1]}…" for name in names]
+    names = [short_name(str(name), LONG) for name in names]
     if isinstance(axis.formatter, CustomJSTickFormatter) and axis.formatter.args["names"] == names:
         return
     axis.ticker = FixedTicker(ticks=list(range(len(names))))
@@ -187,7 +189,7 @@ class Markup(str):
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as HTML, with its first column aligned to the left."""
-    rows = [[cell if isinstance(cell, Markup) else html.escape(str(cell)) for cell in row] for row in rows]
+    rows = [[cell if isinstance(cell, Markup) else html.escape(plain(str(cell))) for cell in row] for row in rows]
     head = "".join(f"<th>{column}</th>" for column in columns)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

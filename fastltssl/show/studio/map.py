@@ -11,6 +11,7 @@ from bokeh.models.mappers import LinearColorMapper
 from bokeh.palettes import Cividis256
 
 from fastltssl.analysis.samples import NO_UMAP, flat_pca, flat_umap, has_umap, ids_of
+from fastltssl.errors import plain
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Page, Session, Shown, moved, ranked
 
@@ -165,7 +166,7 @@ def _fill(shown: Shown, points: Any, rows: np.ndarray, places: np.ndarray, by: s
         "name": [names[k] for k in label],
         "true": ["not known"] * len(rows) if truth is None else [names[k] for k in truth],
         "confidence": d.column(100 * confidence),
-        "id": ids_of(shown.insight, rows),
+        "id": list(map(plain, ids_of(shown.insight, rows))),
     }
 
 

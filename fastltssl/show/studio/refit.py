@@ -16,9 +16,10 @@ import panel as pn
 from fastltssl import methods
 from fastltssl.analysis.history import Insight
 from fastltssl.analysis.refit import MEASURES, changed, curve, knob_range, refitting
-from fastltssl.errors import UnknownKnob
+from fastltssl.errors import UnknownKnob, WriteError
 from fastltssl.functional.heads import HEADS
 from fastltssl.functional.measures import measure
+from fastltssl.machine import telling_writes
 from fastltssl.methods import OF_TRAINING
 from fastltssl.progress import Progress, drain
 from fastltssl.runs.config import Config
@@ -109,14 +110,32 @@ class _Training:
         """Copy the chosen new run from its temporary folder to the run folders."""
         folder = self.session.runs[self.which.value]
         config = at_hand(folder, None).config
-        target = new_folder(config)
-        shutil.copytree(folder, target, dirs_exist_ok=True)
+        try:
+            target = _copied(folder, config)
+        except REFUSED as error:
+            self.message.object = d.note(str(error))
+            return
         self.offer([name for name in self.which.options if name != self.which.value])
         seeds = max((at_hand(run, None).config.seeds for run in self.session.runs.values()), key=len)
         words = ["compare", str(self.session.folder), str(target)]
         if len(seeds) > 1:  # the new run has a single seed
             words = ["train", config.method, "--config", f"{target}/config.yaml", "--seeds", ",".join(map(str, seeds))]
         self.message.object = d.note(f"Kept as {target}. Next: {shlex.join(['fastltssl', *words])}")
+
+
+def _copied(folder: Path, config: Config) -> Path:
+    """A new run folder with the files of another. Raises RunError or WriteError, and leaves no half of it then."""
+    target = new_folder(config)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with telling_writes(target):
+            shutil.copytree(folder, part)
+            part.replace(target)
+    except WriteError:
+        shutil.rmtree(part, ignore_errors=True)
+        target.rmdir()
+        raise
+    return target
 
 
 class _Sweep:

@@ -9,6 +9,7 @@ from bokeh.models import TapTool
 from bokeh.palettes import Cividis256
 
 from fastltssl.analysis.samples import Wanted, branch_scores, chosen, ids_of, neighbours, thumbnails
+from fastltssl.errors import plain
 from fastltssl.functional import metrics
 from fastltssl.show.studio import drawing as d
 from fastltssl.show.studio.session import Page, Session, Shown, at_hand, moved
@@ -180,7 +181,7 @@ def _fill(session: Session, shown: Shown, frames: Any, pictures: Any, rows: np.n
     pictures.data = corner | {
         "place": d.column(places // COLUMNS + 0.34),
         "url": urls,
-        "inside": ["" if url else _folded(image_id) for url, image_id in zip(urls, ids, strict=True)],
+        "inside": ["" if url else _folded(plain(image_id)) for url, image_id in zip(urls, ids, strict=True)],
         "below": [_caption(names, t, k, c) for t, k, c in zip(truth, label, confidence, strict=True)],
     }
     frames.data = corner | {
@@ -189,7 +190,7 @@ def _fill(session: Session, shown: Shown, frames: Any, pictures: Any, rows: np.n
         "true": [names[k] if k >= 0 else "not known" for k in truth],
         "label": [names[k] for k in label],
         "confidence": d.column(100 * np.asarray(confidence)),
-        "id": ids,
+        "id": list(map(plain, ids)),
     }
 
 
@@ -259,10 +260,10 @@ def _head(session: Session, shown: Shown, row: int, true: int | None, label: int
 
 def _neighbour(session: Session, shown: Shown, neighbour: Any) -> str:
     picture = thumbnails(session.album, "train", [neighbour.image_id])[0]
-    tip, name = html.escape(neighbour.image_id), html.escape(shown.insight.classes[neighbour.label])
+    tip, name = html.escape(plain(neighbour.image_id)), html.escape(shown.insight.classes[neighbour.label])
     image = f'<img src="{picture}" width="84" style="image-rendering: pixelated"><br>' if picture else f"{tip}<br>"
     text = f"{image}{name}<br>cosine {neighbour.cosine:.2f}"
-    return f'<div class="note" style="width:92px" title="{tip}">{text}</div>'
+    return f'<div class="note" style="width:92px; overflow-wrap:anywhere" title="{tip}">{text}</div>'
 
 
 def _classes(scores: dict[str, np.ndarray], first: list[int]) -> list[int]:

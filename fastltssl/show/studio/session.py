@@ -21,7 +21,7 @@ from fastltssl.analysis.cure import Knobs, Scored, relabelled, score, tested
 from fastltssl.analysis.history import Insight, Labels, Summary, at_step, read_insight, summary
 from fastltssl.analysis.samples import Album, no_album, open_album
 from fastltssl.cache.catalogue import open_cache
-from fastltssl.errors import CacheError, RunError
+from fastltssl.errors import CacheError, RunError, plain
 from fastltssl.runs.finished import open_own_cache
 from fastltssl.show.names import names_of
 from fastltssl.show.studio.address import Address
@@ -114,7 +114,8 @@ def scored_of(folder: Path, seed: int, cache: str | None) -> Scored:
 
 @lru_cache(maxsize=64)
 def _insight(folder: Path, seed: int | None, written_ns: int) -> Insight:
-    return read_insight(folder, seed)
+    insight = read_insight(folder, seed)
+    return insight._replace(classes=tuple(map(plain, insight.classes)))  # as every page shows them
 
 
 @lru_cache(maxsize=4)
