@@ -12,7 +12,8 @@ from fastltssl.commands.common import example
 def methods(name: str | None) -> None:
     """List the methods, or show the knobs of one.
 
-    NAME may be a file of your own, such as ./mine.py.
+    NAME may be a file of your own, such as ./mine.py. A method file is code, and is run; one that comes with somebody
+    else's run is only run with --trust-method.
     """
     from fastltssl.functional.heads import HEADS
     from fastltssl.methods import head_name, load, names, summary
