@@ -16,7 +16,7 @@ from fastltssl.errors import RunError
 from fastltssl.runs.finished import read_audit, read_config, read_record, read_tensors
 
 KILLS = 30
-GRID = "protocols:\n  a: {n1: 12, m1: 20, gamma_l: 2}\n  b: {n1: 9, m1: 20, gamma_l: 3}\nseeds: 2\nsteps: 40\n"
+GRID = "protocols: [{name: a, n1: 12, m1: 20, gamma_l: 2}, {name: b, n1: 9, m1: 20}]\nseeds: 2\nsteps: 40\n"
 
 
 def lines_of(cache, world, folder):
