@@ -87,11 +87,13 @@ def cache_verify(name: str, is_json: bool) -> None:
 def cache_rm(name: str, yes: bool) -> None:
     """Remove a cache; nothing else is ever removed."""
     from fastltssl.cache.catalogue import find_cache, remove
+    from fastltssl.show.terminal import show
 
     path = find_cache(name)
+    what = f"the link {path}; the cache it led to stays: {path.resolve()}" if path.is_symlink() else str(path)
     if yes or click.confirm(f"remove {path}?", default=False):
         remove(path)
-        click.echo(f"removed {path}\nnext: fastltssl cache ls")
+        show(f"removed {what}\nnext: fastltssl cache ls")
 
 
 @cache.command("add-views", epilog=example("cache add-views cifar100_ViT-B-16 --views center,weak:8,strong:8"))
