@@ -120,7 +120,6 @@ def checked_contents(
         arrays[f"{name}/ids"] = np.frombuffer(ids, dtype=np.uint8)
     try:
         attributes = json.loads(json.dumps(attributes | {"views": views}, allow_nan=False))
-        json.dumps(attributes, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CacheError(f"provenance, names and scales must be plain JSON values: {error}") from error
     return Contents(attributes, arrays, shapes)
