@@ -196,9 +196,7 @@ def import_features(
     features [N D], labels [N], projection [D E] in space "pre"; text [C E], [C T E], or [T C E] with layout "tcd".
     The center view keeps the features as given; emulated views, of the train group only, have unit norm.
     """
-    _check_options(space, text_layout, logit_scale)
-    if (space == "pre") != (projection is not None):
-        raise CacheError("features before the projection need --space pre and --projection KEY, both or neither")
+    _check_options(space, text_layout, logit_scale, has_projection=projection is not None)
     if (test_features is None) != (test_labels is None):
         raise CacheError("a test group needs both --test-features KEY and --test-labels KEY")
     given = {"train": (features, labels)}
@@ -236,13 +234,15 @@ def import_features(
     return "\n".join([summary, *_notes(given_labels, names)])
 
 
-def _check_options(space: str, text_layout: str, logit_scale: float) -> None:
+def _check_options(space: str, text_layout: str, logit_scale: float, *, has_projection: bool) -> None:
     """Raise CacheError on a value that an option does not accept."""
     for name, value, accepted in (("space", space, SPACES), ("text layout", text_layout, LAYOUTS)):
         if value not in accepted:
             raise CacheError(f"{name} {value!r} is not one of {', '.join(accepted)}")
     if not 0 < logit_scale < float("inf"):
         raise CacheError(f"--logit-scale {logit_scale} is not above 0; CLIP's is 100")
+    if (space == "pre") != has_projection:
+        raise CacheError("features before the projection need --space pre and --projection KEY, both or neither")
 
 
 def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> None:

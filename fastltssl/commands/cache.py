@@ -113,15 +113,16 @@ def cache_add_views(
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.encoder.add_views import add_views, find_recovered
     from fastltssl.encoder.clip import load_encoder
+    from fastltssl.encoder.reopen import made_with
     from fastltssl.images import open_source
     from fastltssl.images.views import parse_views
     from fastltssl.show.terminal import follow, show
 
     path, parsed = find_recovered(name), parse_views(views)
     cache = open_cache(path)
-    made = cache.attributes["provenance"]
-    if "preprocessing" not in made:
+    if "preprocessing" not in cache.attributes["provenance"]:
         raise click.UsageError(f"{path} was imported; only an extracted cache can be given more views")
+    made = made_with(cache)
     if made["pretrained"] == "file" and pretrained is None:
         raise click.UsageError(f"{path} was made from a checkpoint file: give it with --pretrained PATH")
     source = open_source(dataset or made["dataset"], root, limit)
