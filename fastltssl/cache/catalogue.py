@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import Float32
 
-from fastltssl.cache.layout import Block, progress, read_checked, stored_rows
+from fastltssl.cache.layout import Block, check_whole, progress, read_checked, stored_rows
 from fastltssl.cache.lock import acquire_lock, release_lock
-from fastltssl.cache.manifest import GROUPS, MANIFEST, Manifest, clear, fault, files_of, is_cache, read_manifest
+from fastltssl.cache.manifest import (
+    GROUPS,
+    MANIFEST,
+    Manifest,
+    clear,
+    fault,
+    files_of,
+    is_cache,
+    read_manifest,
+    told,
+    way_on,
+)
 from fastltssl.cache.reader import Group
 from fastltssl.errors import CacheError
 
@@ -75,9 +86,7 @@ def open_cache(path: str | Path) -> Cache:
     stored = read_checked(path, manifest)
     if manifest.closing is None:
         done, rows = progress(stored, manifest)
-        raise CacheError(
-            f"{path} is not complete: {done} of {rows} rows. Finish it with the same fastltssl extract and --resume"
-        )
+        raise CacheError(f"{path} is not complete: {done} of {rows} rows. Finish it with {way_on(path)}")
     attributes, arrays, taps = stored.attributes, stored.arrays, stored.parts[1:]
     groups: dict[str, Group] = {}
     for name, shape in stored.shapes.items():
@@ -95,6 +104,13 @@ def open_cache(path: str | Path) -> Cache:
             shape=(len(kept), *shape[1:]),
             broken=broken,
             taps=taps,
+            chunk_rows=stored_rows(path, name),
+            digests={
+                file: digest
+                for line in manifest.blocks
+                if line["group"] == name
+                for file, digest in line["files"].items()
+            },
         )
     return Cache(
         path=path,
@@ -141,11 +157,18 @@ def verify(path: str | Path) -> list[Damage]:
     for outer in (manifest.header, manifest.closing):
         digests |= outer["files"] if outer else {}
     if manifest.closing is None:
-        damages.append(Damage(MANIFEST, None, None, None, "no closing line: incomplete. Finish it with --resume"))
+        finish = "--resume" if way_on(path).endswith("--resume") else way_on(path)
+        damages.append(Damage(MANIFEST, None, None, None, f"no closing line: incomplete. Finish it with {finish}"))
     for name in sorted(digests):
         if why := fault(path / name, digests[name]):
             damages.append(Damage(name, *rows[name], why) if name in rows else _file_damage(name, why))
-    return damages + [_file_damage(name, "not in the manifest") for name in files_of(path) if name not in digests]
+    damages += [_file_damage(name, "not in the manifest") for name in files_of(path) if name not in digests]
+    if manifest.header and not manifest.faults and not any(d.file in manifest.header["files"] for d in damages):
+        try:
+            check_whole(path, manifest, with_chunks=not damages)
+        except CacheError as error:
+            damages.append(Damage(MANIFEST, None, None, None, str(error)))
+    return damages
 
 
 def _file_damage(name: str, why: str) -> Damage:
@@ -159,7 +182,7 @@ def info(path: str | Path) -> dict[str, Any]:
     path = find_cache(path)
     manifest = read_manifest(path)
     summary: dict[str, Any] = {"path": str(path), "is_complete": manifest.closing is not None and not manifest.faults}
-    summary["size_mib"] = round(sum((path / name).stat().st_size for name in files_of(path)) / 2**20, 2)
+    summary["size_mib"] = round(sum((path / name).lstat().st_size for name in files_of(path)) / 2**20, 2)
     if manifest.header is None:
         return summary | {"faults": manifest.faults}
     stored = read_checked(path, manifest)
@@ -191,7 +214,7 @@ def find_cache(name: str | Path) -> Path:
     given, folder = Path(name), cache_folder()
     if path := next(filter(is_cache, places(name)), None):
         return path
-    if given.exists():
+    if os.path.lexists(given):
         raise CacheError(f"{given} is not a fastltssl cache. {MAKE_ONE}")
     there = ", ".join(path.name for path in _caches(folder)) or "none"
     raise CacheError(f"no cache {str(name)!r}. Caches in {folder}: {there}. {MAKE_ONE}")
@@ -230,13 +253,23 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a cache that no process is writing. Raises CacheError where its folder holds other files, which stay."""
+    """Delete a cache that no process is writing. Raises CacheError where its folder holds other files, which stay.
+
+    Of a link to a cache the link alone is removed.
+    """
     path = find_cache(path)
-    acquire_lock(path, [])
-    kept = clear(path)
-    release_lock(path)
-    if kept or any(path.iterdir()):
-        names = ", ".join(kept[:5] or [child.name for child in path.iterdir()])
-        more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
-        raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {names}{more}")
-    path.resolve().rmdir()
+    with told(path, "it cannot be removed"):
+        if path.is_symlink():
+            path.unlink()
+            return
+        acquire_lock(path, [])
+        try:
+            kept = clear(path)
+        finally:
+            release_lock(path)
+        if not kept and not any(path.iterdir()):
+            path.rmdir()
+            return
+    names = ", ".join(kept[:5] or [child.name for child in path.iterdir()])
+    more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
+    raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {names}{more}")

@@ -67,14 +67,16 @@ def emulated(
     return unit(view)
 
 
-def storable(x: Float[np.ndarray, "*n D"]) -> Float32[np.ndarray, "*n D"]:
+def storable(
+    x: Float[np.ndarray, "*n D"], least: float = SMALLEST, limit: float = LARGEST
+) -> Float32[np.ndarray, "*n D"]:
     """Features of which float16 holds the direction: vectors too large or too small for it are scaled near one.
 
     The factor is a power of two, so that no digit is lost; all others stay as they are. Every head takes the direction
-    of a feature alone.
+    of a feature alone. `least` and `limit` are for the largest value of a vector, where it is stored as another type.
     """
     largest = np.abs(x).max(axis=-1, keepdims=True)
-    is_extreme = (largest < SMALLEST) | (largest >= LARGEST)
+    is_extreme = (largest < least) | (largest >= limit)
     _, exponent = np.frexp(np.where(is_extreme & (largest > 0), largest, 0.5))  # of 0.5 it is 0
     with np.errstate(over="ignore", under="ignore"):
         return np.ldexp(x, -exponent).astype(np.float32)

@@ -7,19 +7,29 @@ to zero with a given probability. Their recipes say "emulated", so fingerprint a
 
 import hashlib
 import json
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float32
 
 from fastltssl.cache.emulated import Noise, emulated, parse_emulate, storable, unit
-from fastltssl.cache.layout import GroupSpec
+from fastltssl.cache.layout import GroupSpec, check_new_classes
+from fastltssl.cache.manifest import IMPORTED
 from fastltssl.cache.writer import create
 from fastltssl.errors import CacheError
+from fastltssl.reading import short
 
+UNREADABLE = (  # errors of numpy, zipfile, safetensors and pyarrow on files that are damaged or of another kind
+    OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError, ArithmeticError, MemoryError, SyntaxError,
+    AttributeError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 SPACES = ("embedding", "pre")
 PART = 8192  # rows checked at once
 LAYOUTS = ("ctd", "tcd")
@@ -50,7 +60,8 @@ def import_file(
     }
     loaded = load_arrays(file, [key for key in keys.values() if key is not None])
     arrays: dict[str, Any] = {name: None if key is None else loaded[key] for name, key in keys.items()}
-    return import_features(out, **arrays, source_name=Path(file).name, **options)
+    name = Path(file).name.encode(errors="backslashreplace").decode()
+    return import_features(out, **arrays, source_name=name, **options)
 
 
 def load_arrays(file: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -60,19 +71,25 @@ def load_arrays(file: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     in the same folder, or OTHER.parquet:COLUMN, a column of another file there.
     """
     file = Path(file)
-    if file.suffix not in LOADERS:
+    suffix = file.suffix.lower()
+    if suffix not in LOADERS:
         raise CacheError(f"{file.name} cannot be imported; accepted: {', '.join(LOADERS)}. Save it with numpy.savez")
+    if not file.is_file():
+        raise CacheError(f"{file} {'is no regular file' if file.exists() else 'is not there'}")
     try:
-        return LOADERS[file.suffix](file, list(dict.fromkeys(keys)))
+        return LOADERS[suffix](file, list(dict.fromkeys(keys)))
     except CacheError:
         raise
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+    except UNREADABLE as error:
+        reason = str(error) or type(error).__name__
         raise CacheError(
-            f"{file.name} cannot be read: {error}. Objects and bfloat16 must be saved as numbers"
+            f"{file.name} cannot be read: {reason}. Objects and bfloat16 must be saved as numbers"
         ) from error
 
 
 def _load_npz(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        _refuse_twice(file, keys, [name.removesuffix(".npy") for name in archive.namelist()])
     with np.load(file, allow_pickle=False) as arrays:
         _require_keys(file, keys, arrays.files)
         return {key: arrays[key] for key in keys}
@@ -107,6 +124,7 @@ def _load_parquet(file: Path, keys: list[str]) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     try:
         columns = parquet.read_schema(file).names
+        _refuse_twice(file, keys, columns)
         for key in keys:
             other, colon, column = key.rpartition(":")
             if key in columns:
@@ -143,10 +161,16 @@ def _column(file: Path, name: str, column: Any) -> np.ndarray:
 LOADERS = {".npz": _load_npz, ".npy": _load_npy, ".safetensors": _load_safetensors, ".parquet": _load_parquet}
 
 
+def _refuse_twice(file: Path, keys: list[str], present: Sequence[str]) -> None:
+    """Raise CacheError where a key names two arrays of the file."""
+    if twice := [key for key, count in Counter(present).items() if count > 1 and key in keys]:
+        raise CacheError(f"{file.name} holds two arrays {twice[0]!r}. Give each array a name of its own")
+
+
 def _require_keys(file: Path, keys: list[str], present: Sequence[str]) -> None:
     for key in keys:
         if key not in present:
-            raise CacheError(f"{file.name} has no array {key!r}; it has {', '.join(present)}")
+            raise CacheError(f"{file.name} has no array {key!r}; it has {', '.join(present) or 'none'}")
 
 
 def import_features(
@@ -172,11 +196,7 @@ def import_features(
     features [N D], labels [N], projection [D E] in space "pre"; text [C E], [C T E], or [T C E] with layout "tcd".
     The center view keeps the features as given; emulated views, of the train group only, have unit norm.
     """
-    for name, value, accepted in (("space", space, SPACES), ("text layout", text_layout, LAYOUTS)):
-        if value not in accepted:
-            raise CacheError(f"{name} {value!r} is not one of {', '.join(accepted)}")
-    if (space == "pre") != (projection is not None):
-        raise CacheError("features before the projection need --space pre and --projection KEY, both or neither")
+    _check_options(space, text_layout, logit_scale, has_projection=projection is not None)
     if (test_features is None) != (test_labels is None):
         raise CacheError("a test group needs both --test-features KEY and --test-labels KEY")
     given = {"train": (features, labels)}
@@ -185,7 +205,10 @@ def import_features(
     for name, (x, y) in given.items():
         _check_rows(name, x, y, features.shape[-1] if name == "test" else None)
     prompts = None if text is None else _prompts(text, text_layout)
-    names = _class_names(classes, prompts, [y for _, y in given.values()])
+    given_labels = {name: y for name, (_, y) in given.items()}
+    names = _class_names(classes, prompts, list(given_labels.values()))
+    check_new_classes(names)
+    _check_labels(given_labels, names)
     recipes = parse_emulate(emulate)
     views = {"train": ("center", *(recipe.view for recipe in recipes)), "test": ("center",)}
     with create(
@@ -207,18 +230,34 @@ def import_features(
         writer.close()
     rows = " + ".join(f"{len(x):,} {name}" for name, (x, _) in given.items())
     count = "no text" if prompts is None else f"text of {prompts.shape[1]} prompts"
-    return f"{rows} rows, {len(views['train'])} views, {features.shape[1]} wide, {len(names)} classes, {count}"
+    summary = f"{rows} rows, {len(views['train'])} views, {features.shape[1]} wide, {len(names)} classes, {count}"
+    return "\n".join([summary, *_notes(given_labels, names)])
+
+
+def _check_options(space: str, text_layout: str, logit_scale: float, *, has_projection: bool) -> None:
+    """Raise CacheError on a value that an option does not accept."""
+    for name, value, accepted in (("space", space, SPACES), ("text layout", text_layout, LAYOUTS)):
+        if value not in accepted:
+            raise CacheError(f"{name} {value!r} is not one of {', '.join(accepted)}")
+    if not 0 < logit_scale < float("inf"):
+        raise CacheError(f"--logit-scale {logit_scale} is not above 0; CLIP's is 100")
+    if (space == "pre") != has_projection:
+        raise CacheError("features before the projection need --space pre and --projection KEY, both or neither")
 
 
 def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> None:
     """Raise CacheError on features or labels that no cache can hold."""
     got = f"got {x.dtype} {list(x.shape)}"
-    if x.ndim != 2 or x.dtype.kind != "f" or not x.size:
-        raise CacheError(f"{group} features must be floating-point numbers [N, D], {got}")
+    if x.ndim != 2 or x.dtype.kind != "f" or x.dtype.itemsize > 8 or not x.size:
+        raise CacheError(f"{group} features must be floating-point numbers [N, D], {got}; 16, 32 or 64 bits each")
     if width is not None and x.shape[1] != width:
         raise CacheError(f"{group} features must be {width} wide as the train features are, {got}")
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu":
-        raise CacheError(f"{group} labels must be {len(x)} whole numbers, got {y.dtype} {list(y.shape)}")
+        got = f"got {y.dtype} {list(y.shape)}{f', such as {short(y.flat[0])}' if y.size else ''}"
+        raise CacheError(
+            f"{group} labels must be {len(x)} whole numbers, {got}. Number the classes from 0 and save the labels as "
+            "integers; class names are given with --classes"
+        )
     # In parts, so that a large array is never copied as a whole.
     parts = [np.abs(x[start : start + PART]).max(axis=1) for start in range(0, len(x), PART)]
     largest = np.concatenate(parts).astype(np.float64)
@@ -234,7 +273,8 @@ def _check_rows(group: str, x: np.ndarray, y: np.ndarray, width: int | None) -> 
 
 def _prompts(text: np.ndarray, layout: str) -> Float32[np.ndarray, "C T E"]:
     """Text features with unit norm for every prompt."""
-    if text.ndim not in (2, 3) or text.dtype.kind != "f" or not np.isfinite(text).all():
+    is_real = text.dtype.kind == "f" and text.dtype.itemsize <= 8
+    if text.ndim not in (2, 3) or not is_real or not np.isfinite(text).all():
         raise CacheError(
             "text must be finite floating-point numbers [C, E], [C, T, E], or [T, C, E] with --text-layout tcd, "
             f"got {text.dtype} {list(text.shape)}"
@@ -245,14 +285,42 @@ def _prompts(text: np.ndarray, layout: str) -> Float32[np.ndarray, "C T E"]:
     return unit(prompts)
 
 
+def _check_labels(labels: dict[str, np.ndarray], names: list[str]) -> None:
+    """Raise CacheError on labels that are no numbers of these classes."""
+    for group, y in labels.items():
+        low, high = int(y.min()), int(y.max())
+        if low < -1 or high >= len(names):
+            hint = ". Are they numbered from 1? Then subtract 1" if (low, high) == (1, len(names)) else ""
+            raise CacheError(
+                f"{group} labels run from {low} to {high}; accepted for {len(names)} classes: 0 to {len(names) - 1}, "
+                f"or -1 for none{hint}"
+            )
+
+
+def _notes(labels: dict[str, np.ndarray], names: list[str]) -> list[str]:
+    """Lines about labels that are accepted and perhaps not meant."""
+    train, notes = labels["train"], []
+    present = set(np.unique(train).tolist())
+    if absent := [label for label in range(len(names)) if label not in present]:
+        listed = ", ".join(f"{label} ({names[label]})" for label in absent[:5])
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        hint = ". If the labels are numbered from 1, subtract 1" if absent == [0] else ""
+        notes.append(f"note: no train row has the label {listed}{more}{hint}")
+    for group, y in labels.items():
+        if none := int((y == -1).sum()):
+            meant = "they are not evaluated" if group == "test" else "they can be trained on as unlabelled rows alone"
+            notes.append(f"note: {none:,} {group} rows have no label (-1): {meant}")
+    return notes
+
+
 def _class_names(given: Sequence[str] | np.ndarray | None, prompts: np.ndarray | None, labels: list) -> list[str]:
     """Names as given, or "class 0", "class 1", ...; their number must fit the text and the labels."""
     labelled = 1 + max(int(y.max()) for y in labels)
     if given is not None:
         array = np.asarray(given)
-        if array.ndim != 1 or array.dtype.kind not in "US":
+        if array.ndim != 1 or not all(isinstance(name, str | bytes) for name in array.tolist()):
             raise CacheError(f"class names must be a list of texts, got {array.dtype} {list(array.shape)}")
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
+        names = [_text(label, name) for label, name in enumerate(array.tolist())]
     elif prompts is None and labelled > 10 * sum(map(len, labels)):
         raise CacheError(f"labels go up to {labelled - 1} for {sum(map(len, labels))} rows; they must be 0 to C - 1")
     else:
@@ -267,6 +335,19 @@ def _class_names(given: Sequence[str] | np.ndarray | None, prompts: np.ndarray |
                 f"text {[first, second]} does not fit {len(names)} class names, {labelled} in the labels{hint}"
             )
     return names
+
+
+def _text(label: int, name: str | bytes) -> str:
+    """A class name as text. Raises CacheError on bytes of another encoding than UTF-8."""
+    if isinstance(name, str):
+        return name
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise CacheError(
+            f"class names: that of class {label}, {short(name)}, is not UTF-8 (in Latin-1 it reads "
+            f"{short(name.decode('latin-1'))}). Save the names as text, such as numpy.array([...], dtype=str)"
+        ) from None
 
 
 def _ids(group: str, n: int) -> tuple[str, ...]:
@@ -284,4 +365,4 @@ def _provenance(
     views = {"center": "as imported"} | {recipe.view: recipe.recipe() for recipe in recipes}
     dataset = {"dataset": source_name, "dataset_fingerprint": digest.hexdigest()}
     libraries = {"numpy": np.__version__} if recipes else {}
-    return {"model": "imported", **dataset, "space": space, "views": views, "seed": seed, "libraries": libraries}
+    return {"model": IMPORTED, **dataset, "space": space, "views": views, "seed": seed, "libraries": libraries}

@@ -11,8 +11,7 @@ import numpy as np
 from google_crc32c import value as crc32c
 from jaxtyping import Float16, Int
 
-from fastltssl.cache.layout import stored_rows
-from fastltssl.cache.manifest import damaged, read_manifest
+from fastltssl.cache.manifest import damaged, read_manifest, told
 from fastltssl.errors import CacheError
 from fastltssl.machine import SPARE, available_memory
 
@@ -28,6 +27,8 @@ class Group(NamedTuple):
     labels: Int[np.ndarray, " N"]
     views: tuple[str, ...]
     shape: tuple[int, int, int]  # N, V, D
+    chunk_rows: int  # rows of a chunk
+    digests: dict[str, str]  # file of each chunk -> its crc32c, as the manifest said when the cache was opened
     broken: tuple[int, ...] = ()  # stored rows whose image could not be read; ids, labels and shape are without them
     taps: tuple[str, ...] = ()  # further arrays of that shape
 
@@ -61,7 +62,7 @@ def stream_features(
 ) -> Iterator[Float16[np.ndarray, "n V D"]]:
     """The same rows in parts of about that size, in order; the next part is read while the caller has the last one."""
     read, names = reader(group, views, "features")
-    rows, width = stored_rows(group.path.parent, group.name), group.shape[2]
+    rows, width = group.chunk_rows, group.shape[2]
     step = max(1, part_bytes // (2 * width * len(names) * rows)) * rows
 
     def part(start: int) -> Float16[np.ndarray, "n V D"]:
@@ -93,23 +94,32 @@ def reader(
             f"{group.path.parent} has no {array!r}, only {', '.join(('features', *group.taps))}. "
             "Taps are made by: fastltssl extract --taps mid"
         )
-    path, rows = group.path.parent, stored_rows(group.path.parent, group.name)
-    digests = {name: digest for block in read_manifest(path).blocks for name, digest in block["files"].items()}
+    path, rows = group.path.parent, group.chunk_rows
+
+    def changed(what: str) -> CacheError:
+        """The error of a chunk that is not as it was on opening: its cache was replaced, or is damaged."""
+        now = {file: digest for line in read_manifest(path).blocks for file, digest in line["files"].items()}
+        if any(now.get(file) != digest for file, digest in group.digests.items()):
+            return CacheError(
+                f"{path} was replaced, removed or is being written anew since it was opened, so its features are no "
+                f"longer those ({what}). Run this again once the cache is complete"
+            )
+        return damaged(path, what)
 
     def read_chunk(part: Float16[np.ndarray, "n D"], name: str) -> None:
         chunk = part if len(part) == rows else np.empty((rows, width), "<f2")  # the last chunk is stored padded
-        try:
-            with open(path / name, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                count = file.readinto(chunk.data) if size == chunk.nbytes else 0
-        except FileNotFoundError:
-            size = count = 0
+        size = count = 0
+        with told(path, f"{name} cannot be read"):
+            if (path / name).is_file():
+                with open(path / name, "rb", buffering=0) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    count = file.readinto(chunk.data) if size == chunk.nbytes else 0
         if count != chunk.nbytes:
-            raise damaged(path, f"{name} has {size} bytes, not {chunk.nbytes}")
+            raise changed(f"{name} has {size} bytes, not {chunk.nbytes}")
         raw = chunk.view()
         raw.flags.writeable = False  # crc32c accepts no writable array
-        if f"{crc32c(raw):08x}" != digests[name]:
-            raise damaged(path, f"{name} does not match its checksum")
+        if f"{crc32c(raw):08x}" != group.digests[name]:
+            raise changed(f"{name} does not match its checksum")
         if chunk is not part:
             part[:] = chunk[: len(part)]
 

@@ -253,9 +253,15 @@ class _Taken:
         for k, count in enumerate(wanted.tolist()):
             if count > self.left(k):
                 if self.on_shortage == "refuse":
+                    way_out = "Lower the request, or pass --on-shortage cap"
+                    if what == "labelled" and not self.left(k):  # each class needs one
+                        is_absent = not len(self.pools[k])
+                        way_out = (
+                            "Cache a set that has images of it" if is_absent else "Lower --val or --test-per-class"
+                        )
                     raise SplitError(
                         f"class {k} has {self.left(k)} images left and {count} {what} ones were asked for "
-                        f"({len(self.pools[k])} in the cache). Lower the request, or pass --on-shortage cap"
+                        f"({len(self.pools[k])} in the cache). {way_out}"
                     )
                 self.shortage += count - self.left(k)
             rows.append(self.pools[k][self.used[k] : self.used[k] + count])

@@ -1,5 +1,6 @@
 """Writes a feature cache: creates or resumes it, commits it block by block and closes it, as cache/README.md says."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -10,14 +11,16 @@ from typing import Any
 
 import numpy as np
 from google_crc32c import value as crc32c
-from jaxtyping import Float16
+from jaxtyping import Bool, Float, Float16
 
+from fastltssl.cache.emulated import storable
 from fastltssl.cache.layout import (
     SLAB,
     Block,
     Contents,
     GroupSpec,
     all_blocks,
+    check_new_classes,
     checked_contents,
     chunk_rows,
     differences,
@@ -43,10 +46,16 @@ from fastltssl.cache.manifest import (
     is_cache,
     make_durable,
     read_manifest,
+    refuse_links,
+    told,
     unite,
+    way_on,
 )
 from fastltssl.errors import CacheError, CacheLocked, CacheMismatch
 from fastltssl.machine import ALONE, Ranks
+
+FAR = 1e9  # text and projections longer than this, or shorter than its inverse, are scaled: only direction matters
+SMALLEST_HALF = 2.0**-14  # below it float16 loses digits
 
 
 def create(
@@ -83,7 +92,9 @@ def create(
         "slab": SLAB,
         **({"taps": list(taps)} if taps else {}),
     }
-    wanted = checked_contents(attributes, groups, width, {"text": text, "projection": projection, "ln_post": ln_post})
+    check_new_classes(list(classes))
+    tables = {"text": _directed("text", text), "projection": _directed("projection", projection), "ln_post": ln_post}
+    wanted = checked_contents(attributes, groups, width, tables)
     notes: list[str] = []
     problem: CacheError | None = None
     if ranks.rank == 0:
@@ -98,27 +109,42 @@ def create(
     return _writer(path, notes, ranks)
 
 
+def _directed(name: str, table: np.ndarray | None) -> np.ndarray | None:
+    """Text, by row, or a projection, as a whole, scaled where float32 or its squares would lose the direction."""
+    if table is None or table.ndim < 2 or not table.size:
+        return table  # the check of the contents says what is wrong
+    if table.dtype.kind not in "fiu":
+        raise CacheError(f"{name} must be numbers, got {table.dtype}")
+    rows = np.asarray(table, np.float64 if table.dtype.kind != "f" else None)
+    rows = rows if name == "text" else rows.reshape(1, -1)
+    if not rows.any(axis=-1).all():
+        raise CacheError(f"{name} holds rows of zeros, which have no direction")
+    return storable(rows, 1 / FAR, FAR).reshape(table.shape)
+
+
 def _open(path: Path, wanted: Contents, notes: list[str], resume: bool, overwrite: bool) -> None:
     """Take the lock and prepare the cache for its blocks; raises CacheError, and releases the lock, where it cannot."""
-    try:
+    with told(path, "it cannot be a cache", "Choose another --out"):
         _refuse_existing(path, resume, overwrite)
         path.mkdir(parents=True, exist_ok=True)
         acquire_lock(path, notes)
-    except OSError as error:
-        raise CacheError(f"{path} cannot be a cache ({error.strerror}). Choose another --out") from error
     try:
-        if overwrite and (kept := clear(path)):
-            notes.append(f"{path}: not part of the cache, so they stay: {', '.join(kept[:5])}")
-        manifest = read_manifest(path)
-        if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
-            clear(path)  # left by a process that was killed before its first manifest line
-            _check_space(path, wanted)
-            _write_metadata(path, wanted)
-        else:
-            _check_resumable(path, manifest, wanted, notes)
-    except OSError as error:
-        release_lock(path)
-        raise _unwritable(path, "metadata", error) from error
+        with _writing(path, "metadata"):
+            refuse_links(path, but_files=overwrite)
+            if overwrite:
+                _check_space(path, wanted)
+                notes += (
+                    [f"{path}: not part of the cache, so they stay: {', '.join(kept[:5])}"]
+                    if (kept := clear(path))
+                    else []
+                )
+            manifest = read_manifest(path)
+            if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
+                clear(path)  # left by a process that was killed before its first manifest line
+                _check_space(path, wanted)
+                _write_metadata(path, wanted)
+            else:
+                _check_resumable(path, manifest, wanted, notes)
     except BaseException:
         release_lock(path)
         raise
@@ -166,7 +192,7 @@ class Writer:
         if self.waiting[:1] != [block]:
             expected = _name(self.waiting[0]) if self.waiting else "none, all are committed"
             raise CacheError(f"{self.path}: {_name(block)} is not the next block to commit. Next: {expected}")
-        chunks = self._chunks(block, features)
+        chunks = self._chunks(block, features, broken)
         digests = {name: f"{crc32c(raw):08x}" for name, raw in chunks.items()}
         is_repair = block in self.torn
         if is_repair and digests != self.torn[block]["files"]:
@@ -174,28 +200,33 @@ class Writer:
                 f"{self.path}: {_name(block)} is damaged and cannot be made again to the same bytes: another device, "
                 "thread count or library than it was made with. Replace the cache with --overwrite"
             )
-        if (self.path / LOCK).read_bytes() != self.lock:
-            raise CacheLocked(f"{self.path} was taken over by another process. Leave one of them running")
-        try:
+        self._check_lock()
+        with _writing(self.path, _name(block)):
             for name, raw in chunks.items():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.path / name).unlink(missing_ok=True)  # a link there is replaced, not followed
                 (self.path / name).write_bytes(raw)
             make_durable(self.path, chunks)
             if not is_repair:
                 line: dict[str, Any] = block._asdict()
                 line |= {"broken": list(broken)} if broken else {}
                 append_line(self.path, line | {"files": digests}, self.rank)
-        except OSError as error:
-            raise _unwritable(self.path, _name(block), error) from error
         self.waiting.pop(0)
         return sum(map(len, chunks.values()))
 
-    def _chunks(self, block: Block, features: np.ndarray) -> dict[str, bytes]:
+    def _check_lock(self) -> None:
+        """Raise CacheLocked where another process has taken the cache over, or removed it."""
+        lock = self.path / LOCK
+        if not lock.is_file() or lock.read_bytes() != self.lock:
+            raise CacheLocked(f"{self.path} was taken over by another process. Leave one of them running")
+
+    def _chunks(self, block: Block, features: np.ndarray, broken: Sequence[int]) -> dict[str, bytes]:
         """The bytes of each file of a block."""
         _, views, width = self.shapes[block.group]
         taps = (len(self.parts),) if len(self.parts) > 1 else ()
         half = _as_float16(block, features, (block.stop - block.start, views, *taps, width))
         half, rows = half.reshape(len(half), views, len(self.parts), width), self.rows[block.group]
+        _check_directions(block, features.reshape(half.shape), half, broken)
         chunks: dict[str, bytes] = {}
         for place, part in enumerate(self.parts):
             for view in range(views):
@@ -216,21 +247,27 @@ class Writer:
             left = left or len(self.waiting)
             raise CacheError(f"{self.path}: {left} blocks are not committed, the cache cannot be closed")
         if not self.is_complete:
-            unite(self.path, order)
-            blocks, files = read_manifest(self.path).blocks, dict(self.header["files"])
-            for name, digest in [pair for line in blocks for pair in line["files"].items()]:
-                raw = (self.path / name).read_bytes() if (self.path / name).is_file() else b""
-                if f"{crc32c(raw):08x}" != digest:
-                    raise damaged(self.path, f"{name} has changed since it was committed")
-                files[name] = hashlib.sha256(raw).hexdigest()
-            append_line(self.path, {"closed": len(blocks), "files": dict(sorted(files.items()))})
+            self._check_lock()
+            with _writing(self.path, "the end of the manifest"):
+                self._write_closing(order)
             self.is_complete = True
         self.__exit__()
+
+    def _write_closing(self, order: list[tuple[str, int]]) -> None:
+        unite(self.path, order)
+        blocks, files = read_manifest(self.path).blocks, dict(self.header["files"])
+        for name, digest in [pair for line in blocks for pair in line["files"].items()]:
+            raw = (self.path / name).read_bytes() if (self.path / name).is_file() else b""
+            if f"{crc32c(raw):08x}" != digest:
+                raise damaged(self.path, f"{name} has changed since it was committed")
+            files[name] = hashlib.sha256(raw).hexdigest()
+        append_line(self.path, {"closed": len(blocks), "files": dict(sorted(files.items()))})
 
 
 def _writer(path: Path, notes: list[str], ranks: Ranks) -> Writer:
     """The writer of a rank's share of the blocks that a prepared cache does not hold yet, or holds damaged."""
-    manifest, stored = read_manifest(path), read_contents(path)
+    manifest = read_manifest(path)
+    stored = read_contents(path, manifest)
     assert manifest.header is not None  # checked or written just before
     rows = {name: stored_rows(path, name) for name in stored.shapes}
     lines = {Block(line["group"], line["start"], line["stop"]): line for line in manifest.blocks}
@@ -267,6 +304,8 @@ def _refuse_existing(path: Path, resume: bool, overwrite: bool) -> None:
         raise CacheError("--resume and --overwrite exclude each other")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    if overwrite and path.is_symlink():
+        raise CacheError(f"{path} is a link to {path.resolve()}, which is not replaced through it. Name that itself")
     if not is_cache(path):
         raise CacheError(f"{path} is there and is not a fastltssl cache; it is left alone. Choose another --out")
     if not resume and not overwrite:
@@ -287,11 +326,20 @@ def size_on_disk(shapes: dict[str, tuple[int, int, int]], parts: int = 1) -> int
 def _check_space(path: Path, wanted: Contents) -> None:
     """Raise CacheError where the disk has no room for the features, before hours are spent on encoding them."""
     needed, free = size_on_disk(wanted.shapes, len(wanted.parts)), shutil.disk_usage(path).free
+    free += sum((path / name).lstat().st_size for name in files_of(path) if OWN_FILES.fullmatch(name))  # replaced
     if needed > free:
         raise CacheError(
-            f"{path} needs {needed / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB free. "
+            f"{path} needs {_amount(needed)} and its disk has {_amount(free)} free. "
             "Choose another --out, fewer --views or --limit n"
         )
+
+
+def _amount(size: int) -> str:
+    """A number of bytes for a message."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _write_metadata(path: Path, wanted: Contents) -> None:
@@ -345,11 +393,42 @@ def _check_same(path: Path, wanted: Contents) -> None:
         )
 
 
-def _unwritable(path: Path, what: str, error: OSError) -> CacheError:
-    return CacheError(
-        f"{path}: {what} could not be written ({error.strerror}). What was committed before is safe: make room, then "
-        "go on with --resume"
-    )
+def _writing(path: Path, what: str) -> contextlib.AbstractContextManager[None]:
+    """Turn an OSError while a part of the cache is written into a CacheError."""
+    advice = f"What was committed before is safe: make room there, then go on with {way_on(path)}"
+    return told(path, f"{what} could not be written", advice)
+
+
+def _check_directions(
+    block: Block,
+    given: Float[np.ndarray, "rows V P D"],
+    half: Float16[np.ndarray, "rows V P D"],
+    broken: Sequence[int],
+) -> None:
+    """Raise CacheError on rows whose direction float16 loses, and on rows without one in the center view."""
+
+    def refuse(is_bad: Bool[np.ndarray, "rows V P"], why: str) -> None:
+        is_bad[[row - block.start for row in broken]] = False
+        rows = block.start + np.flatnonzero(is_bad.reshape(len(is_bad), -1).any(axis=1))
+        if len(rows):
+            raise CacheError(f"{_name(block)}: the features of rows {_listed(rows)} {why}")
+
+    stored = np.abs(half).max(axis=-1)
+    if (stored < SMALLEST_HALF).any():
+        largest = np.abs(given).max(axis=-1)
+        is_lost = (largest > 0) & (largest < SMALLEST_HALF)
+        is_lost &= (given != half).any(axis=-1)
+        refuse(
+            is_lost, f"are too small for float16 (first: {largest[is_lost].max(initial=0):g}). Scale them, by 1e4 say"
+        )
+        is_zero = largest == 0
+        is_zero[:, 1:] = is_zero[:, :, 1:] = False
+        refuse(is_zero, "are all zeros, which have no direction. Look at the encoder's precision and input")
+
+
+def _listed(rows: np.ndarray) -> str:
+    """The first of some rows for a message."""
+    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
 def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V *P D"]:
@@ -362,9 +441,8 @@ def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> F
     is_bad = (half.view(np.uint16) & 0x7C00) == 0x7C00  # exponent all ones: infinite or NaN
     if is_bad.any():
         rows = block.start + np.flatnonzero(is_bad.reshape(len(is_bad), -1).any(axis=1))
-        named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
         raise CacheError(
-            f"{_name(block)}: the features of rows {named} are not finite in float16 (first: "
+            f"{_name(block)}: the features of rows {_listed(rows)} are not finite in float16 (first: "
             f"{features[is_bad][0]:g}; accepted: up to 65504 in size). Look at the encoder's precision and input"
         )
     return half

@@ -97,11 +97,13 @@ def cache_verify(name: str, is_json: bool) -> None:
 def cache_rm(name: str, yes: bool) -> None:
     """Remove a cache; nothing else is ever removed."""
     from fastltssl.cache.catalogue import find_cache, remove
+    from fastltssl.show.terminal import show
 
     path = find_cache(name)
+    what = f"the link {path}; the cache it led to stays: {path.resolve()}" if path.is_symlink() else str(path)
     if yes or click.confirm(f"remove {path}?", default=False):
         remove(path)
-        click.echo(f"removed {path}\nnext: fastltssl cache ls")
+        show(f"removed {what}\nnext: fastltssl cache ls")
 
 
 @cache.command("add-views", epilog=example("cache add-views cifar100_ViT-B-16 --views center,weak:8,strong:8"))
@@ -121,15 +123,16 @@ def cache_add_views(
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.encoder.add_views import add_views, find_recovered
     from fastltssl.encoder.clip import load_encoder
+    from fastltssl.encoder.reopen import made_with
     from fastltssl.images import open_source
     from fastltssl.images.views import parse_views
     from fastltssl.show.terminal import follow, show
 
     path, parsed = find_recovered(name), parse_views(views)
     cache = open_cache(path)
-    made = cache.attributes["provenance"]
-    if "preprocessing" not in made:
+    if "preprocessing" not in cache.attributes["provenance"]:
         raise click.UsageError(f"{path} was imported; only an extracted cache can be given more views")
+    made = made_with(cache)
     if made["pretrained"] == "file" and pretrained is None:
         raise click.UsageError(f"{path} was made from a checkpoint file: give it with --pretrained PATH")
     source = open_source(dataset or made["dataset"], root, limit)

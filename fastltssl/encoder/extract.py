@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32
 
 from fastltssl.cache.catalogue import Cache
+from fastltssl.cache.emulated import storable
 from fastltssl.cache.layout import Block, GroupSpec
 from fastltssl.cache.reader import reader
 from fastltssl.cache.writer import Writer, create
@@ -151,6 +152,7 @@ def _commit_all(
         rows += len(features) * features.shape[1]
         if slab.stop == slab.block.stop:
             block, broken = merged(slab.block, np.concatenate(parts), broken)
+            block[:, :, 0] = storable(block[:, :, 0])
             written += writer.commit(slab.block, block if len(writer.parts) > 1 else block[:, :, 0], broken)
             parts, broken = [], []
         yield Progress(

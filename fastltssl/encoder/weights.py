@@ -1,10 +1,14 @@
 """Loads an open_clip model with its weights: the embedded ones, those of a tag, file or folder, or random ones."""
 
+import codecs
 import contextlib
 import difflib
 import logging
+import os
 import pickle
+import re
 import ssl
+import tempfile
 import urllib.error
 import urllib.request
 import warnings
@@ -13,17 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fastltssl.errors import EncoderError, did_you_mean
+from fastltssl.reading import short
 
 TINY = Path(__file__).parents[1] / "tiny"
 CHECKPOINTS = (".safetensors", ".bin", ".pth")  # suffixes that open_clip looks for in a folder
 UNLOADABLE = (  # errors of open_clip, the hub and torch.load on weights that are absent, damaged or of another model
-    RuntimeError, OSError, ValueError, KeyError, AttributeError, AssertionError, EOFError, pickle.UnpicklingError,
-    ImportError,
+    RuntimeError, OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError,
+    EOFError, ImportError, StopIteration, pickle.UnpicklingError, SafetensorError,
 )  # fmt: skip
 ZIP = b"PK\x03\x04"  # what an archive begins with
+LFS = b"version https://git-lfs"  # what a git-lfs pointer begins with
+WRAPPERS = (  # keys under which training code stores the weights beside other things; the first that is there is taken
+    "state_dict", "model_state_dict", "model", "module", "net", "ema_state_dict", "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
+PREFIXES = ("module.", "model.", "clip.", "clip_model.", "net.", "ema_model.", "ema.")  # of names in a larger module
+INSIDE = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)")  # added anywhere
+TOWERS = ("visual.", "image_encoder.")  # what names of an image tower begin with
 PROBE_S = 5  # a hub that does not answer in this time counts as unreachable
 RANDOM_SEED = 0  # of the weights with --pretrained none
 
@@ -50,20 +63,37 @@ def open_model(model: str, pretrained: str | None, notes: list[str]) -> tuple[An
     else:
         name, vocabulary, network = model, {}, _short_wait()
         settings = _weights(model, pretrained, notes)
+    program = settings.pop("tensors", None)
     try:
-        with network, torch.random.fork_rng(devices=[]):
+        with network, torch.random.fork_rng(devices=[]), _as_file(settings.pop("renamed", None)) as path:
             torch.default_generator.manual_seed(RANDOM_SEED)
-            program = settings.pop("torchscript", None)
+            settings |= {"pretrained": path} if path else {}
             clip, _, transform = open_clip.create_model_and_transforms(name, **settings)
             if program is not None:
                 clip.load_state_dict(program)
             return clip, transform, open_clip.get_tokenizer(name, **vocabulary)
     except UNLOADABLE as error:
-        raise EncoderError(
-            f"--model {model} --pretrained {pretrained}: the weights could not be loaded. Tried: {_tried(pretrained)}. "
-            f"Reason: {_shortened(error)} Copy a checkpoint here and pass --pretrained PATH, "
-            f"or --model tiny for the embedded one"
-        ) from error
+        in_folder = sorted(file for file in folder.glob("*") if file.suffix in CHECKPOINTS)
+        files = [Path(pretrained)] if pretrained else in_folder
+        raise _unloadable(model, pretrained, _cause(model, files, error)) from error
+
+
+@contextlib.contextmanager
+def _as_file(tensors: dict[str, Tensor] | None) -> Iterator[str | None]:
+    """The path of a temporary checkpoint of these tensors, as open_clip reads files alone; None without tensors."""
+    if tensors is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(tensors, path := f"{folder}/weights.pt")
+        yield path
+
+
+def _unloadable(model: str, pretrained: str | None, reason: str) -> EncoderError:
+    return EncoderError(
+        f"--model {model} --pretrained {pretrained}: the weights could not be loaded. Tried: {_tried(pretrained)}. "
+        f"Reason: {reason} Copy a checkpoint here and pass --pretrained PATH, or --model tiny for the embedded one"
+    )
 
 
 def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, Any]:
@@ -87,14 +117,164 @@ def _weights(model: str, pretrained: str | None, notes: list[str]) -> dict[str, 
     config = open_clip.get_pretrained_cfg(model, pretrained)
     if config:
         return {"pretrained": pretrained, "force_quick_gelu": bool(config.get("quick_gelu"))}
-    if not Path(pretrained).is_file():
-        hint = did_you_mean(pretrained, tags)
-        raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and no file.{hint} {accepted}")
-    program = torchscript_state(Path(pretrained))
-    settings = file_settings(model, Path(pretrained), tags, notes, is_openai=program is not None)
+    path = Path(pretrained)
+    if not os.path.isfile(path):
+        what = f"the folder {path}: name a checkpoint in it" if os.path.isdir(path) else "no file"
+        hint = "" if os.path.isdir(path) else did_you_mean(pretrained, tags)
+        raise EncoderError(f"--pretrained {pretrained!r} is no tag of {model} and {what}.{hint} {accepted}")
+    try:
+        program = torchscript_state(path)
+        renamed = None if program is not None else renamed_state(path, notes)
+    except (NotWeights, *UNLOADABLE) as error:
+        raise _unloadable(model, pretrained, _cause(model, [path], error)) from error
+    settings = file_settings(model, path, tags, notes, is_openai=program is not None)
+    loaded: dict[str, Any] = {"tensors": program, "pretrained": None, "pretrained_text": False}
     if program is None:
-        return {"pretrained": pretrained, "weights_only": True} | settings
-    return {"pretrained": None, "pretrained_text": False, "torchscript": program} | settings
+        loaded = {"renamed": renamed, "pretrained": pretrained, "weights_only": True}
+    return loaded | settings
+
+
+class NotWeights(Exception):
+    """A file that holds no weights, or objects beside them, in a sentence."""
+
+
+def renamed_state(path: Path, notes: list[str]) -> dict[str, Tensor] | None:
+    """The tensors of a checkpoint by the names that open_clip knows; None where it reads the file as it is.
+
+    What training code wraps around the weights is taken off: keys such as model_state_dict, prefixes such as
+    _orig_mod., module., model. and clip., also several of them. Notes say what is left out. Raises NotWeights.
+    """
+    if path.suffix in (".npz", ".npy"):
+        return None  # big_vision's arrays, which open_clip converts
+    state, place = unwrapped(_loaded(path), notes, path.name)
+    names = {name: INSIDE.sub("", name).removeprefix(".") for name in state}
+    taken = ""
+    while not any(name.startswith(TOWERS) for name in names.values()):
+        counts = {prefix: sum(name.startswith(prefix) for name in names.values()) for prefix in PREFIXES}
+        prefix = max(PREFIXES, key=lambda prefix: counts[prefix])
+        if not counts[prefix]:
+            break
+        taken += prefix
+        names = {old: new.removeprefix(prefix) for old, new in names.items() if new.startswith(prefix)}
+    if not any(name.startswith(TOWERS) for name in names.values()):
+        return None  # open_clip knows further forms, or says what it expects
+    if left := [name for name in state if name not in names]:
+        notes.append(f"{path.name}: names outside of {taken} are left out: {_listed(left)}")
+    if (names.keys() == set(names.values()) and place in ("", "state_dict")) or len(set(names.values())) < len(names):
+        return None
+    return {new: state[old] for old, new in names.items()}
+
+
+def _loaded(path: Path) -> Any:
+    """What a checkpoint file holds, of tensors and plain values alone. Raises NotWeights."""
+    _refuse_other_files(path)
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise NotWeights(f"{path.name} is no whole safetensors file ({error}).") from error
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(ZIP)) == ZIP
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise NotWeights(_refused(path, error)) from error
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raise NotWeights on files that are often found in the place of weights, by their first bytes."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise NotWeights(f"{path.name} is empty.")
+    if head.startswith(LFS):
+        raise NotWeights(f"{path.name} is a git-lfs pointer, not the weights: fetch them with git lfs pull.")
+    if head.lstrip().startswith(b"<"):
+        raise NotWeights(f"{path.name} is a web page, not weights: download the file itself.")
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return
+    if all(letter.isprintable() or letter.isspace() for letter in text):
+        raise NotWeights(f"{path.name} is a text file that begins {short(text.strip()[:40])}, and holds no weights.")
+
+
+def _refused(path: Path, error: Exception) -> str:
+    """The sentence on a pickle that torch refuses to read: which object it holds."""
+    found = re.search(r"GLOBAL (\S+) was not|(?:class|function|instantiate|global) ([A-Za-z_][\w.]*\.\w+)", str(error))
+    if not found:
+        return f"{path.name} is damaged, or no checkpoint: {_shortened(error)}"
+    name = found[1] or found[2]
+    is_module = name.startswith(("torch.nn.", "open_clip.", "clip.", "timm."))
+    what = f"a whole pickled module ({name})" if is_module else f"an object of {name} beside the weights"
+    return (
+        f"{path.name} holds {what}, which is refused, as loading it could run code. Where it was made, save the "
+        "tensors alone: torch.save(model.state_dict(), 'weights.pt')."
+    )
+
+
+def unwrapped(loaded: Any, notes: list[str], file: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a checkpoint by name, and the dotted keys under which they lie. Raises NotWeights."""
+    places: list[str] = []
+    while isinstance(loaded, dict):
+        present = [key for key in WRAPPERS if isinstance(loaded.get(key), dict) and loaded[key]]
+        if not present:
+            break
+        if len(present) > 1:
+            notes.append(f"{file}: weights are taken from its entry {present[0]}, not from {', '.join(present[1:])}")
+        places.append(present[0])
+        loaded = loaded[present[0]]
+    if not isinstance(loaded, dict):
+        raise NotWeights(f"{file} holds {type(loaded).__name__}, not tensors by name.")
+    tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise NotWeights(f"{file} holds no tensors by name, but {_listed([*map(str, loaded)]) or 'nothing'}.")
+    return tensors, ".".join(places)
+
+
+def _cause(model: str, files: Sequence[Path], error: BaseException) -> str:
+    """Why weights could not be loaded, in a sentence."""
+    if isinstance(error, NotWeights):
+        return str(error)
+    try:
+        for path in files:
+            _refuse_other_files(path)
+        if len(files) == 1 and "state_dict" in str(error):
+            return _mismatch(model, files[0])
+    except NotWeights as cause:
+        return str(cause)
+    except UNLOADABLE:
+        pass
+    return _shortened(error)
+
+
+def _mismatch(model: str, path: Path) -> str:
+    """Which names and shapes a file has, against those that the model expects."""
+    import open_clip
+
+    state = torchscript_state(path) or renamed_state(path, []) or unwrapped(_loaded(path), [], path.name)[0]
+    held = {name: list(value.shape) for name, value in state.items()}
+    expected = {
+        name: list(value.shape)
+        for name, value in open_clip.create_model(model, pretrained_text=False).state_dict().items()
+    }
+    missing, unknown = [name for name in expected if name not in held], [name for name in held if name not in expected]
+    unlike = [
+        f"{name} is {held[name]}, not {expected[name]}"
+        for name in expected
+        if held.get(name, expected[name]) != expected[name]
+    ]
+    parts = [f"{len(missing)} are missing ({_listed(missing, 2)})"] if missing else []
+    parts += [f"{len(unknown)} are unknown ({_listed(unknown, 2)})"] if unknown else []
+    parts += [f"{len(unlike)} have another shape ({unlike[0]})"] if unlike else []
+    return f"{path.name} has {len(held)} tensors and {model} expects {len(expected)}: {', '.join(parts)}."
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names for a message."""
+    return ", ".join(map(short, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def file_settings(

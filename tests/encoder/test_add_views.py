@@ -11,10 +11,11 @@ import fastltssl.cache.reader
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.reader import read_features, stream_features
 from fastltssl.commands.cli import cli
-from fastltssl.encoder.add_views import add_views, beside
+from fastltssl.encoder.add_views import add_views, beside, find_recovered
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
-from fastltssl.errors import CacheError, EncoderError
+from fastltssl.encoder.reopen import encoder_for, source_of
+from fastltssl.errors import CacheError, EncoderError, RunError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.live.tokens import plan_block
@@ -90,6 +91,23 @@ def test_added_views_give_the_bytes_of_an_extraction_of_all_of_them(made, few, s
     assert sorted(path.name for path in few.parent.iterdir()) == ["few.zarr"]
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_features_too_small_or_large_for_float16_keep_their_direction(few, source, tapped, scale):
+    plain = load_encoder("tiny", None)
+    far = dataclasses.replace(plain, encode_parts=lambda x: plain.encode_parts(x) * scale)
+    drain(extract(source, far, parse_views(FEW), few.with_name("far.zarr"), templates="world"))
+    ours, theirs = (
+        torch.from_numpy(read_features(open_cache(path).groups["train"])).double()
+        for path in (few, few.with_name("far.zarr"))
+    )
+    assert F.cosine_similarity(ours, theirs, dim=-1).min() > 1 - 1e-6
+    lost = dataclasses.replace(
+        tapped, encode_parts=lambda x: tapped.encode_parts(x) * torch.tensor([1, 1, 1e-12])[:, None]
+    )
+    with pytest.raises(CacheError, match=r"features of rows .* are too small for float16"):
+        drain(extract(source, lost, parse_views(FEW), few.with_name("lost.zarr"), templates="world"))
+
+
 def test_stopped_anywhere_adding_views_leaves_a_cache_and_goes_on(made, few, source, tapped):
     views = parse_views(MANY)
     work = add_views(few, source, tapped, views)
@@ -109,6 +127,59 @@ def test_a_change_of_places_killed_half_way_is_finished(made, few, monkeypatch):
     assert "has all of these views" in str(result.exception)
     assert sorted(path.name for path in few.parent.iterdir()) == ["few.zarr"]
     assert tree(few) == tree(made / "many.zarr")
+
+
+def test_caches_of_the_user_that_are_named_like_ours_are_neither_removed_nor_renamed(made, few, source, tapped):
+    more, before = beside(few)
+    shutil.copytree(made / "many.zarr", before)  # the user's own: it is no smaller one of few.zarr
+    with pytest.raises(CacheError, match=r"few.before.zarr is in the way: .*Move it elsewhere first"):
+        drain(add_views(find_recovered(str(few)), source, tapped, parse_views(MANY)))
+    assert tree(before) == tree(made / "many.zarr")
+    few.rename(few.with_name("kept.zarr"))
+    with pytest.raises(CacheError, match="no cache"):
+        find_recovered(str(few))
+    assert tree(before) == tree(made / "many.zarr")
+    assert not more.exists()
+
+
+def test_files_of_the_user_in_a_cache_are_told_before_views_are_added(few, source, tapped):
+    (few / "notes.txt").write_text("mine")
+    with pytest.raises(CacheError, match=r"holds notes.txt, which is not part of the cache. Move it elsewhere first"):
+        next(add_views(few, source, tapped, parse_views(MANY)))
+    assert (few / "notes.txt").read_text() == "mine"
+    (few / "notes.txt").unlink()
+    few.with_name("link.zarr").symlink_to(few)
+    with pytest.raises(CacheError, match=r"link.zarr is a link to .*few.zarr, which is not replaced through it"):
+        next(add_views(few.with_name("link.zarr"), source, tapped, parse_views(MANY)))
+
+
+def test_a_cache_replaced_while_views_are_added_stays_as_it_is(made, few, source, tapped):
+    work = add_views(few, source, tapped, parse_views(MANY))
+    next(work)
+    shutil.rmtree(few)
+    drain(extract(source, tapped, parse_views(FEW), few, templates="world", seed=1))
+    replaced = tree(few)
+    with pytest.raises(CacheError, match=r"few.zarr was replaced"):
+        drain(work)
+    assert tree(few) == replaced
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": None}, "provenance, precision: None is not text"),
+        ({"preprocessing": {"mean": [0.5]}}, "provenance, preprocessing has no std"),
+        ({"preprocessing": {"mean": [0.5], "std": [1, 1, 1]}}, r"preprocessing.mean: \[0.5\] are not three numbers"),
+        ({"seed": "first"}, "provenance, seed: 'first' is not a whole number"),
+    ],
+)
+def test_a_provenance_that_is_not_understood_is_told_when_the_encoder_is_opened_again(few, change, message):
+    cache = open_cache(few)
+    made = cache.attributes["provenance"] | change
+    cache = cache._replace(attributes=cache.attributes | {"provenance": made})
+    for again in (lambda: encoder_for(cache, "cpu"), lambda: source_of(cache)):
+        with pytest.raises(RunError, match=message):
+            again()
 
 
 def test_the_command_adds_views_by_what_the_cache_records(made, few):

@@ -1,4 +1,6 @@
+import argparse
 import json
+import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -249,6 +251,118 @@ def test_the_hash_of_weights_sees_a_name_a_shape_and_a_value():
     assert towers.weights_sha256(plain) == known
     plain.bias.data[0] += 1
     assert towers.weights_sha256(plain) != known
+
+
+def _tensors(small):
+    torch.manual_seed(13)
+    model = open_clip.create_model(small).eval()
+    return model.state_dict(), towers.weights_sha256(model)
+
+
+def _prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+WRAPPED = {
+    "model": lambda s: {"model": s, "epoch": 3},
+    "model_state_dict": lambda s: {"model_state_dict": _prefixed(s, "module."), "optimizer_state_dict": {"state": {}}},
+    "state_dict": lambda s: {"state_dict": _prefixed(s, "module."), "epoch": 3},
+    "compiled": lambda s: _prefixed(s, "_orig_mod."),
+    "stacked": lambda s: {"state_dict": _prefixed(s, "module._orig_mod.model.clip.")},
+    "compiled tower": lambda s: {name.replace("visual.", "visual._orig_mod."): value for name, value in s.items()},
+    "averaged": lambda s: _prefixed(s, "module.") | {"n_averaged": torch.tensor(5)},
+    "with a head": lambda s: {"state_dict": _prefixed(s, "model.") | {"head.weight": torch.zeros(2)}},
+    "beside its mean": lambda s: {"state_dict": s, "state_dict_ema": {name: 0 * value for name, value in s.items()}},
+    "nested": lambda s: {"model": {"state_dict": _prefixed(s, "clip_model.")}},
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_what_training_code_wraps_around_weights_is_taken_off(small, tmp_path, form):
+    state, digest = _tensors(small)
+    torch.save(WRAPPED[form](state), tmp_path / "w.pt")
+    encoder = load_encoder(small, str(tmp_path / "w.pt"))
+    assert encoder.provenance["weights_sha256"] == digest
+    told = {
+        "averaged": "w.pt: names outside of module. are left out: 'n_averaged'",
+        "with a head": "w.pt: names outside of model. are left out: 'head.weight'",
+        "beside its mean": "w.pt: weights are taken from its entry state_dict, not from state_dict_ema",
+    }
+    assert encoder.notes == ((told[form],) if form in told else ())
+
+
+def test_prefixes_in_safetensors_are_taken_off_too(small, tmp_path):
+    from safetensors.torch import save_file
+
+    state, digest = _tensors(small)
+    save_file(
+        _prefixed({name: value.contiguous() for name, value in state.items()}, "clip."), tmp_path / "w.safetensors"
+    )
+    assert load_encoder(small, str(tmp_path / "w.safetensors")).provenance["weights_sha256"] == digest
+
+
+NO_WEIGHTS = {
+    "is a git-lfs pointer, not the weights: fetch them with git lfs pull":
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "is empty": b"",
+    "is a web page, not weights: download the file itself": b"<!DOCTYPE html><html>404</html>",
+    "is a text file that begins 'not weights', and holds no weights": b"not weights",
+    "is damaged, or no checkpoint": b"\x80\x02nothing",
+    "could not be loaded": b"PK\x03\x04" + bytes(300),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize(("message", "raw"), NO_WEIGHTS.items(), ids=[text[:20] for text in NO_WEIGHTS])
+def test_files_in_the_place_of_weights_are_told_for_what_they_are(small, tmp_path, message, raw, suffix):
+    (tmp_path / f"w.{suffix}").write_bytes(raw)
+    if suffix == "safetensors" and raw[:1] in (b"\x80", b"P"):
+        message = "is no whole safetensors file"
+    with pytest.raises(EncoderError) as raised:
+        load_encoder(small, str(tmp_path / f"w.{suffix}"))
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("is_legacy", [True, False])
+def test_objects_beside_weights_are_named_and_nothing_of_them_is_loaded(small, tmp_path, is_legacy):
+    state, _ = _tensors(small)
+    held = {
+        "an object of argparse.Namespace beside the weights": {"state_dict": state, "args": argparse.Namespace(lr=0.1)},
+        "an object of pathlib.PosixPath beside the weights": {"state_dict": state, "out": Path("x")},
+        "a whole pickled module (torch.nn.modules.linear.Linear)": torch.nn.Linear(2, 2),
+        "beside the weights, which is refused, as loading it could run code": {"state_dict": Evil()},
+        "tensors by name, but 'lr'": {"lr": 0.1},
+        "holds list, not tensors by name": [1, 2],
+        "holds Tensor, not tensors by name": torch.ones(2),
+    }
+    for message, value in held.items():
+        torch.save(value, tmp_path / "w.pt", _use_new_zipfile_serialization=not is_legacy)
+        with pytest.raises(EncoderError) as raised:
+            load_encoder(small, str(tmp_path / "w.pt"))
+        assert message in str(raised.value).replace("pathlib._local", "pathlib")
+
+
+def test_weights_of_another_model_are_told_by_the_names_they_have_and_should_have(small, tmp_path):
+    state, _ = _tensors(small)
+    torch.save({"vision_model.weight": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(
+        EncoderError, match=r"has 1 tensors and .* expects .* are missing \('.*1 are unknown \('vision_mod"
+    ):
+        load_encoder(small, str(tmp_path / "w.pt"))
+    torch.save(state | {"visual.ln_post.bias": torch.ones(7)}, tmp_path / "w.pt")
+    with pytest.raises(EncoderError, match=r"1 have another shape \(visual.ln_post.bias is \[7\], not \["):
+        load_encoder(small, str(tmp_path / "w.pt"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(EncoderError, match=r"and the folder .*: name a checkpoint in it"):
+        load_encoder(small, str(tmp_path / "folder"))
+
+
+def test_a_folder_of_a_model_with_a_pointer_for_weights_is_told_as_such(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "m")
+    (checkpoint,) = folder.glob("*.safetensors")
+    checkpoint.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(EncoderError, match="is a git-lfs pointer, not the weights"):
+        load_encoder(f"local-dir:{folder}", None)
 
 
 class Program(torch.nn.Module):

@@ -11,6 +11,7 @@ from fastltssl.cache.reader import read_features
 from fastltssl.encoder import near_duplicates as duplicates
 from fastltssl.encoder.clip import load_encoder
 from fastltssl.encoder.extract import extract
+from fastltssl.errors import CacheError
 from fastltssl.images import open_source
 from fastltssl.images.views import parse_views
 from fastltssl.images.world.world import STYLES, render
@@ -51,6 +52,16 @@ def test_the_same_image_in_two_groups_is_found_and_written(leaky, tmp_path):
     duplicates.write_pairs(pairs, tmp_path / "pairs.csv")
     rows = list(csv.DictReader((tmp_path / "pairs.csv").read_text().splitlines()))
     assert {row["test"] for row in rows} == {"test/apple/03.png", "test/apple/05.png"}
+    duplicates.write_pairs(pairs[:1], tmp_path / "pairs.csv")
+    assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 2
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "mine.csv")
+    for name in ("mine.csv", "link.csv"):
+        with pytest.raises(CacheError, match=f"{name} is there and is no list of near-duplicates; it is left alone"):
+            duplicates.write_pairs(pairs, tmp_path / name)
+    assert (tmp_path / "mine.csv").read_text() == "mine"
+    with pytest.raises(CacheError, match=r"nowhere/pairs.csv: the list of near-duplicates cannot be written \(No such"):
+        duplicates.write_pairs(pairs, tmp_path / "nowhere" / "pairs.csv")
 
 
 def test_the_nearest_are_those_of_a_plain_product(leaky):
