@@ -29,6 +29,11 @@ from fastltssl.commands.common import PATH, as_json, counted, example, next_of, 
 @click.option("--limit", type=click.IntRange(1), help="At most n images per group, evenly spaced.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="(default auto: bf16 on a GPU)")
 @click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    help="EXIF orientation of images: ignore, as published pipelines do (default), or apply (turn them upright).",
+)
+@click.option(
     "--normalise",
     type=click.Choice(["model", "dataset"]),
     help="Pixels by the model's own mean and deviation (default), or by the data set's.",

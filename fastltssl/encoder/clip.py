@@ -192,20 +192,49 @@ def _blank(size: int) -> UInt8[Tensor, "1 3 S S"]:
 
 
 def _canvas(transform: Any, size: int) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "3 S S"]]:
-    """The resize and crop of a model's preprocessing: all of its steps but the last two, to tensor and normalise."""
+    """The resize and crop of a model's preprocessing: all of its steps but the last two, to tensor and normalise.
+
+    Where the shorter side is resized and the longer cropped, an image of extreme shape is cropped first, as its resized
+    pixels may fill all memory.
+    """
     from PIL import Image
 
     steps = transform.transforms[:-2]
+    is_cropped = isinstance(getattr(steps[0], "size", None), int)
 
     def canvas(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 S S"]:
         if image.shape != (size, size, 3):  # resizing to the same size changes nothing
             picture: Any = Image.fromarray(image)
+            if is_cropped and max(picture.size) > EXTREME * min(picture.size):
+                picture = _central(picture, size, steps[0].interpolation)
             for step in steps:
                 picture = step(picture)
             image = np.asarray(picture)
         return image.transpose(2, 0, 1)
 
     return canvas
+
+
+def _central(picture: Any, size: int, interpolation: Any) -> Any:
+    """The square of side `size` that is left of a long picture once it is resized and cropped.
+
+    Only the middle of the picture is resized. The position of the crop is that of the whole resized picture, and a
+    margin holds all pixels that the filter sees.
+    """
+    from PIL import Image
+
+    short, long = min(picture.size), max(picture.size)
+    resized = int(size * long / short)
+    scale, first = long / resized, round((resized - size) / 2)
+    start, stop = (
+        max(0, int(first * scale - MARGIN * max(scale, 1))),
+        min(long, int((first + size) * scale + MARGIN * max(scale, 1)) + 1),
+    )
+    is_wide = picture.width == long
+    part = picture.crop((start, 0, stop, short) if is_wide else (0, start, short, stop))
+    low, high = first * scale - start, (first + size) * scale - start
+    box = (low, 0, high, short) if is_wide else (0, low, short, high)
+    return part.resize((size, size), getattr(Image.Resampling, interpolation.name), box)
 
 
 def _normalised(

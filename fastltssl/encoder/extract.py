@@ -75,6 +75,8 @@ def extract(
     fp32, and what reading the source raises.
     """
     began = time.perf_counter()
+    for note in source.notes:
+        yield Note(note)
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
             yield Note(threads.lanes.submit(check_precision, source, encoder).result())
@@ -106,8 +108,28 @@ def extract(
             summaries = ranks.gather(summary)
             if ranks.rank == 0:
                 writer.close()
-            ranks.gather(None)  # every rank waits until the cache is complete
-    return _total(summaries)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=tuple(writer.notes))
+            carriers = set().union(*ranks.gather(carriers_of(source)))  # every rank waits until the cache is complete
+    told = orientation_notes(source, carriers)
+    for note in told:
+        yield Note(note)
+    notes = (*source.notes, *writer.notes, *told)
+    return _total(summaries)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=notes)
+
+
+def carriers_of(source: Source) -> set[str]:
+    """Ids of the images read so far whose EXIF orientation is another than 1."""
+    return source.orientation.carriers if source.orientation else set()
+
+
+def orientation_notes(source: Source, carriers: set[str]) -> list[str]:
+    """A note on images whose EXIF orientation is another than 1, and on what was done with it."""
+    if not carriers or source.orientation is None:
+        return []
+    done = {
+        "ignore": "it was ignored, as published pipelines do; --exif apply turns them upright",
+        "apply": "they were turned upright",
+    }
+    return [f"{len(carriers):,} of the images read carry an EXIF orientation: {done[source.orientation.exif]}"]
 
 
 def _total(summaries: Sequence[Summary]) -> Summary:
@@ -210,11 +232,16 @@ def _group(name: str, images: Images, views: Sequence[View]) -> GroupSpec:
 
 def provenance(source: Source, encoder: Encoder, views: Sequence[View], templates: str, seed: int) -> dict[str, Any]:
     """Everything the features and the text depend on, as plain JSON values; equal provenance means equal caches."""
-    return encoder.provenance | {
-        "dataset": source.name,
-        "dataset_fingerprint": source.fingerprint,
-        "views": {view.name: str(view.recipe) for view in views},
-        "seed": seed,
-        "templates": templates,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
+    is_turned = source.orientation is not None and source.orientation.exif == "apply"
+    return (
+        encoder.provenance
+        | {
+            "dataset": source.name,
+            "dataset_fingerprint": source.fingerprint,
+            "views": {view.name: str(view.recipe) for view in views},
+            "seed": seed,
+            "templates": templates,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+        | ({"exif": "apply"} if is_turned else {})
+    )
