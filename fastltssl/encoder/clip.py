@@ -23,6 +23,7 @@ from fastltssl.errors import EncoderError
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TAPS = ("mid", "mlp")  # of the last block: the class token after attention, and what the MLP adds to it
 TEXT_SLAB = 64  # prompts encoded at once; a shorter last batch is padded to it
+EXTREME, MARGIN = 100, 4  # longer side over shorter of an image that is cropped first; pixels beside what is cropped
 
 Pixels = Shaped[Tensor, "B 3 S S"]  # canvases, uint8 or float in [0, 1]
 
@@ -206,7 +207,7 @@ def _canvas(transform: Any, size: int) -> Callable[[UInt8[np.ndarray, "h w 3"]],
         if image.shape != (size, size, 3):  # resizing to the same size changes nothing
             picture: Any = Image.fromarray(image)
             if is_cropped and max(picture.size) > EXTREME * min(picture.size):
-                picture = _central(picture, size, steps[0].interpolation)
+                picture = _central(picture, size, steps[0].interpolation.name)
             for step in steps:
                 picture = step(picture)
             image = np.asarray(picture)
@@ -215,26 +216,24 @@ def _canvas(transform: Any, size: int) -> Callable[[UInt8[np.ndarray, "h w 3"]],
     return canvas
 
 
-def _central(picture: Any, size: int, interpolation: Any) -> Any:
+def _central(picture: Any, size: int, interpolation: str) -> Any:
     """The square of side `size` that is left of a long picture once it is resized and cropped.
 
-    Only the middle of the picture is resized. The position of the crop is that of the whole resized picture, and a
-    margin holds all pixels that the filter sees.
+    Only its middle is resized: what the square shows, and a margin that the filter sees.
     """
     from PIL import Image
 
-    short, long = min(picture.size), max(picture.size)
+    long, short = max(picture.size), min(picture.size)
     resized = int(size * long / short)
     scale, first = long / resized, round((resized - size) / 2)
-    start, stop = (
-        max(0, int(first * scale - MARGIN * max(scale, 1))),
-        min(long, int((first + size) * scale + MARGIN * max(scale, 1)) + 1),
-    )
-    is_wide = picture.width == long
-    part = picture.crop((start, 0, stop, short) if is_wide else (0, start, short, stop))
+    margin = MARGIN * max(scale, 1)
+    start, stop = max(0, int(first * scale - margin)), min(long, int((first + size) * scale + margin))
     low, high = first * scale - start, (first + size) * scale - start
-    box = (low, 0, high, short) if is_wide else (0, low, short, high)
-    return part.resize((size, size), getattr(Image.Resampling, interpolation.name), box)
+    if picture.width == long:
+        part, box = picture.crop((start, 0, stop, short)), (low, 0, high, short)
+    else:
+        part, box = picture.crop((0, start, short, stop)), (0, low, short, high)
+    return part.resize((size, size), Image.Resampling[interpolation], box)
 
 
 def _normalised(

@@ -70,13 +70,11 @@ def extract(
     An image that cannot be decoded raises BrokenImage; with `skip_broken` it is left out and named in the summary.
     Views are copied from `known`, a cache of the same images and encoder, where it has them. Of several ranks each
     encodes a range of blocks; progress is that of this rank, the summary that of all.
-
     Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
     fp32, and what reading the source raises.
     """
     began = time.perf_counter()
-    for note in source.notes:
-        yield Note(note)
+    yield from map(Note, source.notes)
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
             yield Note(threads.lanes.submit(check_precision, source, encoder).result())
@@ -98,8 +96,7 @@ def extract(
             ranks=ranks,
             **tables,
         ) as writer:
-            for note in writer.notes:
-                yield Note(note)
+            yield from map(Note, writer.notes)
             missing = {name: _missing(known, name, views_of(name, views)) for name in source.groups}
             blocks = writer.pending()
             slabs = threads.encoded(source, encoder, missing, blocks, seed=seed, skip_broken=skip_broken)
@@ -109,11 +106,10 @@ def extract(
             if ranks.rank == 0:
                 writer.close()
             carriers = set().union(*ranks.gather(carriers_of(source)))  # every rank waits until the cache is complete
-    told = orientation_notes(source, carriers)
-    for note in told:
-        yield Note(note)
-    notes = (*source.notes, *writer.notes, *told)
-    return _total(summaries)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=notes)
+    notes = orientation_notes(source, carriers)
+    yield from map(Note, notes)
+    seconds, notes = time.perf_counter() - began, [*source.notes, *writer.notes, *notes]
+    return _total(summaries)._replace(seconds=seconds, path=Path(out), notes=tuple(notes))
 
 
 def carriers_of(source: Source) -> set[str]:

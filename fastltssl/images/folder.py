@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,12 +48,12 @@ class FileImages:
     paths: tuple[Path, ...]
     orientation: Orientation = field(default_factory=Orientation)
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB."""
         with ThreadPoolExecutor(DECODERS) as pool:
             return list(pool.map(self._decoded, rows))
 
-    def _decoded(self, row: SupportsIndex) -> np.ndarray:
+    def _decoded(self, row: int) -> np.ndarray:
         return decoded(self.paths[row], self.ids[row], f"{self.paths[row]}", self.orientation)
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ class HubImages:
     column: str
     orientation: Orientation = field(default_factory=Orientation)
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB. The library may have turned them upright itself."""
         return [self._decoded(int(row)) for row in rows]
 

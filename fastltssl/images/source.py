@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Images(Protocol):
     @property
     def labels(self) -> np.ndarray: ...  # int64 [N], -1 = no label
     def read(
-        self, rows: Sequence[SupportsIndex] | np.ndarray
+        self, rows: Sequence[int] | np.ndarray
     ) -> list[np.ndarray]: ...  # uint8 RGB [h, w, 3] each, in the order asked
 
 
@@ -190,7 +190,7 @@ class Subset:
     images: Images
     rows: np.ndarray  # of `images`
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images by their place in the subset."""
         return self.images.read([int(self.rows[int(row)]) for row in rows])
 

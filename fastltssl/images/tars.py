@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from glob import escape, glob
 from pathlib import Path
-from typing import IO, NamedTuple, SupportsIndex
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -70,12 +70,12 @@ class TarImages:
     members: tuple[Member, ...]
     orientation: Orientation = field(default_factory=Orientation)
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images in their own sizes, uint8 RGB."""
         with ThreadPoolExecutor(DECODERS) as pool:
             return list(pool.map(self._decoded, rows))
 
-    def _decoded(self, row: SupportsIndex) -> np.ndarray:
+    def _decoded(self, row: int) -> np.ndarray:
         tar, offset, size = self.members[row]
         with tar.open("rb") as file:
             file.seek(offset)

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ FAILURES = (
 class Rows(NamedTuple):
     """Labels, with the images either as pixels in memory or as files."""
 
-    labels: Sequence[SupportsIndex] | np.ndarray
+    labels: Sequence[int] | np.ndarray
     pixels: np.ndarray | None = None  # uint8 [N, h, w, 3]
     paths: Sequence[str | Path] = ()
 
@@ -52,7 +52,7 @@ class ArrayImages:
     labels: np.ndarray
     pixels: np.ndarray  # uint8 [N, h, w, 3]
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images [h, w, 3], uint8 RGB."""
         return [np.ascontiguousarray(self.pixels[row]) for row in rows]
 

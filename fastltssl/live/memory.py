@@ -20,8 +20,8 @@ def recompute(tower: Any) -> None:
     blocks.grad_checkpointing = True  # type: ignore[union-attr]
 
 
-def step_bytes(trainee: Trainee, sample: Float[Tensor, " 1 *shape"]) -> int:
-    """Bytes that autograd keeps for one image, parameters apart, counted in a forward pass of the sample."""
+def step_bytes(trainee: Trainee, sample: Float[Tensor, " n *shape"]) -> int:
+    """Bytes that autograd keeps for the images, parameters apart, counted in a forward pass of them."""
     parameters = {value.untyped_storage().data_ptr() for value in trainee.tower.parameters()}
     kept: dict[int, Tensor] = {}
 

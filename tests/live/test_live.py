@@ -188,7 +188,7 @@ def test_pictures_that_memory_does_not_hold_are_decoded_ahead_and_forgotten(cach
     index = np.array([9, 2, 9, 4])
     torch.testing.assert_close(bare.canvases(index), kept.canvases(index), atol=0, rtol=0)
     bare.prepare(0, index)
-    lost = dataclasses.replace(bare, source=None)  # the lot alone serves
+    lost = dataclasses.replace(bare, source=bare.source._replace(groups={}))  # the lot alone serves
     assert torch.equal(lost.canvases(np.array([4, 9])), kept.canvases(np.array([4, 9])))
     bare.forget(0)
     assert not bare.lots

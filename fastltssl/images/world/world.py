@@ -7,7 +7,7 @@ trained on the style "caption", with captions long-tailed as in `caption_prior`;
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import numpy as np
 
@@ -138,7 +138,7 @@ class WorldImages:
     seed: int
     style: Style
 
-    def read(self, rows: Sequence[SupportsIndex] | np.ndarray) -> list[np.ndarray]:
+    def read(self, rows: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """Images [48, 48, 3], uint8, drawn when they are read."""
         index = np.asarray(rows, np.int64)
         return list(render(self.seed, index, self.labels[index], self.style))
