@@ -80,6 +80,7 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
 
     Of several processes that torchrun started, only the first prints and returns one, the others return None.
     """
+    from fastltssl.encoder.extract import orientation_notes
     from fastltssl.encoder.extraction import extracting, opened
     from fastltssl.live.tokens import plan_block
     from fastltssl.machine import joined
@@ -108,6 +109,8 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
         )
     else:
         show(f"{extraction.path} is complete already")
+    for note in (*source.notes, *orientation_notes(source)):  # again, as hours may have passed
+        show(f"note: {note}")
     return summary
 
 

@@ -31,7 +31,7 @@ def predict(
     IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
     """
     from fastltssl.cache.catalogue import open_cache
-    from fastltssl.encoder.extract import carriers_of, orientation_notes
+    from fastltssl.encoder.extract import orientation_notes
     from fastltssl.encoder.reopen import exif_of
     from fastltssl.images.folder import open_images
     from fastltssl.runs.folder import read_config
@@ -46,7 +46,7 @@ def predict(
     encoder = encoder_of(trained, pretrained, usable_device(device, threads))
     work = predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
     predictions = follow(work, f"predict {config.method}")
-    for note in (*source.notes, *orientation_notes(source, carriers_of(source))):
+    for note in (*source.notes, *orientation_notes(source)):
         show(note)
     confidence, label = predictions.probs.max(dim=-1)
     names = [trained.cache.classes[k] for k in label.tolist()]

@@ -70,8 +70,7 @@ def extract(
     An image that cannot be decoded raises BrokenImage; with `skip_broken` it is left out and named in the summary.
     Views are copied from `known`, a cache of the same images and encoder, where it has them. Of several ranks each
     encodes a range of blocks; progress is that of this rank, the summary that of all.
-    Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
-    fp32, and what reading the source raises.
+    Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far off.
     """
     began = time.perf_counter()
     yield from map(Note, source.notes)
@@ -105,27 +104,23 @@ def extract(
             summaries = ranks.gather(summary)
             if ranks.rank == 0:
                 writer.close()
-            carriers = set().union(*ranks.gather(carriers_of(source)))  # every rank waits until the cache is complete
-    notes = orientation_notes(source, carriers)
+            carriers = source.orientation.carriers if source.orientation else set()
+            carriers.update(*ranks.gather(carriers))  # every rank waits until the cache is complete
+    notes = orientation_notes(source)
     yield from map(Note, notes)
     seconds, notes = time.perf_counter() - began, [*source.notes, *writer.notes, *notes]
     return _total(summaries)._replace(seconds=seconds, path=Path(out), notes=tuple(notes))
 
 
-def carriers_of(source: Source) -> set[str]:
-    """Ids of the images read so far whose EXIF orientation is another than 1."""
-    return source.orientation.carriers if source.orientation else set()
-
-
-def orientation_notes(source: Source, carriers: set[str]) -> list[str]:
-    """A note on images whose EXIF orientation is another than 1, and on what was done with it."""
-    if not carriers or source.orientation is None:
+def orientation_notes(source: Source) -> list[str]:
+    """A note on the images read so far whose EXIF orientation is another than 1, and on what was done with it."""
+    if source.orientation is None or not source.orientation.carriers:
         return []
     done = {
         "ignore": "it was ignored, as published pipelines do; --exif apply turns them upright",
         "apply": "they were turned upright",
-    }
-    return [f"{len(carriers):,} of the images read carry an EXIF orientation: {done[source.orientation.exif]}"]
+    }[source.orientation.exif]
+    return [f"{len(source.orientation.carriers):,} of the images read carry an EXIF orientation: {done}"]
 
 
 def _total(summaries: Sequence[Summary]) -> Summary:

@@ -319,7 +319,9 @@ def _subfolders(folder: Path) -> tuple[list[str], list[str]]:
     if not os.path.isdir(folder):
         return [], []
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in os.scandir(folder) if _is_folder(entry) and not entry.name.startswith(".")
+        )
         outputs = {name for name in names if _is_output(folder / name)}
     except OSError as reason:
         raise _unreadable(reason) from None
@@ -330,6 +332,13 @@ def _unreadable(reason: OSError) -> SourceError:
     return SourceError(f"folder {reason.filename} cannot be read ({reason.strerror}). Allow it, or move it elsewhere")
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle of links
+        return False
+
+
 def _is_output(folder: Path) -> bool:
     """Whether a folder is a cache or a run, or holds some, without images beside them: they may lie in the data."""
     places = [str(folder)]
@@ -337,13 +346,13 @@ def _is_output(folder: Path) -> bool:
         for entry in entries:
             if _is_image(entry.name):
                 return False
-            places += [entry.path] if entry.is_dir() else []
+            places += [entry.path] if _is_folder(entry) else []
     return any(os.path.isfile(os.path.join(place, name)) for place in places for name in OUTPUTS)
 
 
 def _direct(folder: Path) -> int:
     """The number of images in a folder itself, not in folders in it."""
-    return sum(_is_image(entry.name) and entry.is_file() for entry in os.scandir(folder))
+    return sum(_is_image(entry.name) and os.path.isfile(entry) for entry in os.scandir(folder))
 
 
 def _is_image(name: str) -> bool:

@@ -154,7 +154,9 @@ def listed(names: Sequence[str], count: int | None = None, most: int = 5) -> str
 
 def counts(parts: Counter[str]) -> str:
     """What was counted, for a message, the most frequent first: ".heic (3), .txt (1)"."""
-    return listed([f"{name} ({count:,})" for name, count in parts.most_common()])
+    return listed(
+        [f"{name} ({count:,})" for name, count in sorted(parts.items(), key=lambda part: (-part[1], part[0]))]
+    )
 
 
 def group_of(name: str) -> str | None:

@@ -142,8 +142,8 @@ def _tars(dataset: str, pattern: str) -> list[Path]:
     if missing := [simple for simple, paths in fitting.items() if not paths]:
         which = f"{len(missing):,} of the {len(patterns):,} tars of " if len(patterns) > 1 else ""
         raise SourceError(
-            f"--dataset {short(dataset)}: no tar fits {which}{pattern!r}: {listed(missing)}. Fetch what is missing, or "
-            f"name only those that are there. Accepted: {FORM}"
+            f"--dataset {short(dataset)}: no tar fits {which}{pattern!r}: {listed(missing, most=20)}. "
+            f"Fetch what is missing, or name only those that are there. Accepted: {FORM}"
         )
     tars = [Path(path) for simple in patterns for path in fitting[simple]]
     if odd := [tar for tar in tars if not os.path.isfile(tar)]:
