@@ -253,9 +253,14 @@ class _Taken:
         for k, count in enumerate(wanted.tolist()):
             if count > self.left(k):
                 if self.on_shortage == "refuse":
+                    helps = what == "unlabelled" or (
+                        what == "labelled" and self.left(k)
+                    )  # else no labelled row is left
+                    lower = f"Lower the request{', or pass --on-shortage cap' if helps else ''}"
                     raise SplitError(
                         f"class {k} has {self.left(k)} images left and {count} {what} ones were asked for "
-                        f"({len(self.pools[k])} in the cache). Lower the request, or pass --on-shortage cap"
+                        f"({len(self.pools[k])} in the cache). "
+                        + (lower if len(self.pools[k]) or helps else "Cache a set that has images of it")
                     )
                 self.shortage += count - self.left(k)
             rows.append(self.pools[k][self.used[k] : self.used[k] + count])

@@ -31,7 +31,6 @@ from fastltssl.images.source import (
     counts,
     group_of,
     listed,
-    place,
     repeated,
     sealed,
 )  # fmt: skip
@@ -93,7 +92,7 @@ def open_tars(dataset: str, exif: str = "ignore") -> Source:
     notes: list[str] = []
     orientation = Orientation(exif)
     first: list[Path] = []
-    for part in [text] if os.path.isfile(text) else _parts(text):
+    for part in [text] if _is_there(text) else _parts(text):
         group, pattern = _group(dataset, part)
         if group in groups:
             raise SourceError(
@@ -120,7 +119,7 @@ def open_tars(dataset: str, exif: str = "ignore") -> Source:
 def _group(dataset: str, part: str) -> tuple[str, str]:
     """The group and the pattern of one part of the data set's name: "test=PATTERN", or a PATTERN of train."""
     word, sign, pattern = part.partition("=")
-    if os.path.exists(part) or not sign or not re.fullmatch(r"\w*", word):
+    if not sign or _is_there(part) or not re.fullmatch(r"\w*", word):
         return "train", part
     group = group_of(word)
     if group is None:
@@ -128,9 +127,14 @@ def _group(dataset: str, part: str) -> tuple[str, str]:
     return group, pattern
 
 
+def _is_there(pattern: str) -> bool:
+    """Whether there is a file of this very name, or the folder that it names is there."""
+    return os.path.isfile(pattern) or os.path.isdir(os.path.dirname(pattern))
+
+
 def _tars(dataset: str, pattern: str) -> list[Path]:
     """The tars of a pattern; a file or a folder of the very name is taken before the pattern is read as one."""
-    pattern = str(place(pattern))
+    pattern = pattern if _is_there(pattern) else os.path.expanduser(pattern)
     folder, name = os.path.split(pattern)
     if os.path.isfile(pattern):
         patterns = [escape(pattern)]
@@ -193,7 +197,9 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
     members: list[Member] = []
     without: list[str] = []  # keys of samples without an image
     left: Counter[str] = Counter()
+    bare: list[str] = []  # tars without an image
     for tar in tars:
+        before = len(ids)
         for key, sample in _samples(tar, left).items():
             left.update(sample.left)
             if sample.image is None:
@@ -202,6 +208,8 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
             ids.append(f"{tar.name}/{key}")
             labels.append(_label(tar, key, sample, is_needed=group != "unlabeled"))
             members.append(sample.image)
+        if len(ids) == before:
+            bare.append(tar.name)
     endings = f"members that are not read, by their ending: {counts(left)}" if left else ""
     if not members:
         raise SourceError(
@@ -210,6 +218,8 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
     notes = [f"{group}: {endings}. A key ends at the first dot of a name"] if left else []
     if without:
         notes.append(f"{group}: {len(without):,} samples have no image and are left out: {listed(without)}")
+    if bare:
+        notes.append(f"{group}: {len(bare):,} of {len(tars):,} tars hold no image: {listed(bare)}")
     return TarImages(tuple(ids), np.array(labels, np.int64), tuple(members), orientation), notes
 
 
