@@ -15,6 +15,7 @@ from torch import Tensor
 from fastltssl.analysis.cure import Scored
 from fastltssl.analysis.history import Insight, Labels
 from fastltssl.cache.catalogue import Cache
+from fastltssl.encoder.reopen import exif_of
 from fastltssl.errors import MapError, SourceError
 from fastltssl.functional.adapters import feature_of, last_norm
 from fastltssl.functional.neighbors import nearest
@@ -61,7 +62,7 @@ def open_album(cache: Cache, dataset: str | None = None, root: Path | None = Non
         return no_album("the cache was imported from features, and does not know which images they are of")
     name = dataset or made.get("dataset")
     try:
-        source = open_source(str(name), root)
+        source = open_source(str(name), root, exif=exif_of(cache))
     except (SourceError, OSError) as error:
         return no_album(f"{str(error).split('. ')[0]}. Say where they are with --dataset")
     groups: dict[str, Any] = {group: images for group, images in source.groups.items() if group in cache.groups}

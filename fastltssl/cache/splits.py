@@ -253,12 +253,12 @@ class _Taken:
         for k, count in enumerate(wanted.tolist()):
             if count > self.left(k):
                 if self.on_shortage == "refuse":
-                    way_out = "Lower the request, or pass --on-shortage cap"
-                    if what == "labelled" and not self.left(k):  # each class needs one
-                        is_absent = not len(self.pools[k])
-                        way_out = (
-                            "Cache a set that has images of it" if is_absent else "Lower --val or --test-per-class"
-                        )
+                    if what == "unlabelled" or (what == "labelled" and self.left(k)):
+                        way_out = "Lower the request, or pass --on-shortage cap"
+                    elif not len(self.pools[k]):  # a cap does not help, as each class needs a labelled row
+                        way_out = "Cache a set that has images of it"
+                    else:
+                        way_out = "Lower --val or --test-per-class"
                     raise SplitError(
                         f"class {k} has {self.left(k)} images left and {count} {what} ones were asked for "
                         f"({len(self.pools[k])} in the cache). {way_out}"

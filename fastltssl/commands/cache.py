@@ -123,7 +123,7 @@ def cache_add_views(
     from fastltssl.cache.catalogue import open_cache
     from fastltssl.encoder.add_views import add_views, find_recovered
     from fastltssl.encoder.clip import load_encoder
-    from fastltssl.encoder.reopen import made_with
+    from fastltssl.encoder.reopen import exif_of, made_with
     from fastltssl.images import open_source
     from fastltssl.images.views import parse_views
     from fastltssl.show.terminal import follow, show
@@ -135,7 +135,7 @@ def cache_add_views(
     made = made_with(cache)
     if made["pretrained"] == "file" and pretrained is None:
         raise click.UsageError(f"{path} was made from a checkpoint file: give it with --pretrained PATH")
-    source = open_source(dataset or made["dataset"], root, limit)
+    source = open_source(dataset or made["dataset"], root, limit, exif_of(cache))
     encoder = load_encoder(
         made["model"], pretrained or made["pretrained"], usable_device(device, threads), made["precision"],
         trim=made["is_trimmed"], taps=bool(cache.groups["train"].taps), compiled=made.get("is_compiled", False),

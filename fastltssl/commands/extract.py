@@ -29,6 +29,11 @@ from fastltssl.commands.common import PATH, WORKERS, as_json, counted, example, 
 @click.option("--limit", type=click.IntRange(1), help="At most n images per group, evenly spaced.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), help="(default auto: bf16 on a GPU)")
 @click.option(
+    "--exif",
+    type=click.Choice(["ignore", "apply"]),
+    help="EXIF orientation of images: ignore, as published pipelines do (default), or apply (turn them upright).",
+)
+@click.option(
     "--normalise",
     type=click.Choice(["model", "dataset"]),
     help="Pixels by the model's own mean and deviation (default), or by the data set's.",
@@ -75,6 +80,7 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
 
     Of several processes that torchrun started, only the first prints and returns one, the others return None.
     """
+    from fastltssl.encoder.extract import orientation_notes
     from fastltssl.encoder.extraction import extracting, opened
     from fastltssl.live.tokens import plan_block
     from fastltssl.machine import joined
@@ -103,6 +109,8 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
         )
     else:
         show(f"{extraction.path} is complete already")
+    for note in (*source.notes, *orientation_notes(source)):  # again, as hours may have passed
+        show(f"note: {note}")
     return summary
 
 

@@ -41,19 +41,24 @@ def predict(
 
     IMAGES is a file, or a folder with images at any depth. The encoder is the one the run's cache was made with.
     """
+    from fastltssl.encoder.extract import orientation_notes
+    from fastltssl.encoder.reopen import exif_of
     from fastltssl.images.folder import open_images
     from fastltssl.machine import replacing
     from fastltssl.runs.finished import open_own_cache, read_config
     from fastltssl.runs.trained import encoder_of, load_run, predicting
     from fastltssl.show.terminal import follow, grid, show
 
-    source = open_images(images)
     config = read_config(run)
+    cache = open_own_cache(run, config, cache_name)
+    source = open_images(images, exif_of(cache))
     note_last_step(config)
-    trained = load_run(run, open_own_cache(run, config, cache_name), seed)
+    trained = load_run(run, cache, seed)
     encoder = encoder_of(trained, pretrained, usable_device(device, threads))
     work = predicting(trained, source, encoder, workers=workers, skip_broken=skip_broken)
     predictions = follow(work, f"predict {config.method}")
+    for note in (*source.notes, *orientation_notes(source)):
+        show(note)
     confidence, label = predictions.probs.max(dim=-1)
     names = [trained.cache.classes[k] for k in label.tolist()]
     rows = list(zip(predictions.ids, names, confidence.tolist(), strict=True))

@@ -110,7 +110,8 @@ def check(cache: Cache, source: Source, encoder: Encoder, views: Sequence[View])
         )
     if len(new) == len(old):
         raise CacheError(f"{cache.path} has all of these views: {', '.join(old)}. Ask for more, such as weak:8")
-    stored, wanted = stored | {"taps": cache.groups["train"].taps}, wanted | {"taps": encoder.taps}
+    stored = {"exif": "ignore"} | stored | {"taps": cache.groups["train"].taps}
+    wanted = {"exif": "ignore"} | wanted | {"taps": encoder.taps}
     unequal = [name for name in wanted if name != "views" and wanted[name] != stored.get(name)]
     if unequal:
         name = unequal[0]

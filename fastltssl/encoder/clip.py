@@ -23,6 +23,7 @@ from fastltssl.errors import EncoderError
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TAPS = ("mid", "mlp")  # of the last block: the class token after attention, and what the MLP adds to it
 TEXT_SLAB = 64  # prompts encoded at once; a shorter last batch is padded to it
+EXTREME, MARGIN = 100, 4  # longer side over shorter of an image that is cropped first; pixels beside what is cropped
 
 Pixels = Shaped[Tensor, "B 3 S S"]  # canvases, uint8 or float in [0, 1]
 
@@ -192,20 +193,47 @@ def _blank(size: int) -> UInt8[Tensor, "1 3 S S"]:
 
 
 def _canvas(transform: Any, size: int) -> Callable[[UInt8[np.ndarray, "h w 3"]], UInt8[np.ndarray, "3 S S"]]:
-    """The resize and crop of a model's preprocessing: all of its steps but the last two, to tensor and normalise."""
+    """The resize and crop of a model's preprocessing: all of its steps but the last two, to tensor and normalise.
+
+    Where the shorter side is resized and the longer cropped, an image of extreme shape is cropped first, as its resized
+    pixels may fill all memory.
+    """
     from PIL import Image
 
     steps = transform.transforms[:-2]
+    is_cropped = isinstance(getattr(steps[0], "size", None), int)
 
     def canvas(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 S S"]:
         if image.shape != (size, size, 3):  # resizing to the same size changes nothing
             picture: Any = Image.fromarray(image)
+            if is_cropped and max(picture.size) > EXTREME * min(picture.size):
+                picture = _central(picture, size, steps[0].interpolation.name)
             for step in steps:
                 picture = step(picture)
             image = np.asarray(picture)
         return image.transpose(2, 0, 1)
 
     return canvas
+
+
+def _central(picture: Any, size: int, interpolation: str) -> Any:
+    """The square of side `size` that is left of a long picture once it is resized and cropped.
+
+    Only its middle is resized: what the square shows, and a margin that the filter sees.
+    """
+    from PIL import Image
+
+    long, short = max(picture.size), min(picture.size)
+    resized = int(size * long / short)
+    scale, first = long / resized, round((resized - size) / 2)
+    margin = MARGIN * max(scale, 1)
+    start, stop = max(0, int(first * scale - margin)), min(long, int((first + size) * scale + margin))
+    low, high = first * scale - start, (first + size) * scale - start
+    if picture.width == long:
+        part, box = picture.crop((start, 0, stop, short)), (low, 0, high, short)
+    else:
+        part, box = picture.crop((0, start, short, stop)), (0, low, short, high)
+    return part.resize((size, size), Image.Resampling[interpolation], box)
 
 
 def _normalised(

@@ -71,11 +71,10 @@ def extract(
     An image that cannot be decoded raises BrokenImage; with `skip_broken` it is left out and named in the summary.
     Views are copied from `known`, a cache of the same images and encoder, where it has them. Of several ranks each
     encodes a range of blocks; progress is that of this rank, the summary that of all.
-
-    Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far from
-    fp32, and what reading the source raises.
+    Raises CacheError where `out` cannot be written or continued, EncoderError where a low precision is too far off.
     """
     began = time.perf_counter()
+    yield from map(Note, source.notes)
     with pipeline(encoder.device, workers) as threads:
         if encoder.provenance["precision"] != "fp32" or "is_compiled" in encoder.provenance:
             yield Note(threads.lanes.submit(check_precision, source, encoder).result())
@@ -97,8 +96,7 @@ def extract(
             ranks=ranks,
             **tables,
         ) as writer:
-            for note in writer.notes:
-                yield Note(note)
+            yield from map(Note, writer.notes)
             missing = {name: _missing(known, name, views_of(name, views)) for name in source.groups}
             blocks = writer.pending()
             slabs = threads.encoded(source, encoder, missing, blocks, seed=seed, skip_broken=skip_broken)
@@ -107,8 +105,23 @@ def extract(
             summaries = ranks.gather(summary)
             if ranks.rank == 0:
                 writer.close()
-            ranks.gather(None)  # every rank waits until the cache is complete
-    return _total(summaries)._replace(seconds=time.perf_counter() - began, path=Path(out), notes=tuple(writer.notes))
+            carriers = source.orientation.carriers if source.orientation else set()
+            carriers.update(*ranks.gather(carriers))  # every rank waits until the cache is complete
+    notes = orientation_notes(source)
+    yield from map(Note, notes)
+    seconds, notes = time.perf_counter() - began, [*source.notes, *writer.notes, *notes]
+    return _total(summaries)._replace(seconds=seconds, path=Path(out), notes=tuple(notes))
+
+
+def orientation_notes(source: Source) -> list[str]:
+    """A note on the images read so far whose EXIF orientation is another than 1, and on what was done with it."""
+    if source.orientation is None or not source.orientation.carriers:
+        return []
+    done = {
+        "ignore": "it was ignored, as published pipelines do; --exif apply turns them upright",
+        "apply": "they were turned upright",
+    }[source.orientation.exif]
+    return [f"{len(source.orientation.carriers):,} of the images read carry an EXIF orientation: {done}"]
 
 
 def _total(summaries: Sequence[Summary]) -> Summary:
@@ -212,11 +225,16 @@ def _group(name: str, images: Images, views: Sequence[View]) -> GroupSpec:
 
 def provenance(source: Source, encoder: Encoder, views: Sequence[View], templates: str, seed: int) -> dict[str, Any]:
     """Everything the features and the text depend on, as plain JSON values; equal provenance means equal caches."""
-    return encoder.provenance | {
-        "dataset": source.name,
-        "dataset_fingerprint": source.fingerprint,
-        "views": {view.name: str(view.recipe) for view in views},
-        "seed": seed,
-        "templates": templates,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
+    is_turned = source.orientation is not None and source.orientation.exif == "apply"
+    return (
+        encoder.provenance
+        | {
+            "dataset": source.name,
+            "dataset_fingerprint": source.fingerprint,
+            "views": {view.name: str(view.recipe) for view in views},
+            "seed": seed,
+            "templates": templates,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+        | ({"exif": "apply"} if is_turned else {})
+    )

@@ -1,5 +1,6 @@
 """What `fastltssl extract` does, for the shell and for notebooks: an Extraction holds the options of one extraction."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastltssl.encoder.extract import Summary, extract
 from fastltssl.errors import EncoderError
 from fastltssl.images import open_source, statistics
 from fastltssl.images.prompts import templates_of
-from fastltssl.images.source import Source
+from fastltssl.images.source import Source, place
 from fastltssl.images.views import parse_views
 from fastltssl.machine import ALONE, Ranks
 from fastltssl.progress import Note, Work, drain
@@ -31,6 +32,7 @@ class Extraction:
     seed: int = 0  # of the views
     limit: int | None = None  # images of each group
     precision: str = "auto"  # fp32, bf16 or fp16; auto: bf16 on a GPU
+    exif: str = "ignore"  # or apply: images that carry an EXIF orientation are turned upright
     normalise: str = "model"  # model or dataset: whose mean and standard deviation pixels are normalised by
     compiled: bool | None = None  # run the tower through torch.compile; None: on a GPU
     taps: str | None = None  # mid, tokens@L, or both joined by a comma
@@ -64,7 +66,7 @@ def opened(asked: Extraction, ranks: Ranks = ALONE) -> tuple[Source, Encoder]:
     """The images and the encoder of an extraction. Raises SourceError, EncoderError or ViewError."""
     parse_views(asked.views)  # a mistyped option is reported before a model is loaded
     has_taps = "mid" in asked.parts
-    source = ranks.first(lambda: open_source(asked.dataset, asked.root, asked.limit))
+    source = ranks.first(lambda: open_source(asked.dataset, asked.root, asked.limit, asked.exif))
     encoder = ranks.first(
         lambda: load_encoder(
             asked.model,
@@ -115,5 +117,7 @@ def file_stem(name: str) -> str:
     """A model or data set as part of a file name: without its prefix such as folder:, its folders and its suffix."""
     kind, colon, rest = name.partition(":")
     name = rest if colon and kind in ("folder", "list", "wds", "hf") else name
+    if kind == "folder" and colon:
+        name = os.path.abspath(place(rest)).rstrip("/") or kind  # folder:. is called as the folder is
     last = name.rstrip("/").split("/")[-1].removesuffix(".csv").removesuffix(".tar")
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in last)

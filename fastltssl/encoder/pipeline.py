@@ -20,6 +20,7 @@ from fastltssl.errors import BrokenImage
 from fastltssl.images.source import Images, Source
 from fastltssl.images.views import View, image_key, make_view
 
+LOT = 16  # images that a thread holds at their full size
 GPU_LANES = 2  # threads that encode on a GPU: one prepares a slab while the GPU computes another
 
 
@@ -109,15 +110,18 @@ def pipeline(device: torch.device, workers: int) -> Iterator[Pipeline]:
 
 def _canvases(images: Images, slab: Slab, encoder: Encoder, skip_broken: bool) -> Canvases:
     """The images of a slab, decoded, resized and cropped."""
-    rows = range(slab.start, slab.stop)
     pixels = np.zeros((SLAB, 3, encoder.size, encoder.size), np.uint8)
     keys = np.zeros(SLAB, np.uint64)
-    decoded = _readable(images, rows) if skip_broken else images.read(rows)
-    for place, (row, image) in enumerate(zip(rows, decoded, strict=True)):
-        if image is not None:
-            pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
-    broken = tuple(row for row, image in zip(rows, decoded, strict=True) if image is None)
-    return Canvases(torch.from_numpy(pixels), keys, broken)
+    broken: list[int] = []
+    for start in range(slab.start, slab.stop, LOT):
+        lot = range(start, min(start + LOT, slab.stop))
+        for row, image in zip(lot, _readable(images, lot) if skip_broken else images.read(lot), strict=True):
+            if image is None:
+                broken.append(row)
+            else:
+                place = row - slab.start
+                pixels[place], keys[place] = encoder.canvas(image), image_key(images.ids[row])
+    return Canvases(torch.from_numpy(pixels), keys, tuple(broken))
 
 
 def _readable(images: Images, rows: Sequence[int] | np.ndarray) -> Sequence[UInt8[np.ndarray, "h w 3"] | None]:

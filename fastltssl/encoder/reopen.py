@@ -1,7 +1,7 @@
 """The encoder and the images that a cache was made with, opened again and checked to be the same."""
 
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from fastltssl.cache.catalogue import Cache
 from fastltssl.encoder.clip import Encoder, load_encoder
@@ -62,10 +62,16 @@ def encoder_for(cache: Cache, device: str, pretrained: str | None = None, *, tap
     return encoder
 
 
+def exif_of(cache: Cache) -> str:
+    """What was done with the EXIF orientation of the images of a cache: "ignore" or "apply"."""
+    known: Any = cache.attributes.get("provenance", {})
+    return str(known.get("exif", "ignore"))
+
+
 def source_of(cache: Cache, dataset: str | None = None, root: Path | None = None) -> Source:
     """The images a cache was made of. Raises RunError where the data set has changed."""
     known = made_with(cache)
-    source = open_source(dataset or known["dataset"], root)
+    source = open_source(dataset or known["dataset"], root, exif=exif_of(cache))
     if source.fingerprint != known["dataset_fingerprint"]:  # it may have been limited to some of them
         source = limited(source, max(len(group.ids) for group in cache.groups.values()))
     if source.fingerprint != known["dataset_fingerprint"]:

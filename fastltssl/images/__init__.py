@@ -34,20 +34,21 @@ FORMS = (
 )  # fmt: skip
 
 
-def open_source(dataset: str, root: Path | None = None, limit: int | None = None) -> Source:
+def open_source(dataset: str, root: Path | None = None, limit: int | None = None, exif: str = "ignore") -> Source:
     """The data set of that name. `root` is the folder of downloaded data sets, `limit` a number of images per group.
 
-    A limited group takes its rows evenly from every class, at least one of each where the limit allows, and keeps its
-    order. Raises SourceError.
+    With `exif` "apply" image files that carry an EXIF orientation are turned upright. A limited group takes its rows
+    evenly from every class, at least one of each where the limit allows, and keeps its order. Raises SourceError.
     """
     if limit is not None and limit < 1:
         raise SourceError(f"--limit {limit} leaves no image. Give 1 or more, or leave --limit out")
     kind, root = dataset.split(":")[0], root or DEFAULT_ROOT
     if kind in OPENERS:
         opener = pkgutil.resolve_name(OPENERS[kind])
-        source = opener(dataset, root) if kind in WITH_ROOT else opener(dataset)
+        options = ({"root": root} if kind in WITH_ROOT else {}) | ({} if kind == "world" else {"exif": exif})
+        source = opener(dataset, **options)
     else:
-        source = _open_torchvision(dataset, root)
+        source = _open_torchvision(dataset, root, exif)
     return source if limit is None else limited(source, limit)
 
 
@@ -59,11 +60,11 @@ def statistics(dataset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return STATISTICS[dataset]
 
 
-def _open_torchvision(dataset: str, root: Path) -> Source:
+def _open_torchvision(dataset: str, root: Path, exif: str) -> Source:
     from fastltssl.images.torchvision_sets import SETS, open_torchvision
 
     if dataset in SETS:
-        return open_torchvision(dataset, root)
+        return open_torchvision(dataset, root, exif)
     if Path(dataset).is_dir():
         hint = f" For a folder of images: --dataset folder:{dataset}."
     else:

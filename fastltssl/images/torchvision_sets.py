@@ -17,7 +17,7 @@ import numpy as np
 
 from fastltssl.errors import SourceError
 from fastltssl.images.folder import FileImages
-from fastltssl.images.source import Images, Source, fingerprint
+from fastltssl.images.source import Images, Orientation, Source, fingerprint, place
 
 SERVER_TIMEOUT_S = 20.0  # torchvision sets none, so it would wait for ever behind a firewall that drops packets
 FAILURES = (
@@ -150,20 +150,20 @@ SETS: dict[str, Recipe] = {
 }  # fmt: skip
 
 
-def open_torchvision(name: str, root: Path) -> Source:
+def open_torchvision(name: str, root: Path, exif: str = "ignore") -> Source:
     """A set of SETS in the folder `root`, downloaded where it is absent. Raises SourceError."""
-    recipe = SETS[name]
-    root = root.expanduser().resolve()
+    recipe, orientation = SETS[name], Orientation(exif)
+    root = place(str(root)).resolve()
     groups: dict[str, Images] = {}
     classes: tuple[str, ...] = ()
     for group, calls in recipe.groups.items():
         opened = [_opened(name, recipe, root, arguments) for arguments in calls]
-        groups[group] = _images(group, [recipe.rows(part) for part in opened], root)
+        groups[group] = _images(group, [recipe.rows(part) for part in opened], root, orientation)
         classes = classes or tuple(recipe.names(opened[0]))
-    return Source(name, classes, groups, fingerprint(classes, groups))
+    return Source(name, classes, groups, fingerprint(classes, groups), orientation=orientation)
 
 
-def _images(group: str, parts: list[Rows], root: Path) -> Images:
+def _images(group: str, parts: list[Rows], root: Path, orientation: Orientation) -> Images:
     """A group made of its parts; ids are paths below the root, or row numbers where there are no files."""
     labels = np.concatenate([np.asarray(part.labels, np.int64) for part in parts])
     if parts[0].pixels is not None:
@@ -171,7 +171,7 @@ def _images(group: str, parts: list[Rows], root: Path) -> Images:
         pixels = [part.pixels for part in parts if part.pixels is not None]
         return ArrayImages(ids, labels, pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
     paths = tuple(Path(path) for part in parts for path in part.paths)
-    return FileImages(tuple(path.relative_to(root).as_posix() for path in paths), labels, paths)
+    return FileImages(tuple(path.relative_to(root).as_posix() for path in paths), labels, paths, orientation)
 
 
 def _opened(name: str, recipe: Recipe, root: Path, arguments: dict[str, Any]) -> Any:

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from fastltssl.cache.catalogue import fingerprint
 from fastltssl.cache.reader import stream_features
 from fastltssl.encoder.clip import Encoder
+from fastltssl.encoder.reopen import exif_of
 from fastltssl.errors import ExportError
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.methods import values
@@ -108,7 +109,7 @@ def write_export(out: Path, trained: TrainedRun, encoder: Encoder | None, record
         described = description(trained, encoder, record) | {"input": _input(program, sample), "deviation": error}
         save_file(tensors, folder / "head.safetensors")
         (folder / DESCRIBED).write_text(json.dumps(described, indent=1) + "\n")
-        (folder / "example.py").write_text(example(described["method"], reader))
+        (folder / "example.py").write_text(example(described["method"], reader, exif_of(trained.cache)))
         names = sorted((path.name for path in folder.iterdir()), key=lambda name: (name == DESCRIBED, name))
         (out / DESCRIBED).unlink(missing_ok=True)  # an export is complete if it has this file
         for name in names:
@@ -320,8 +321,11 @@ def reader_of(trained: TrainedRun, encoder: Encoder | None) -> str:
     return image["resize"] if is_plain else "arrays"
 
 
-def example(method: str, reader: str) -> str:
-    """The text of example.py, a script of about 20 lines that labels files."""
+def example(method: str, reader: str, exif: str = "ignore") -> str:
+    """The text of example.py, a script of about 20 lines that labels files, their EXIF orientation as in the cache."""
     files, imports, code = READERS[reader]
+    if exif == "apply":
+        imports = imports.replace("import Image", "import Image, ImageOps")
+        code = code.replace("Image.open(path)", "ImageOps.exif_transpose(Image.open(path))")
     text = EXAMPLE.replace("METHOD", method).replace("FILES", files)
     return text.replace("IMPORTS", imports).replace("CODE", code)
