@@ -86,7 +86,9 @@ def work(arguments: argparse.Namespace) -> None:
             continue
         report({"begin": place, "area": name, "input": number})
         if name == "parsers":
-            drawn(number, max(1, round(arguments.inputs * HYPOTHESIS / WHOLE / len(parsers()))), arguments.seed, report)
+            drawn(
+                number, max(10, round(arguments.inputs * HYPOTHESIS / WHOLE / len(parsers()))), arguments.seed, report
+            )
             continue
         began = time.monotonic()
         outcome = run(names[name], number, arguments.seed, arguments.root)
