@@ -69,7 +69,8 @@ def work(arguments: argparse.Namespace) -> None:
         out.write(json.dumps(line) + "\n")
         out.flush()
 
-    os.environ |= {"HF_HUB_OFFLINE": "1", "FASTLTSSL_FUZZ": "1"}
+    tempfile.tempdir = str(arguments.root)  # removed by the process that started this one
+    os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("FASTLTSSL_CACHE", None)
     import open_clip  # noqa: F401  loaded here, as the first input would have to wait for it
     import torch

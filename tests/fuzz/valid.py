@@ -1,6 +1,5 @@
 """Valid things that inputs are bent from: caches, runs, a checkpoint. Each is made once in a process."""
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -16,10 +15,8 @@ SMALL = {"n1": 4, "m1": 4, "steps": 2, "evals": 1, "seeds": "0-1", "val": 1}  # 
 
 @cache
 def root() -> Path:
-    """A folder that is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-valid-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    """A folder in that of the fuzzer, which is removed when it ends."""
+    return Path(tempfile.mkdtemp(prefix="valid-"))
 
 
 @cache
