@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint house clean
+.PHONY: demo test lint house fuzz clean
 
 demo: .venv/ready  ## environment, then the main job on the embedded world
 	$(BIN)/fastltssl demo
@@ -21,6 +21,9 @@ lint: .venv/ready house
 
 house:  ## the rooms of the package, and whether its layers hold
 	$(PYTHON) tests/house.py
+
+fuzz: .venv/ready  ## 10,000 odd inputs over every public entry; SEED=1 for others
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seed $(or $(SEED),0) --keep runs/fuzz --table docs/trust.md
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
