@@ -1,6 +1,7 @@
 """`python -m fastltssl` and the `fastltssl` command."""
 
 import io
+import os
 import sys
 
 import click
@@ -25,6 +26,13 @@ def main() -> None:
     except FastltsslError as error:
         click.echo(f"Error: {plain(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # whoever read the output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # of the machine: a name that is too long, a full disk, a place that may not be read
+        place = error.filename or "a file or folder"
+        click.echo(f"Error: {plain(str(place))} cannot be used: {error.strerror or error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

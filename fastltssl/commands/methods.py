@@ -16,7 +16,7 @@ def methods(name: str | None) -> None:
     else's run is only run with --trust-method.
     """
     from fastltssl.functional.heads import HEADS
-    from fastltssl.methods import head_name, load, names, summary
+    from fastltssl.methods import configure, head_name, load, names, summary
     from fastltssl.show.terminal import grid, show
 
     if name is None:
@@ -24,7 +24,7 @@ def methods(name: str | None) -> None:
         show(f"heads: {', '.join(HEADS)}\nnext: fastltssl methods {names()[0]}")
         return
     module = load(name)
-    method = module.Method()
+    method = configure(name, {})
     show((module.__doc__ or "").strip())
     show(f"\n{_first_paragraph(module.Method)}\n")
     if rows := _knobs(method):

@@ -16,6 +16,7 @@ from fastltssl.errors import METHOD_PAGE, UnknownKnob, UnknownMethod, UntrustedM
 from fastltssl.functional.heads import HEADS
 
 OF_TRAINING = ("steps", "lr", "weight_decay", "batch", "batch_u")  # fields of Config: options, not knobs
+VIEWS = 1000  # of a kind that a method may train on
 MOST_OF_RANGE = 1000  # a whole number so many times the end of its range would never end, or need all memory
 
 
@@ -142,12 +143,21 @@ def fields(method: Any, prefix: str = "") -> dict[str, dataclasses.Field]:
 
 def configure(name: str, settings: dict[str, Any]) -> Any:
     """A method with its settings, text or numbers: {"threshold": ".8", "head": "linear", "head.scale": 30}."""
-    method = load(name).Method()
-    if "head" in settings and hasattr(method, "head"):
-        method = dataclasses.replace(method, head=_head(str(settings["head"])))
-    views = method.views
-    if not (isinstance(views, tuple) and len(views) == 2 and all(isinstance(n, int) and n >= 0 for n in views)):
-        raise UnknownMethod(f"views of {name} must be a pair (weak, strong) of whole numbers, not {views!r}")
+    module, settings = load(name), {str(key): value for key, value in settings.items()}
+    try:
+        method = module.Method()
+        if "head" in settings and hasattr(method, "head"):
+            method = dataclasses.replace(method, head=_head(str(settings["head"])))
+        views = method.views
+    except UnknownKnob:
+        raise
+    except Exception as error:  # of a user's method
+        reason = f"{type(error).__name__}: {error}"
+        raise UnknownMethod(f"the Method of {name} cannot be made with its defaults: {reason}") from error
+    if not (isinstance(views, tuple) and len(views) == 2 and all(type(n) is int and 0 <= n <= VIEWS for n in views)):
+        raise UnknownMethod(
+            f"views of {name} must be a pair (weak, strong) of whole numbers from 0 to {VIEWS}, not {views!r:.60}"
+        )
     known = fields(method)
     for key, value in settings.items():
         if key == "head" and hasattr(method, "head"):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastltssl.cache.splits import Split
-from fastltssl.errors import ConfigError
+from fastltssl.errors import ConfigError, RunError
 from fastltssl.functional import metrics
 from fastltssl.functional.bias import class_prior, kl_divergence
 from fastltssl.reading import read_yaml
@@ -115,6 +115,8 @@ def evaluate(method: Method, run: Run, on: Measured, dtype: torch.dtype = torch.
     classes; see metrics.reliability), prior_u [C] if the state has one, pseudo_label [M] and pseudo_confidence [M].
     """
     scores, groups, n_classes = scored(method, run, on.test_x, "test", dtype), on.groups, on.n_classes
+    if scores.softmax(dim=-1).isnan().any():
+        raise RunError("the scores of the test rows are not finite: the training diverged. Lower --lr")
     result = {name: _number(value) for name, value in metrics.evaluate(scores, on.test_y, groups).items()}
     result["test_recall"] = metrics.class_recall(scores.argmax(dim=-1), on.test_y, n_classes).float().cpu()
     result["test_reliability"] = _reliability(scores, on.test_y, groups)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from fastltssl.errors import METHOD_PAGE, FastltsslError, MethodError
-from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, leaf_name
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, leaf_name, prior_of
 
 
 def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None) -> None:
@@ -30,7 +30,13 @@ def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None
     if not isinstance(scores, dict) or "test" not in scores:
         given = ", ".join(map(repr, scores)) or "nothing" if isinstance(scores, dict) else _kind(scores)
         raise _fault(method, "scores", f'must return a dict with "test", not {given}')
-    wanted = (len(rows), problem.prior.numel())
+    if method.views[0] and "pseudo" not in scores:
+        raise _fault(method, "scores", 'must return "pseudo", too: the method trains on views of unlabelled rows')
+    n_classes = problem.prior.numel()
+    prior = prior_of(run.state)
+    if prior is not None and tuple(prior.shape) != (n_classes,):
+        raise _fault(method, "start", f"gives prior_u as {_kind(prior)}, not [classes], here [{n_classes}]")
+    wanted = (len(rows), n_classes)
     for name, z in scores.items():
         if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
             raise _fault(method, "scores", f"returns {name!r} as {_kind(z)}, not [rows classes], here {list(wanted)}")

@@ -18,7 +18,7 @@ from fastltssl.cache.emulated import emulated, parse_emulate
 from fastltssl.errors import FitError, MissingText, NotFitted, did_you_mean
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
-from fastltssl.machine import cpu_threads
+from fastltssl.machine import cpu_threads, usable_device
 from fastltssl.methods import configure
 from fastltssl.training.arrays import class_order, classes_of, features, labels, numbers, prompts, view_names
 from fastltssl.training.fit import fit
@@ -68,12 +68,12 @@ class Classifier:
 
     def fit(self, X: Any, y: Any) -> "Classifier":
         """Train on X, where y = -1 marks the unlabelled rows. Raises FitError on what cannot be trained."""
-        method, x = self._configured(), features(X)
+        method, x, self.device_ = self._configured(), features(X), usable_device(self.device)
         label, is_labelled = labels(y, len(x))
         classes, code = classes_of(label, is_labelled)
         names, views = self._views(x, method, bool(is_labelled.all()))
-        rows = torch.from_numpy(views).to(self.device)
-        mask, target = (torch.from_numpy(array).to(self.device) for array in (is_labelled, code))
+        rows = torch.from_numpy(views).to(self.device_)
+        mask, target = (torch.from_numpy(array).to(self.device_) for array in (is_labelled, code))
         problem = Problem(
             x=rows[mask].float(),
             y=target,
@@ -84,7 +84,7 @@ class Classifier:
             **self._zero_shot(classes, x.shape[-1]),
         )
         self.fitted_ = self._trained(method, problem)
-        self.method_, self.classes_, self.n_features_in_, self.device_ = method, classes, x.shape[-1], self.device
+        self.method_, self.classes_, self.n_features_in_ = method, classes, x.shape[-1]
         self.pseudo_labels_ = self._pseudo_labels(problem) if method.views[0] else None
         return self
 
@@ -140,7 +140,11 @@ class Classifier:
             value, least = getattr(self, name), 0 if name == "seed" else 1
             if not isinstance(value, int | np.integer) or value < least:
                 raise FitError(f"{name}={value!r} is not a whole number of at least {least}")
-        if not 0 < self.lr < float("inf") or not 0 <= self.weight_decay < float("inf"):
+        for name in ("lr", "weight_decay", "logit_scale", "logit_bias"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+                raise FitError(f"{name}={value!r} is not a finite number")
+        if self.lr <= 0 or self.weight_decay < 0:
             raise FitError(f"lr={self.lr} must be above 0 and weight_decay={self.weight_decay} at least 0")
         if not isinstance(self.settings, Mapping | None):
             raise FitError(f'settings={self.settings!r} is not a mapping of knobs to values such as {{"tau": 0.5}}')
@@ -183,10 +187,10 @@ class Classifier:
             projection = numbers("projection", self.projection, f"[{width}, E]", (2,))
             if len(projection) != width:
                 raise FitError(f"projection {list(projection.shape)} must have a row for each of X's {width} columns")
-            tensors["projection"], width = torch.from_numpy(projection).to(self.device), projection.shape[1]
+            tensors["projection"], width = torch.from_numpy(projection).to(self.device_), projection.shape[1]
         if self.text is not None:
             text = prompts(self.text, len(classes), width, "X" if self.projection is None else "X @ projection")
-            tensors["text"] = torch.from_numpy(text if order is None else text[order]).to(self.device)
+            tensors["text"] = torch.from_numpy(text if order is None else text[order]).to(self.device_)
         return tensors | {"logit_scale": float(self.logit_scale), "logit_bias": float(self.logit_bias)}
 
     def _trained(self, method: Method, problem: Problem) -> Fitted:
@@ -202,7 +206,9 @@ class Classifier:
                 f"{self.method}, as set, reads text features and text is None. Give text=[C, E] or [C, T, E], rows in "
                 "the order of classes_, or take a method that does without, such as probe or fixmatch"
             ) from None
-        if not fitted.is_finite:
+        with torch.no_grad():
+            scores = method.scores(fitted.run.params, fitted.run.state, problem.x[:, 0])["test"]
+        if not fitted.is_finite or scores.softmax(dim=-1).isnan().any():
             raise FitError(f"{self.method} diverged: loss or weights are not finite. Lower lr={self.lr:g}")
         return fitted
 

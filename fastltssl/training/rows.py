@@ -13,6 +13,7 @@ from fastltssl.errors import RunError
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
 from fastltssl.images.prompts import templates as template_set
+from fastltssl.machine import usable_device
 from fastltssl.types import Problem
 
 
@@ -31,7 +32,7 @@ class Rows(NamedTuple):
 
 def resident(cache: Cache, device: str = "cpu", taps: bool = False) -> Rows:
     """All features and labels of a cache, read once; with `taps` concat(mid, mlp) in place of the features."""
-    arrays = ("mid", "mlp") if taps else ("features",)
+    arrays, device = ("mid", "mlp") if taps else ("features",), usable_device(device)
     return Rows(
         features={name: _read(group, arrays).to(device) for name, group in cache.groups.items()},
         labels={name: torch.from_numpy(group.labels).to(device) for name, group in cache.groups.items()},

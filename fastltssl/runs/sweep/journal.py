@@ -4,11 +4,13 @@ A process that is killed may leave half a line, which is cut off, and no lock, a
 """
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+from fastltssl.errors import RunError
 from fastltssl.machine import telling_writes
 
 
@@ -27,6 +29,14 @@ def open_journal(file: Path) -> JournalFileBackend:
 
 class _Journal(JournalFileBackend):
     """A journal that tells where it cannot be written."""
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
+        try:
+            yield from super().read_logs(log_number_from)
+        except ValueError as error:
+            raise RunError(
+                f"{self._file_path} is damaged ({error}). Move it away, and the sweep begins anew; or choose another --out"
+            ) from None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         with telling_writes(Path(self._file_path)):

@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.errors import ConfigError, RunError
+from fastltssl.errors import ConfigError, FastltsslError, RunError
 from fastltssl.functional.measures import TEST
 from fastltssl.methods import configure, identity
 from fastltssl.runs.config import Config, as_dict, check
@@ -100,6 +100,8 @@ def open_study(sweep: Sweep, storage: str, cache: Cache) -> optuna.Study:
             load_if_exists=True,
         )
         before = study.user_attrs.get("sweep")
+    except FastltsslError:
+        raise
     except Exception as error:  # a storage may raise anything
         reason = str(error).strip().split("\n")[0]
         raise RunError(
