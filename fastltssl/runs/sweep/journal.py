@@ -35,7 +35,7 @@ class _Journal(JournalFileBackend):
             yield from super().read_logs(log_number_from)
         except ValueError as error:
             raise RunError(
-                f"{self._file_path} is damaged ({error}). Move it away, and the sweep begins anew; or choose another --out"
+                f"{self._file_path} is damaged ({error}). Move it away to begin anew, or choose another --out"
             ) from None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
