@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -108,9 +109,13 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
     if seed not in seeds:
         raise RunError(f"{path} has no seed {seed}, only {', '.join(map(str, seeds))}")
     try:
-        stored: Any = zarr.open_group(str(path / HISTORY), mode="r")
-        arrays = {name: np.asarray(array) for name, array in stored[f"seed{seed}"].arrays()}
-        attributes = dict(stored.attrs)
+        if odd := [file for file in (path / HISTORY).rglob("*") if not (file.is_dir() or file.is_file())]:
+            raise RunError(f"{odd[0]} is no regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # zarr only warns of a file that is a folder
+            stored: Any = zarr.open_group(str(path / HISTORY), mode="r")
+            arrays = {name: np.asarray(array) for name, array in stored[f"seed{seed}"].arrays()}
+            attributes = dict(stored.attrs)
     except Exception as error:  # zarr raises errors of many types on damaged files
         raise RunError(f"{path}/{HISTORY} cannot be read ({_line(error)}). Train the run again") from None
     if missing := {"steps", "counts", "test_recall"} - arrays.keys():

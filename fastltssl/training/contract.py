@@ -38,8 +38,10 @@ def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None
         raise _fault(method, "start", f"gives prior_u as {_kind(prior)}, not [classes], here [{n_classes}]")
     wanted = (len(rows), n_classes)
     for name, z in scores.items():
-        if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
-            raise _fault(method, "scores", f"returns {name!r} as {_kind(z)}, not [rows classes], here {list(wanted)}")
+        if not isinstance(z, Tensor) or tuple(z.shape) != wanted or not z.is_floating_point():
+            shown = f"{_kind(z)} of {z.dtype}" if isinstance(z, Tensor) else _kind(z)
+            what = f"floats [rows classes], here {list(wanted)}"
+            raise _fault(method, "scores", f"returns {name!r} as {shown}, not {what}")
 
 
 def check_out(method: Method, state: Any, out: Any) -> None:
@@ -54,6 +56,8 @@ def check_out(method: Method, state: Any, out: Any) -> None:
         if old != new:
             what = f"{name!r} of the state" if name else "the state"
             raise _fault(method, "loss", f"turns {what} from {old} into {new}: it must keep names and shapes")
+    if not isinstance(out.stats, dict):
+        raise _fault(method, "loss", f"gives the stats as {_kind(out.stats)}, not as a dict of tensors")
     for name, value in out.stats.items():
         if not isinstance(value, Tensor) or value.ndim:
             raise _fault(method, "loss", f"gives the stat {name!r} as {_kind(value)}, not as a tensor of one number")

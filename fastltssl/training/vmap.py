@@ -75,7 +75,7 @@ def stack(runs: Sequence[Sequence[Any]]) -> Any:
 
 def pick(tree: Any, *index: int) -> Any:
     """The tree of one run of a joint tree; `index` is on its leading axes."""
-    return tree_map(lambda leaf: leaf[index], tree)
+    return tree_map(lambda leaf: None if leaf is None else leaf[index], tree)
 
 
 def _stacked(leaves: Sequence[Any]) -> Any:
