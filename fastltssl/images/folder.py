@@ -190,7 +190,7 @@ def open_images(path: Path, exif: str = "ignore") -> Source:
     check_ids(ids, f"{path}")
     orientation = Orientation(exif)
     groups: dict[str, Images] = {"images": FileImages(ids, np.full(len(ids), -1), files.paths, orientation)}
-    return Source(str(path), (), groups, "", tuple(_left_out(f"{path}", files.left)), orientation)
+    return Source(str(path), (), groups, "", tuple(_left_out(short(str(path)), files.left)), orientation)
 
 
 def ids_below(top: Path, paths: Sequence[Path]) -> tuple[str, ...]:

@@ -177,6 +177,9 @@ def test_a_name_that_no_cache_can_hold_is_refused_at_once(tmp_path, name):
     for reads in (opened, open_images):
         with pytest.raises(SourceError, match=r"name 'cat/.*\\.*' is not UTF-8 or holds a newline. Rename the file"):
             reads(tmp_path)
+    draw(tmp_path / "groups" / "train" / "cat")
+    draw(tmp_path / "groups" / os.fsdecode(b"d\xf6g"))
+    assert noted(opened(tmp_path / "groups"), r"images of d\udcf6g/ (2)")  # can be printed
     os.rename(tmp_path / "dog", os.fsencode(tmp_path) + b"/d\xf6g")
     with pytest.raises(SourceError, match=r"'d\\udcf6g' is not UTF-8"):
         opened(tmp_path)
@@ -234,7 +237,7 @@ def test_extract_tells_what_was_left_out_and_predict_does_too(tmp_path, monkeypa
     assert CliRunner().invoke(cli, train).exit_code == 0
     result = CliRunner().invoke(cli, ["predict", "../run", "dog", "--out", "../p.csv"])
     assert result.exit_code == 0, result.exception
-    assert "dog: 1 files are not read as images: .heic (1)" in result.output
+    assert "'dog': 1 files are not read as images: .heic (1)" in result.output
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
