@@ -156,7 +156,9 @@ def open_folder(dataset: str, exif: str = "ignore") -> Source:
     """
     top = place(dataset.removeprefix("folder:"))
     if dataset in ("folder", "folder:") or not os.path.isdir(top):
-        raise SourceError(f"--dataset {dataset!r}: {top} is not a folder. Accepted: folder:PATH with PATH/CLASS/*.jpg")
+        raise SourceError(
+            f"--dataset {short(dataset)}: {str(top)[:300]} is not a folder. Accepted: folder:PATH with PATH/CLASS/*.jpg"
+        )
     folders, notes = _layout(top)
     names = _class_names(folders)
     listings = {group: _by_class(folder, names) for group, folder in folders.items() if group != "unlabeled"}

@@ -45,7 +45,7 @@ def open_list(dataset: str, exif: str = "ignore") -> Source:
     """
     file = place(dataset.removeprefix("list:"))
     if dataset in ("list", "list:") or not os.path.isfile(file):
-        raise SourceError(f"--dataset {dataset!r}: {file} is no file. Accepted: {FORM}")
+        raise SourceError(f"--dataset {short(dataset)}: {str(file)[:300]} is no file. Accepted: {FORM}")
     rows = _rows(file)
     classes, notes = _classes(file, rows)
     number_of = {name: number for number, name in enumerate(classes)}

@@ -216,9 +216,11 @@ def test_a_path_may_begin_with_home_and_a_folder_of_the_very_name_wins(tmp_path,
     for name in ("~", "a=b", "[x]*?", "{1,2}"):
         draw(tmp_path / name / "pets" / "cat", 2)
         assert sizes(open_source(f"folder:./{name}/pets")) == {"train": 2}
-    for name in ("~nobody-here/pets", "x" * 5000, "a\0b"):
-        with pytest.raises(SourceError, match="is not a folder"):
-            open_source(f"folder:{name}")
+    for name in ("~nobody-here/pets", "x" * 5000, "a\0b", "~" * 5000):
+        for kind in ("folder:", "list:", "wds:", ""):
+            with pytest.raises(SourceError, match=r"is not a folder|is no file|no tar fits|is unknown") as error:
+                open_source(f"{kind}{name}")
+            assert len(str(error.value)) < 1000
 
 
 def test_extract_tells_what_was_left_out_and_predict_does_too(tmp_path, monkeypatch):
