@@ -218,9 +218,9 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
         )
     notes = [f"{group}: {endings}. A key ends at the first dot of a name"] if left else []
     if without:
-        notes.append(f"{group}: {len(without):,} samples have no image and are left out: {listed(without)}")
+        notes.append(f"{group}: left out, as they have no image: samples {listed(without)} ({len(without):,})")
     if bare:
-        notes.append(f"{group}: {len(bare):,} of {len(tars):,} tars hold no image: {listed(bare)}")
+        notes.append(f"{group}: tars that hold no image, {len(bare):,} of {len(tars):,}: {listed(bare)}")
     return TarImages(tuple(ids), np.array(labels, np.int64), tuple(members), orientation), notes
 
 
