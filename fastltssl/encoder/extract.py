@@ -121,7 +121,7 @@ def orientation_notes(source: Source) -> list[str]:
         "ignore": "it was ignored, as published pipelines do; --exif apply turns them upright",
         "apply": "they were turned upright",
     }[source.orientation.exif]
-    return [f"{len(source.orientation.carriers):,} of the images read carry an EXIF orientation: {done}"]
+    return [f"images read that carry an EXIF orientation: {len(source.orientation.carriers):,}; {done}"]
 
 
 def _total(summaries: Sequence[Summary]) -> Summary:

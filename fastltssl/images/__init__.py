@@ -1,10 +1,12 @@
 """Data sets of images: the embedded world, folders, lists, tars and hubs, all read through one protocol (source.py)."""
 
+import os
 import pkgutil
 from pathlib import Path
 
 from fastltssl.errors import SourceError, did_you_mean
 from fastltssl.images.source import Source, limited
+from fastltssl.reading import short
 
 DEFAULT_ROOT = Path("datasets")
 
@@ -42,6 +44,8 @@ def open_source(dataset: str, root: Path | None = None, limit: int | None = None
     """
     if limit is not None and limit < 1:
         raise SourceError(f"--limit {limit} leaves no image. Give 1 or more, or leave --limit out")
+    if "\0" in dataset:
+        raise SourceError(f"--dataset {short(dataset)} is unknown, as no name of a file holds a zero byte")
     kind, root = dataset.split(":")[0], root or DEFAULT_ROOT
     if kind in OPENERS:
         opener = pkgutil.resolve_name(OPENERS[kind])
@@ -65,9 +69,9 @@ def _open_torchvision(dataset: str, root: Path, exif: str) -> Source:
 
     if dataset in SETS:
         return open_torchvision(dataset, root, exif)
-    if Path(dataset).is_dir():
+    if os.path.isdir(dataset):
         hint = f" For a folder of images: --dataset folder:{dataset}."
     else:
         hint = did_you_mean(dataset.split(":")[0], [*OPENERS, *SETS])
     known = ", ".join([*FORMS, *SETS])
-    raise SourceError(f"--dataset {dataset!r} is unknown.{hint} Accepted: {known}")
+    raise SourceError(f"--dataset {short(dataset)} is unknown.{hint} Accepted: {known}")

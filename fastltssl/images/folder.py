@@ -141,11 +141,19 @@ class Listing(NamedTuple):
     labels: np.ndarray
 
 
+class Mark(NamedTuple):
+    """What tells a file from others: its size in bytes, and its place on the disk, the same through every link."""
+
+    size: int
+    device: int
+    inode: int
+
+
 class Files(NamedTuple):
     """Image files below a folder, and how many others were left out, by suffix."""
 
     paths: tuple[Path, ...]
-    marks: tuple[os.stat_result, ...]  # of the paths
+    marks: tuple[Mark, ...]  # of the paths
     left: Counter[str]
 
 
@@ -156,7 +164,9 @@ def open_folder(dataset: str, exif: str = "ignore") -> Source:
     """
     top = place(dataset.removeprefix("folder:"))
     if dataset in ("folder", "folder:") or not os.path.isdir(top):
-        raise SourceError(f"--dataset {dataset!r}: {top} is not a folder. Accepted: folder:PATH with PATH/CLASS/*.jpg")
+        raise SourceError(
+            f"--dataset {short(dataset)}: {str(top)[:300]} is not a folder. Accepted: folder:PATH with PATH/CLASS/*.jpg"
+        )
     folders, notes = _layout(top)
     names = _class_names(folders)
     listings = {group: _by_class(folder, names) for group, folder in folders.items() if group != "unlabeled"}
@@ -172,7 +182,7 @@ def open_folder(dataset: str, exif: str = "ignore") -> Source:
         notes += _left_out(group, files.left)
     marks = {group: files.marks for group, (files, _) in listings.items()}
     notes += same_files({name: images.ids for name, images in groups.items()}, marks)
-    sizes = [str(mark.st_size) for files, _ in listings.values() for mark in files.marks]
+    sizes = [str(mark.size) for files, _ in listings.values() for mark in files.marks]
     classes = tuple(name.replace("_", " ") for name in names)
     return sealed(dataset, classes, groups, " ".join(sizes), notes=notes, orientation=orientation)
 
@@ -190,7 +200,7 @@ def open_images(path: Path, exif: str = "ignore") -> Source:
     check_ids(ids, f"{path}")
     orientation = Orientation(exif)
     groups: dict[str, Images] = {"images": FileImages(ids, np.full(len(ids), -1), files.paths, orientation)}
-    return Source(str(path), (), groups, "", tuple(_left_out(f"{path}", files.left)), orientation)
+    return Source(str(path), (), groups, "", tuple(_left_out(short(str(path)), files.left)), orientation)
 
 
 def ids_below(top: Path, paths: Sequence[Path]) -> tuple[str, ...]:
@@ -202,29 +212,33 @@ def _layout(top: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of each group, and notes on what else holds images.
 
     The training folder is `top` itself where that holds the class folders. A folder without folders in it is a class,
-    whatever its name, but for one that is called unlabeled.
+    whatever its name, but for one called unlabeled, which may also lie among the class folders.
     """
     names, outputs = _subfolders(top)
-    with_classes = {name for name in names if _subfolders(top / name)[0]}
-    folders = chosen(name for name in names if name in with_classes or group_of(name) == "unlabeled")
-    if "unlabeled" in folders and not _files(top / folders["unlabeled"]).paths:
+    inner = {name: _subfolders(top / name)[0] for name in names}
+    groups = chosen(name for name in names if inner[name] or group_of(name) == "unlabeled")
+    folders = {group: top / name for group, name in groups.items()}
+    if "train" in folders and "unlabeled" not in folders:
+        folders |= {group: folders["train"] / name for group, name in chosen(inner[groups["train"]]).items()
+                    if group == "unlabeled"}  # fmt: skip
+    if "unlabeled" in folders and not _files(folders["unlabeled"]).paths:
         del folders["unlabeled"]
     notes = [f"{top / name} holds caches or runs, no images of its own: it is left out" for name in outputs]
-    if "train" not in folders and "test" in folders:
-        test = folders["test"]
-        raise SourceError(f"{top} holds {test}/ but no train/ with class folders. Rename or add {top / 'train'}")
     if "train" not in folders:
-        classes = [name for name in names if name not in folders.values()]
-        return {"train": top} | {group: top / name for group, name in folders.items()}, notes + _flat(top, classes)
-    left = {f"{name}/": len(_files(top / name).paths) for name in names if name not in folders.values()}
-    left |= {f"{name}/*": _direct(top / name) for name in folders.values() if group_of(name) != "unlabeled"}
+        if "test" in folders:
+            test = groups["test"]
+            raise SourceError(f"{top} holds {test}/ but no train/ with class folders. Rename or add {top / 'train'}")
+        notes += _flat(top, [name for name in names if top / name not in folders.values()])
+        return {"train": top} | folders, notes
+    left = {f"{name}/": len(_files(top / name).paths) for name in names if top / name not in folders.values()}
+    left |= {f"{groups[group]}/*": _direct(folder) for group, folder in folders.items() if group != "unlabeled"}
     left |= {f"{top}/*": _direct(top)}
     if counted := Counter({name: count for name, count in left.items() if count}):
         notes.append(
             f"left out, as they are in no class folder of a group: images of {counts(counted)}. "
             "Groups are train/CLASS, test/CLASS (or val, valid) and unlabeled"
         )
-    return {group: top / name for group, name in folders.items()}, notes
+    return folders, notes
 
 
 def _flat(top: Path, classes: Sequence[str]) -> list[str]:
@@ -243,32 +257,32 @@ def _flat(top: Path, classes: Sequence[str]) -> list[str]:
             "If these are the classes, call the folders above them train, test and unlabeled"
         )
     if stray := _direct(top):
-        notes.append(f"left out, as they are in no class folder: {stray:,} images of {top}")
+        notes.append(f"left out, as they are in no class folder: images of {top}/* ({stray:,})")
     return notes
 
 
 def _left_out(where: str, left: Counter[str]) -> list[str]:
     """A note on files that are no images, or of a kind that is not read."""
     kinds = f"Read are {', '.join(SUFFIXES)}"
-    return [f"{where}: {left.total():,} files are not read as images: {counts(left)}. {kinds}"] if left else []
+    return [f"{where}: files that are not read as images, by suffix: {counts(left)}. {kinds}"] if left else []
 
 
-def same_files(ids: dict[str, tuple[str, ...]], marks: dict[str, tuple[os.stat_result, ...]]) -> list[str]:
+def same_files(ids: dict[str, tuple[str, ...]], marks: dict[str, tuple[Mark, ...]]) -> list[str]:
     """Notes on files that are in a group twice, as links are, or in both train and test."""
     notes, first = [], dict[str, dict[tuple[int, int], str]]()
     for group, names in ids.items():
         first[group] = {}
-        keys = [(mark.st_dev, mark.st_ino) for mark in marks[group]]
+        keys = [(mark.device, mark.inode) for mark in marks[group]]
         pairs = [
             f"{first[group][key]} = {name}"
             for key, name in zip(keys, names, strict=True)
             if first[group].setdefault(key, name) != name
         ]
         if pairs:
-            notes.append(f"{group} holds {len(pairs):,} files twice, under two names (links): {listed(pairs)}")
+            notes.append(f"{group}: files that are there under two names (links), {len(pairs):,}: {listed(pairs)}")
     if both := first.get("train", {}).keys() & first.get("test", {}).keys():
         pairs = [f"{first['train'][key]} = {first['test'][key]}" for key in first["test"] if key in both]
-        notes.append(f"train and test share {len(both):,} files: {listed(pairs)}")
+        notes.append(f"files that are in both train and test, {len(both):,}: {listed(pairs)}")
     return notes
 
 
@@ -341,13 +355,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_output(folder: Path) -> bool:
     """Whether a folder is a cache or a run, or holds some, without images beside them: they may lie in the data."""
-    places = [str(folder)]
+    folders = [str(folder)]
     with os.scandir(folder) as entries:
         for entry in entries:
             if _is_image(entry.name):
                 return False
-            places += [entry.path] if _is_folder(entry) else []
-    return any(os.path.isfile(os.path.join(place, name)) for place in places for name in OUTPUTS)
+            folders += [entry.path] if _is_folder(entry) else []
+    return any(os.path.isfile(os.path.join(where, name)) for where in folders for name in OUTPUTS)
 
 
 def _direct(folder: Path) -> int:
@@ -365,7 +379,7 @@ def _files(folder: Path) -> Files:
     Links are followed, but no folder is entered twice. Hidden files are ignored; counted are files of other suffixes,
     and what is no regular file: pipes, sockets, devices and links that lead nowhere.
     """
-    found: dict[Path, os.stat_result] = {}
+    found: dict[Path, Mark] = {}
     left: Counter[str] = Counter()
     entered = set()
     for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -395,13 +409,13 @@ def _refuse(reason: OSError) -> None:
         raise _unreadable(reason)
 
 
-def regular(path: Path) -> os.stat_result | None:
-    """What the file system tells of a regular file, or of the one that a link leads to; None for anything else."""
+def regular(path: Path) -> Mark | None:
+    """The mark of a regular file, or of the one that a link leads to; None for anything else."""
     try:
-        mark = os.stat(path)
+        told = os.stat(path)
     except (OSError, ValueError):
         return None
-    return mark if stat.S_ISREG(mark.st_mode) else None
+    return Mark(told.st_size, told.st_dev, told.st_ino) if stat.S_ISREG(told.st_mode) else None
 
 
 def natural(text: str) -> tuple[list[str | int], str]:

@@ -10,6 +10,7 @@ import numpy as np
 from fastltssl.errors import SourceError
 from fastltssl.images.folder import broken, pixels
 from fastltssl.images.source import Images, Orientation, Source, chosen, counts, place, sealed
+from fastltssl.reading import short
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ def open_hub(dataset: str, exif: str = "ignore") -> Source:
         splits = datasets.load_dataset(str(place(name)) if name.startswith("~") else name)
     except Exception as reason:  # the library raises errors of many types
         raise SourceError(
-            f"--dataset {dataset!r} could not be loaded ({' '.join(str(reason).split())[:200]})"
+            f"--dataset {short(dataset)} could not be loaded ({' '.join(str(reason).split())[:200]})"
         ) from reason
     return from_splits(dataset, splits, exif)
 
@@ -53,19 +54,21 @@ def from_splits(dataset: str, splits: Any, exif: str = "ignore") -> Source:
     """The source made of the splits of a DatasetDict. Raises SourceError."""
     taken = chosen(splits)
     if "train" not in taken:
-        raise SourceError(f"--dataset {dataset!r} has no split train, only {', '.join(splits)}")
+        raise SourceError(f"--dataset {short(dataset)} has no split train, only {', '.join(splits)}")
     features = splits[taken["train"]].features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     images, labels = ([name for name in kinds if kinds[name] == kind] for kind in ("Image", "ClassLabel"))
     if not images or not labels:
-        raise SourceError(f"--dataset {dataset!r}: needs a column Image and a column ClassLabel, has {kinds}")
+        raise SourceError(f"--dataset {short(dataset)}: needs a column Image and a column ClassLabel, has {kinds}")
     orientation = Orientation(exif)
     groups: dict[str, Images] = {}
     for group, split in taken.items():
         rows = splits[split]
         own = rows.features.get(labels[0])
         if group != "unlabeled" and getattr(own, "names", None) != features[labels[0]].names:
-            raise SourceError(f"--dataset {dataset!r}: the classes of split {split} are not those of {taken['train']}")
+            raise SourceError(
+                f"--dataset {short(dataset)}: the classes of split {split} are not those of {taken['train']}"
+            )
         ids = tuple(f"{split}/{row:07d}" for row in range(len(rows)))
         of_rows = rows[labels[0]] if own is not None else [-1] * len(rows)
         numbers = np.array([-1 if label is None else label for label in of_rows], np.int64)

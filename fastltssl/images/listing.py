@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastltssl.errors import SourceError
-from fastltssl.images.folder import FileImages, regular, same_files
+from fastltssl.images.folder import FileImages, Mark, regular, same_files
 from fastltssl.images.source import MOST_CLASSES, Images, Orientation, Source, group_of, place, repeated, sealed
 from fastltssl.reading import short
 
@@ -45,13 +45,13 @@ def open_list(dataset: str, exif: str = "ignore") -> Source:
     """
     file = place(dataset.removeprefix("list:"))
     if dataset in ("list", "list:") or not os.path.isfile(file):
-        raise SourceError(f"--dataset {dataset!r}: {file} is no file. Accepted: {FORM}")
+        raise SourceError(f"--dataset {short(dataset)}: {str(file)[:300]} is no file. Accepted: {FORM}")
     rows = _rows(file)
     classes, notes = _classes(file, rows)
     number_of = {name: number for number, name in enumerate(classes)}
     orientation = Orientation(exif)
     groups: dict[str, Images] = {}
-    marks: dict[str, tuple[os.stat_result, ...]] = {}
+    marks: dict[str, tuple[Mark, ...]] = {}
     splits = {row.split for row in rows}
     test = "test" if "test" in splits else "val"
     for group, split in (("train", "train"), ("test", test), ("unlabeled", "unlabeled")):
@@ -64,11 +64,9 @@ def open_list(dataset: str, exif: str = "ignore") -> Source:
         raise SourceError(f"{file} has no row of the split train. Accepted: {FORM}")
     if test == "test" and "val" in splits:
         count = sum(row.split == "val" for row in rows)
-        notes.append(
-            f"left out: {count:,} rows of the split val, as the split test is there. A cache holds one of them"
-        )
+        notes.append(f"left out, as there is a split test: rows of the split val ({count:,})")
     notes += same_files({name: images.ids for name, images in groups.items()}, marks)
-    sizes = " ".join(str(mark.st_size) for of_group in marks.values() for mark in of_group)
+    sizes = " ".join(str(mark.size) for of_group in marks.values() for mark in of_group)
     return sealed(dataset, classes, groups, sizes, notes=notes, orientation=orientation)
 
 
@@ -197,8 +195,8 @@ def _label(file: Path, row: _Row, number_of: dict[str, int]) -> int:
     )
 
 
-def _marks(file: Path, group: str, rows: Sequence[_Row], paths: Sequence[Path]) -> tuple[os.stat_result, ...]:
-    """What the file system tells of the files. Raises SourceError on one that is absent or named twice."""
+def _marks(file: Path, group: str, rows: Sequence[_Row], paths: Sequence[Path]) -> tuple[Mark, ...]:
+    """The marks of the files. Raises SourceError on one that is absent or named twice."""
     marks = [regular(path) for path in paths]
     if absent := [row for row, mark in zip(rows, marks, strict=True) if mark is None]:
         raise SourceError(
@@ -207,7 +205,7 @@ def _marks(file: Path, group: str, rows: Sequence[_Row], paths: Sequence[Path]) 
     found = [mark for mark in marks if mark is not None]
     first: dict[tuple[int, int], tuple[_Row, Path]] = {}
     for row, path, mark in zip(rows, paths, found, strict=True):
-        before, same = first.setdefault((mark.st_dev, mark.st_ino), (row, path))
+        before, same = first.setdefault((mark.device, mark.inode), (row, path))
         if before is not row and os.path.realpath(same) == os.path.realpath(path):
             also = "" if before.path == row.path else f", there as {short(before.path)}"
             raise SourceError(

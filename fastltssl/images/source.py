@@ -82,8 +82,8 @@ def sealed(
         raise SourceError(f"two classes of {name} are called {short(twice)}, '_' read as a space. Rename one of them")
     for group, images in groups.items():
         check_ids(images.ids, f"group {group} of {name}")
-    told = [*notes, *_alike(classes), *_without_images(classes, groups)]
-    return Source(name, classes, groups, fingerprint(classes, groups, *marks), tuple(told), orientation)
+    told = (*notes, *_alike(classes), *_without_images(classes, groups))
+    return Source(name, classes, groups, fingerprint(classes, groups, *marks), tuple(map(_utf8, told)), orientation)
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:
@@ -103,6 +103,11 @@ def repeated(names: Sequence[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+def _utf8(note: str) -> str:
+    """A note in which bytes of file names that are no UTF-8 are escaped, so that it can be printed."""
+    return note.encode(errors="backslashreplace").decode()
 
 
 def _is_text(text: str) -> bool:

@@ -104,7 +104,7 @@ def open_tars(dataset: str, exif: str = "ignore") -> Source:
         sizes += [str(member.size) for member in groups[group].members]  # type: ignore[attr-defined]
         notes += told
     if "train" not in groups:
-        raise SourceError(f"--dataset {dataset!r} names no training tars. Accepted: {FORM}")
+        raise SourceError(f"--dataset {short(dataset)} names no training tars. Accepted: {FORM}")
     labels = np.concatenate([images.labels for images in groups.values()])
     names, count = first[0].parent / "classes.txt", 1 + int(labels.max())
     classes = class_names(names) if os.path.lexists(names) else tuple(map(str, range(count)))
@@ -145,8 +145,9 @@ def _tars(dataset: str, pattern: str) -> list[Path]:
     fitting = {simple: sorted(glob(simple)) for simple in patterns}
     if missing := [simple for simple, paths in fitting.items() if not paths]:
         which = f"{len(missing):,} of the {len(patterns):,} tars of " if len(patterns) > 1 else ""
+        names = listed([name[:200] for name in missing], most=20)
         raise SourceError(
-            f"--dataset {short(dataset)}: no tar fits {which}{pattern!r}: {listed(missing, most=20)}. "
+            f"--dataset {short(dataset)}: no tar fits {which}{short(pattern)}: {names}. "
             f"Fetch what is missing, or name only those that are there. Accepted: {FORM}"
         )
     tars = [Path(path) for simple in patterns for path in fitting[simple]]
@@ -217,9 +218,9 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
         )
     notes = [f"{group}: {endings}. A key ends at the first dot of a name"] if left else []
     if without:
-        notes.append(f"{group}: {len(without):,} samples have no image and are left out: {listed(without)}")
+        notes.append(f"{group}: left out, as they have no image: samples {listed(without)} ({len(without):,})")
     if bare:
-        notes.append(f"{group}: {len(bare):,} of {len(tars):,} tars hold no image: {listed(bare)}")
+        notes.append(f"{group}: tars that hold no image, {len(bare):,} of {len(tars):,}: {listed(bare)}")
     return TarImages(tuple(ids), np.array(labels, np.int64), tuple(members), orientation), notes
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from torch import Tensor
 
 from fastltssl.encoder.clip import Encoder
+from fastltssl.encoder.pipeline import LOT
 from fastltssl.errors import SourceError
 from fastltssl.images.source import Source
 from fastltssl.images.views import CENTER, STRONG, WEAK, Recipe, View, image_key, make_view
@@ -79,9 +80,11 @@ class Pictures:
         canvases = np.empty((len(index), 3, side, side), np.uint8)
         for name in dict.fromkeys(self.group[i] for i in index):
             places = [place for place, i in enumerate(index) if self.group[i] == name]
-            images = self.source.groups[name].read([int(self.row[index[place]]) for place in places])
-            for place, image in zip(places, images, strict=True):
-                canvases[place] = self.encoder.canvas(image)
+            for start in range(0, len(places), LOT):
+                lot = places[start : start + LOT]
+                images = self.source.groups[name].read([int(self.row[index[place]]) for place in lot])
+                for place, image in zip(lot, images, strict=True):
+                    canvases[place] = self.encoder.canvas(image)
         return torch.from_numpy(canvases)
 
 

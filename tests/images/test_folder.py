@@ -61,6 +61,16 @@ def test_a_pool_beside_the_class_folders_is_no_class(tmp_path):
     assert (source.classes, sizes(source)) == (("cat", "dog"), {"train": 5, "unlabeled": 4})
 
 
+def test_a_pool_among_the_class_folders_of_train_is_no_class(tmp_path):
+    for kind, count in (("cat", 3), ("dog", 2), ("Unlabelled", 4)):
+        draw(tmp_path / "train" / kind, count)
+    for kind in ("cat", "dog"):
+        draw(tmp_path / "val" / kind)
+    source = opened(tmp_path)
+    assert (source.classes, sizes(source)) == (("cat", "dog"), {"train": 5, "test": 4, "unlabeled": 4})
+    assert not source.notes
+
+
 def test_what_is_in_no_group_is_named_and_counted(tmp_path):
     for kind in ("cat", "dog"):
         draw(tmp_path / "train" / kind)
@@ -75,7 +85,7 @@ def test_what_is_in_no_group_is_named_and_counted(tmp_path):
     flat = opened(tmp_path / "train")
     draw(tmp_path / "train", 6)
     assert not flat.notes
-    assert noted(opened(tmp_path / "train"), "in no class folder: 6 images")
+    assert noted(opened(tmp_path / "train"), "left out, as they are in no class folder: images of")
     assert noted(opened(tmp_path), "train/* (6)")
 
 
@@ -113,7 +123,8 @@ def test_files_that_are_no_images_are_counted_by_suffix_and_jfif_is_read(tmp_pat
     source = opened(tmp_path)
     assert sizes(source) == {"train": 4}
     assert noted(
-        source, "train: 4 files are not read as images: .heic (2), .txt (1), without a suffix (1). Read are .jpg"
+        source,
+        "train: files that are not read as images, by suffix: .heic (2), .txt (1), without a suffix (1). Read are .jpg",
     )
     for path in (tmp_path / "dog").glob("*.jfif"):
         path.unlink()
@@ -151,8 +162,8 @@ def test_a_file_reached_twice_is_told(tmp_path):
     (tmp_path / "train" / "dog" / "link.png").symlink_to(tmp_path / "train" / "cat" / "0.png")
     (tmp_path / "test" / "dog" / "seen.png").symlink_to(tmp_path / "train" / "dog" / "1.png")
     source = opened(tmp_path)
-    assert noted(source, "train holds 1 files twice, under two names (links): train/cat/0.png = train/dog/link.png")
-    assert noted(source, "train and test share 1 files: train/dog/1.png = test/dog/seen.png")
+    assert noted(source, "train: files that are there under two names (links), 1: train/cat/0.png = train/dog/link.png")
+    assert noted(source, "files that are in both train and test, 1: train/dog/1.png = test/dog/seen.png")
 
 
 @pytest.mark.parametrize("names", [("a_b", "a b"), (" ", "cat")])
@@ -177,6 +188,9 @@ def test_a_name_that_no_cache_can_hold_is_refused_at_once(tmp_path, name):
     for reads in (opened, open_images):
         with pytest.raises(SourceError, match=r"name 'cat/.*\\.*' is not UTF-8 or holds a newline. Rename the file"):
             reads(tmp_path)
+    draw(tmp_path / "groups" / "train" / "cat")
+    draw(tmp_path / "groups" / os.fsdecode(b"d\xf6g"))
+    assert noted(opened(tmp_path / "groups"), r"images of d\udcf6g/ (2)")  # can be printed
     os.rename(tmp_path / "dog", os.fsencode(tmp_path) + b"/d\xf6g")
     with pytest.raises(SourceError, match=r"'d\\udcf6g' is not UTF-8"):
         opened(tmp_path)
@@ -213,9 +227,11 @@ def test_a_path_may_begin_with_home_and_a_folder_of_the_very_name_wins(tmp_path,
     for name in ("~", "a=b", "[x]*?", "{1,2}"):
         draw(tmp_path / name / "pets" / "cat", 2)
         assert sizes(open_source(f"folder:./{name}/pets")) == {"train": 2}
-    for name in ("~nobody-here/pets", "x" * 5000, "a\0b"):
-        with pytest.raises(SourceError, match="is not a folder"):
-            open_source(f"folder:{name}")
+    for name in ("~nobody-here/pets", "x" * 5000, "a\0b", "~" * 5000):
+        for kind in ("folder:", "list:", "wds:", ""):
+            with pytest.raises(SourceError, match=r"is not a folder|is no file|no tar fits|is unknown") as error:
+                open_source(f"{kind}{name}")
+            assert len(str(error.value)) < 1000
 
 
 def test_extract_tells_what_was_left_out_and_predict_does_too(tmp_path, monkeypatch):
@@ -227,14 +243,14 @@ def test_extract_tells_what_was_left_out_and_predict_does_too(tmp_path, monkeypa
     for out in ((), ("--out", "../other.zarr")):  # the cache of the first call lies inside the data
         result = CliRunner().invoke(cli, [*line, *out])
         assert result.exit_code == 0, result.exception
-        assert "train: 1 files are not read as images: .heic (1)" in result.output
+        assert "train: files that are not read as images, by suffix: .heic (1)" in result.output
         assert '"notes": ["' in result.output
     assert [path.name for path in Path("cache").iterdir()] == ["pets_tiny.zarr"]
     train = ["train", "probe", "--cache", "../other.zarr", "--steps", "2", "--eval", "all", "--out", "../run"]
     assert CliRunner().invoke(cli, train).exit_code == 0
     result = CliRunner().invoke(cli, ["predict", "../run", "dog", "--out", "../p.csv"])
     assert result.exit_code == 0, result.exception
-    assert "dog: 1 files are not read as images: .heic (1)" in result.output
+    assert "'dog': files that are not read as images, by suffix: .heic (1)" in result.output
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")

@@ -194,7 +194,7 @@ def test_a_cache_remembers_how_its_images_were_turned(tmp_path, monkeypatch):
     write_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     line = ["extract", "--model", "tiny", "--dataset", "folder:set", "--views", "center"]
-    note = "2 of the images read carry an EXIF orientation: "
+    note = "images read that carry an EXIF orientation: 2; "
     assert f"{note}it was ignored" in ran(*line, "--out", "i.zarr")
     assert f"{note}they were turned upright" in ran(*line, "--out", "a.zarr", "--exif", "apply")
     ignored, applied = (open_cache(tmp_path / name) for name in ("i.zarr", "a.zarr"))
@@ -215,7 +215,7 @@ def test_a_cache_remembers_how_its_images_were_turned(tmp_path, monkeypatch):
     for name, cache in (("i", "i.zarr"), ("a", "a.zarr")):
         ran("train", "probe", "--cache", cache, "--steps", 2, "--eval", "all", "--out", f"run-{name}")
         output = ran("predict", f"run-{name}", "set", "--out", f"{name}.csv", "--probabilities", "--json")
-        assert "2 of the images read carry an EXIF orientation" in output
+        assert "images read that carry an EXIF orientation: 2; " in output
         assert json.loads(output.splitlines()[-1])["images"] == 2
     ran("train", "probe", "--live", "bitfit", "--cache", "a.zarr", "--steps", 1, "--eval", "all", "--out", "live")
 
