@@ -68,6 +68,8 @@ def typed(value: Any, kind: Any, where: str, error: type[FastltsslError] = Confi
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as failure:
         raise error(_explained(str(failure), value, kind, where)) from None
+    except UnicodeEncodeError as failure:  # "\ud800" in JSON
+        raise error(f"{where} holds text that is not UTF-8: {short(failure.object)}") from None
 
 
 def known(given: Any, names: Any, where: str, error: type[FastltsslError] = ConfigError) -> dict[str, Any]:

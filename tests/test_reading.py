@@ -164,3 +164,8 @@ def test_json_that_cannot_be_meant_is_refused(tmp_path, text, message):
     (tmp_path / "f").write_text(text)
     with pytest.raises(RunError):
         read_json(tmp_path / "f", Open, RunError)
+
+
+def test_text_with_half_a_character_is_told():
+    with pytest.raises(ConfigError, match=r"a.json holds text that is not UTF-8: '.ud800'"):
+        parse_json('{"name": "\\ud800"}', dict[str, int], "a.json")

@@ -66,7 +66,7 @@ def damaged(path: Path, what: str) -> CacheDamaged:
     if finish.endswith("--resume"):
         anew = f"make damaged chunks again: {finish}; replace it: with --overwrite"
     else:
-        anew = f"make it anew: fastltssl cache rm {path}, then {finish}"
+        anew = f"make it anew: {f'fastltssl cache rm {path}, then ' if path.name.endswith(MORE) else ''}{finish}"
     return CacheDamaged(f"{path} is damaged. {what}. See all of it: fastltssl cache verify {path}; {anew}")
 
 
@@ -77,7 +77,7 @@ def way_on(path: Path) -> str:
     try:
         model = json.loads(read_regular(path / "zarr.json"))["attributes"]["provenance"]["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        model = None
+        return "the same fastltssl extract with --resume, or cache import with --overwrite"
     return f"the same fastltssl {'cache import with --overwrite' if model == IMPORTED else 'extract with --resume'}"
 
 
