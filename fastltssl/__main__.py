@@ -1,12 +1,16 @@
 """`python -m fastltssl` and the `fastltssl` command."""
 
+import errno
 import io
+import os
 import sys
 
 import click
 
 from fastltssl.commands.cli import cli
 from fastltssl.errors import FastltsslError, plain
+
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # no fault of the code
 
 
 def main() -> None:
@@ -25,6 +29,15 @@ def main() -> None:
     except FastltsslError as error:
         click.echo(f"Error: {plain(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # of `fastltssl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in OF_A_DISK:
+            raise
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        click.echo(plain(f"Error: {where}{error.strerror}. Choose another place, or free some space"), err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
