@@ -1,5 +1,6 @@
 """`python -m fastltssl` and the `fastltssl` command."""
 
+import errno
 import io
 import os
 import sys
@@ -8,6 +9,17 @@ import click
 
 from fastltssl.commands.cli import cli
 from fastltssl.errors import FastltsslError, plain
+
+OF_A_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)  # no fault of the code
 
 
 def main() -> None:
@@ -26,12 +38,14 @@ def main() -> None:
     except FastltsslError as error:
         click.echo(f"Error: {plain(str(error))}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # whoever read the output, such as head, has read enough
+    except BrokenPipeError:  # of `fastltssl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:  # of the machine: a name that is too long, a full disk, a place that may not be read
-        place = error.filename or "a file or folder"
-        click.echo(f"Error: {plain(str(place))} cannot be used: {error.strerror or error}", err=True)
+    except OSError as error:
+        if error.errno not in OF_A_DISK:
+            raise
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        click.echo(plain(f"Error: {where}{error.strerror}. Choose another place"), err=True)
         sys.exit(1)
 
 

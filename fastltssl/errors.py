@@ -143,7 +143,7 @@ class StudioError(FastltsslError):
     """The studio cannot open here."""
 
 
-class WriteError(FastltsslError):
+class WriteError(UsageFault):
     """A file or folder that cannot be written: a full disk, a read-only place, a folder that is not there."""
 
 

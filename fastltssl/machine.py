@@ -265,6 +265,19 @@ def write_file(path: Path, content: str | bytes) -> None:
         part.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
+def check_place(path: Path) -> Path:
+    """The path, if a file can be written there; else raises WriteError, before the work that fills the file is done."""
+    with telling_writes(path):
+        folder = path.resolve().parent
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"there is no folder {path.parent}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "it is read-only" if path.exists() else f"{path.parent} is read-only")
+    return path
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder, and those above it that are missing; returns it. Raises WriteError where it cannot be made."""
     with telling_writes(path):

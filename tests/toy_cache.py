@@ -5,10 +5,10 @@ import numpy as np
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.imports import import_features
 
-CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
+CLASSES: tuple[str, ...] = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 
-def write(path, per_class=60, noise=0.9):
+def write(path, per_class=60, noise=0.9, classes=CLASSES):
     rng = np.random.default_rng(0)
     center = rng.normal(size=(6, 8))
     labels, test_labels = np.arange(6 * per_class) % 6, np.arange(54) % 6
@@ -21,7 +21,7 @@ def write(path, per_class=60, noise=0.9):
         features=rows(labels),
         labels=labels,
         text=(center + 0.4 * rng.normal(size=center.shape)).astype("f4"),
-        classes=CLASSES,
+        classes=classes,
         test_features=rows(test_labels),
         test_labels=test_labels,
         emulate="weak:2:0.2,strong:2:0.5:0.1",

@@ -7,17 +7,17 @@ import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import click
 
 from fastltssl.errors import plain
-from fastltssl.machine import most_threads
+from fastltssl.machine import check_place, most_threads, write_file
 
 LONGEST = 160  # characters that the names of runs may take in a next command
 PATH = click.Path(path_type=Path)
 WORKERS = click.IntRange(0, most_threads())  # threads that decode images
-Files = dict[str, TextIO | None]  # the files that --csv, --markdown and --latex name, by these words
+Files = dict[str, Path | None]  # the files that --csv, --markdown and --latex name, by these words; - is stdout
 Options = dict[str, Callable[[Any], Any]]  # decorators of click, by the flags they add
 
 
@@ -234,6 +234,14 @@ def note_last_step(config: Any) -> None:
         tell(f"note: the run reports {config.report}; the weights it kept are those of the last step")
 
 
+def checked_files(**files: Path | None) -> Files:
+    """The files that are asked for. Raises WriteError at once where one cannot be written."""
+    for path in files.values():
+        if path is not None and str(path) != "-":
+            check_place(path)
+    return files
+
+
 def export(files: Files, sheet: Any, rows: list[dict[str, Any]]) -> None:
     """Write the sheet as Markdown and LaTeX, and the rows as CSV, to the files that were asked for."""
     from fastltssl.show import tables
@@ -243,9 +251,11 @@ def export(files: Files, sheet: Any, rows: list[dict[str, Any]]) -> None:
         "markdown": lambda: tables.markdown(sheet),
         "latex": lambda: tables.latex(sheet),
     }
-    for name, file in files.items():
-        if file is not None:
-            file.write(texts[name]())
+    for name, path in files.items():
+        if path is not None and str(path) == "-":
+            click.echo(texts[name](), nl=False)
+        elif path is not None:
+            write_file(path, texts[name]())
 
 
 def write_study(
@@ -255,15 +265,18 @@ def write_study(
     tables: dict[str, list[dict[str, Any]]],
     draw: Callable[[Path], Path],
 ) -> list[Path]:
-    """Write each table as NAME.csv, the record as STEM.json and a picture as STEM.png; returns the paths."""
+    """Write each table as NAME.csv, the record as STEM.json and a picture as STEM.png; returns the paths.
+
+    Raises WriteError where one cannot be written; each file is whole, or as it was.
+    """
     from fastltssl.show.tables import as_csv
 
     paths = []
     for name, rows in tables.items():
         paths.append(folder / f"{name}.csv")
-        paths[-1].write_text(as_csv(rows), encoding="utf-8", newline="")
+        write_file(paths[-1], as_csv(rows))
     paths.append(folder / f"{stem}.json")
-    paths[-1].write_text(json.dumps(record, indent=1))
+    write_file(paths[-1], json.dumps(record, indent=1))
     return paths + drawn(draw, folder / f"{stem}.png")
 
 

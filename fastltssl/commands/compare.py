@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -10,6 +10,7 @@ from fastltssl.commands.common import (
     PATH,
     Files,
     as_json,
+    checked_files,
     counted,
     example,
     export,
@@ -19,7 +20,7 @@ from fastltssl.commands.common import (
     usable_device,
 )
 
-FILE = click.File("w", lazy=True)
+FILE = click.Path(allow_dash=True, path_type=Path)
 YAML = click.Path(exists=True, dir_okay=False, path_type=Path)
 GRID_OPTIONS = ("methods", "seeds", "cache", "steps", "metric", "out")
 
@@ -46,9 +47,9 @@ def compare(
     run_folders: tuple[Path, ...],
     baseline: str | None,
     grid_file: Path | None,
-    csv_file: TextIO | None,
-    markdown_file: TextIO | None,
-    latex_file: TextIO | None,
+    csv_file: Path | None,
+    markdown_file: Path | None,
+    latex_file: Path | None,
     device: str,
     threads: int | None,
     is_json: bool,
@@ -60,7 +61,7 @@ def compare(
     the mean over the seeds (Student's t) is given. With --protocol-grid methods x protocols are trained, and shown
     beside published numbers; what was stopped goes on with --out FOLDER.
     """
-    files: Files = {"csv": csv_file, "markdown": markdown_file, "latex": latex_file}
+    files = checked_files(csv=csv_file, markdown=markdown_file, latex=latex_file)
     if grid_file is None:
         if given := [name for name in GRID_OPTIONS if options[name] is not None]:
             raise click.UsageError(f"--{given[0]} goes with --protocol-grid FILE")
@@ -108,7 +109,7 @@ def _runs(run_folders: tuple[Path, ...], baseline: Path | None, files: Files, is
     export(files, run_sheet(records, differences, comparison.baseline_record), rows)
     for file in files.values():
         if file is not None:
-            show(f"wrote {file.name}")
+            show(f"wrote {file}")
     show(f"compared {counted(len(records), 'run')}\nnext: fastltssl report {quoted_runs(folders)}")
     if is_json:
         click.echo(json.dumps(comparison.as_dict()))

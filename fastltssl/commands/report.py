@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from fastltssl.commands.common import PATH, as_json, counted, example, finished, quoted_runs, tell, with_trust
+from fastltssl.errors import byte_size
+from fastltssl.machine import check_place, write_file
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 FORMATS = click.Choice(["png", "svg", "pdf"])
@@ -40,14 +42,15 @@ def report(
     origins = [read_origin(folder) for folder in folders]
     for folder in (out.parent, *([figures] if figures else [])):
         _make(folder)
+    check_place(out)
     with house_style():
         shown = sections(runs)
-        out.write_text(page(runs, shown, origins), encoding="utf-8")
+        write_file(out, page(runs, shown, origins))
         written = _save(shown, figures, kind) if figures else []
     size = out.stat().st_size
     if written:
         show(f"wrote {len(written)} figures into {figures}")
-    show(f"{counted(len(runs), 'run')}, {size / 2**20:.2f} MiB\nwrote {out}")
+    show(f"{counted(len(runs), 'run')}, {byte_size(size)}\nwrote {out}")
     show(f"next: fastltssl studio {quoted_runs(folders)}")
     if is_json:
         files = list(map(str, written))

@@ -21,6 +21,7 @@ from fastltssl.commands.common import (
     with_options,
     write_study,
 )
+from fastltssl.machine import write_file
 
 
 @click.command(
@@ -149,7 +150,7 @@ def _write(folder: Path, results: list[dict[str, Any]], verdicts: list[dict[str,
     tables = {"strategies": seed_rows(results), "strategies_classes": class_rows(results)}
     paths = write_study(folder, "strategies", study, tables, lambda path: strategies_figure(results, line, path))
     report = folder / "report.md"
-    report.write_text(_report(results, verdicts, line, has_picture=paths[-1].suffix == ".png"))
+    write_file(report, _report(results, verdicts, line, has_picture=paths[-1].suffix == ".png"))
     return [report, *paths]
 
 

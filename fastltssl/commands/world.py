@@ -8,6 +8,7 @@ import click
 
 from fastltssl.commands.common import PATH, as_json, example, quoted
 from fastltssl.errors import did_you_mean
+from fastltssl.machine import check_place, replacing
 
 
 @click.group()
@@ -34,15 +35,12 @@ def sheet(styles: tuple[str, ...], count: int, seed: int, nameless: bool, out: P
 
     if out.suffix.lower() not in (".png", ".jpg"):
         raise click.UsageError(f"--out {out} is no picture; it must end in .png or .jpg")
-    if not out.parent.is_dir():
-        raise click.UsageError(f"--out {out}: there is no folder {out.parent}. Make it, or choose another --out")
+    check_place(out)
     names = [f"shape {number}" for number in range(len(CLASSES))] if nameless else CLASSES
     drawn = drawings(nameless_shapes(seed, len(CLASSES))) if nameless else None
     pixels = contact_sheet.sheet(names, _styles(styles, nameless), count=count, seed=seed, drawn=drawn)
-    try:
-        contact_sheet.save(pixels, out)
-    except OSError as error:
-        raise click.UsageError(f"--out {out} cannot be written: {error}. Choose another --out") from None
+    with replacing(out) as part:
+        contact_sheet.save(pixels, part)
     other = "fastltssl demo" if nameless else "fastltssl world sheet --nameless --out nameless.jpg"
     show(f"wrote {out} ({pixels.shape[1]} x {pixels.shape[0]} pixels)\nnext: {other}")
 

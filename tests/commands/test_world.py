@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from shell import invoke
 
 from fastltssl.__main__ import main
 from fastltssl.commands.cli import cli
@@ -103,13 +104,13 @@ def test_nameless_shapes_are_shown_as_the_warm_up_draws_them():
         (["--style", "milt"], "--style 'milt' is unknown. Did you mean 'mild'? Known: mild, hard, caption"),
         (["--style", "warm-up"], "--style 'warm-up' is unknown. Known: mild, hard, caption"),
         (["--out", "sheet.gif"], "must end in .png or .jpg"),
-        (["--out", "nowhere/sheet.png"], "there is no folder nowhere. Make it, or choose another --out"),
-        (["--out", "folder.png"], "--out folder.png cannot be written: [Errno 21] Is a directory"),
+        (["--out", "nowhere/sheet.png"], "nowhere/sheet.png cannot be written: there is no folder nowhere. Choose"),
+        (["--out", "folder.png"], "folder.png cannot be written: it is a folder. Choose another place"),
     ],
 )
 def test_a_sheet_that_cannot_be_drawn_says_why(arguments, message, tmp_path):
     (tmp_path / "folder.png").mkdir()
-    assert message in run("world", "sheet", *arguments, code=2).output
+    assert message in invoke("world", "sheet", *arguments, code=2).told
 
 
 # Training

@@ -46,7 +46,7 @@ def answer(address, path="/", *headers, host=None, frames=()):
         length = re.search(rb"(?i)content-length: (\d+)", head)
         while length and len(text) < int(length[1]) and (part := sent.recv(2**16)):
             text += part
-        while frames and (part := sent.recv(2**16)):  # until the server hangs up
+        while frames and b"\x88" not in text and (part := sent.recv(2**16)):  # until it says that it hangs up
             text += part
         return int(head.split()[1]) if head else 0, text.decode(errors="replace")
 
