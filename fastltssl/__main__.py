@@ -45,7 +45,7 @@ def main() -> None:
         if error.errno not in OF_A_DISK:
             raise
         where = f"{error.filename} cannot be used: " if error.filename else ""
-        click.echo(plain(f"Error: {where}{error.strerror}. Choose another place"), err=True)
+        click.echo(plain(f"Error: {where}{error.strerror}. Choose another place, or free some space"), err=True)
         sys.exit(1)
 
 

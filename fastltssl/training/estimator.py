@@ -142,7 +142,7 @@ class Classifier:
                 raise FitError(f"{name}={value!r} is not a whole number of at least {least}")
         for name in ("lr", "weight_decay", "logit_scale", "logit_bias"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not abs(value) < float("inf"):
+            if not isinstance(value, int | float | np.number) or not abs(float(value)) < float("inf"):
                 raise FitError(f"{name}={value!r} is not a finite number")
         if self.lr <= 0 or self.weight_decay < 0:
             raise FitError(f"lr={self.lr} must be above 0 and weight_decay={self.weight_decay} at least 0")
