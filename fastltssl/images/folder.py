@@ -264,7 +264,8 @@ def _flat(top: Path, classes: Sequence[str]) -> list[str]:
 def _left_out(where: str, left: Counter[str]) -> list[str]:
     """A note on files that are no images, or of a kind that is not read."""
     kinds = f"Read are {', '.join(SUFFIXES)}"
-    return [f"{where}: files that are not read as images, by suffix: {counts(left)}. {kinds}"] if left else []
+    told = f"{where}: files that are not read as images, {left.total():,}, by suffix: {counts(left)}. {kinds}"
+    return [told] if left else []
 
 
 def same_files(ids: dict[str, tuple[str, ...]], marks: dict[str, tuple[Mark, ...]]) -> list[str]:

@@ -211,7 +211,7 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
             members.append(sample.image)
         if len(ids) == before:
             bare.append(tar.name)
-    endings = f"members that are not read, by their ending: {counts(left)}" if left else ""
+    endings = f"members that are not read, {left.total():,}, by their ending: {counts(left)}" if left else ""
     if not members:
         raise SourceError(
             f"{tars[0]} and the tars with it hold no images ({', '.join(SUFFIXES)}){f'; {endings}' if left else ''}"

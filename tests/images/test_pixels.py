@@ -20,6 +20,7 @@ from fastltssl.images import open_source
 from fastltssl.images.folder import decoded
 from fastltssl.images.hub import from_splits
 from fastltssl.images.source import Orientation
+from fastltssl.runs.export import example
 
 RAMP = np.linspace(0, 1, 2400).reshape(40, 60)
 
@@ -251,6 +252,15 @@ def test_predict_encodes_as_the_cache_was_made(tmp_path, monkeypatch):
     np.testing.assert_array_equal(slab.features[:, 0, 0].astype(np.float16), read_features(cache.groups["train"])[:, 0])
     again = source_of(cache).groups["train"].read([0])[0]
     np.testing.assert_array_equal(again, source.groups["images"].read([0])[0])
+
+
+@pytest.mark.parametrize("reader", ["squash", "shortest", "named", "tiny"])
+def test_the_example_of_an_export_turns_images_as_the_cache_did(reader):
+    applied = example("probe", reader, "apply")
+    compile(applied, "example.py", "exec")
+    assert "import Image, ImageOps" in applied
+    assert "ImageOps.exif_transpose(Image.open(path))" in applied
+    assert "ImageOps" not in example("probe", reader)
 
 
 # Extreme shapes

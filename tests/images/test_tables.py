@@ -233,11 +233,11 @@ def test_members_that_are_not_read_are_counted(tmp_path):
     write_tar(tmp_path / "a.tar", samples(5) + dotted + apple)
     source = open_source(f"wds:{tmp_path}/a.tar")
     assert len(source.groups["train"].ids) == 5
-    assert noted(source, "train: members that are not read, by their ending: .")
+    assert noted(source, "train: members that are not read, 9, by their ending: .")
     assert noted(source, ".v0.cls (1), ")
     assert noted(source, "train: left out, as they have no image: samples a.tar/photo, ")
     write_tar(tmp_path / "a.tar", dotted)
-    with pytest.raises(SourceError, match=r"hold no images \(.*; members that are not read, by their ending: \.v0"):
+    with pytest.raises(SourceError, match=r"hold no images \(.*; members that are not read, 6, by their ending: \.v0"):
         open_source(f"wds:{tmp_path}/a.tar")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name, raw in samples(2):
@@ -283,7 +283,7 @@ def test_pools_of_img2dataset_are_read_and_cls_decides_beside_metadata(tmp_path)
     write_tar(tmp_path / "pool.tar", pool)
     source = open_source(f"wds:{tmp_path}/a.tar,Unlabelled={tmp_path}/pool.tar")
     assert source.groups["unlabeled"].labels.tolist() == [-1] * 4
-    assert noted(source, "unlabeled: members that are not read, by their ending: .txt (4)")
+    assert noted(source, "unlabeled: members that are not read, 4, by their ending: .txt (4)")
     both = [(f"{k}.cls", f"{k % 2}".encode()) for k in range(4)]
     write_tar(tmp_path / "both.tar", pool + both)
     assert open_source(f"wds:{tmp_path}/both.tar").groups["train"].labels.tolist() == [0, 1, 0, 1]
