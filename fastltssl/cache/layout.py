@@ -36,6 +36,7 @@ TABLES = ("text", "projection", "ln_post")
 TAPS = ("mid", "mlp")
 VIEW = re.compile(r"(weak|strong)\d+", re.ASCII)
 OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(^|[/\\])\.\.([/\\]|$)", re.MULTILINE)  # ids that leave a folder
+LEAVING = ("..", "\n/", "\n\\", ":/", ":\\")  # one of which is in the text of ids where one of them does
 IMAGENET_TWICE = {"missile", "sunglasses"}  # names that CLIP's own list of ImageNet's 1,000 classes gives to two each
 TEXT_TOLERANCE = 0.01  # relative norm of a difference (cosine .9999), as between devices and thread counts
 
@@ -175,7 +176,8 @@ def _check_group(name: str, group: GroupSpec, classes: int, *, may_leave: bool) 
     if "" in group.ids or text.count("\n") != n - 1 or not _is_utf8(text):
         wrong = next(row_id for row_id in group.ids if not row_id or "\n" in row_id or not _is_utf8(row_id))
         raise CacheError(f"group {name}: id {wrong!r} is empty, holds a newline or is not UTF-8. Rename the file")
-    if not may_leave and (outside := OUTSIDE.search(text)):
+    is_suspect = text.startswith(("/", "\\")) or any(part in text for part in LEAVING)  # quicker than the pattern
+    if not may_leave and is_suspect and (outside := OUTSIDE.search(text)):
         wrong = text[text.rfind("\n", 0, outside.end()) + 1 :].partition("\n")[0]
         raise CacheError(f"group {name}: id {short(wrong)} leads out of the folder of its images. Rename the file")
     is_whole = labels.shape == (n,) and labels.dtype.kind in "iu"
