@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fastltssl.cache.layout import Block, check_whole, progress, read_checked, stored_rows
-from fastltssl.cache.lock import acquire_lock, release_lock
+from fastltssl.cache.lock import acquire_lock, refuse_writing, release_lock
 from fastltssl.cache.manifest import (
     GROUPS,
     MANIFEST,
@@ -147,6 +147,7 @@ def _fingerprint(attributes: dict[str, Any], closing: dict[str, Any]) -> str:
 def verify(path: str | Path) -> list[Damage]:
     """Files that are missing, changed or not part of the cache, and faults of the manifest. Reads every file."""
     path = find_cache(path)
+    refuse_writing(path)
     manifest = read_manifest(path)
     damages = [Damage(MANIFEST, None, None, None, why) for why in manifest.faults]
     digests: dict[str, str] = {}

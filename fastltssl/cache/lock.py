@@ -32,12 +32,8 @@ def acquire_lock(path: Path, notes: list[str], error: type[FastltsslError] = Cac
 def _take_over(lock: Path, error: type[FastltsslError]) -> list[str]:
     """Remove the lock of a dead process. Returns the note to show to the user."""
     content = _read_lock(lock)
-    try:
-        holder = json.loads(content)
-        pid, host, started = int(holder["pid"]), holder["host"], holder["started"]
-    except (ValueError, KeyError, TypeError):
-        pid, host, started = 0, "", None  # killed between creating the file and writing it
-    if pid and (host != socket.gethostname() or _is_alive(pid, started)):
+    pid, host, started = _holder(content)
+    if _may_live(pid, host, started):
         raise error(
             f"{lock.parent} is being written by process {pid} on {host}. "
             f"Wait for it; if you are sure that it is gone, delete {lock}"
@@ -47,11 +43,33 @@ def _take_over(lock: Path, error: type[FastltsslError]) -> list[str]:
         os.rename(lock, aside)
     except FileNotFoundError:
         return []  # it has just been released
-    if aside.read_bytes() != content:  # meanwhile another process took the lock over: put it back
+    if aside.is_file() and aside.read_bytes() != content:  # meanwhile another process took the lock over: put it back
         os.rename(aside, lock)
         raise error(f"{lock.parent} was taken over by another process a moment ago. Wait for it")
     aside.unlink()
     return [f"took over the lock of process {pid} on {host}, which is gone" if pid else "took over an unfinished lock"]
+
+
+def refuse_writing(path: Path) -> None:
+    """Raise CacheLocked where a process that may be alive is writing a cache."""
+    if (path / LOCK).is_file():
+        pid, host, started = _holder(_read_lock(path / LOCK))
+        if _may_live(pid, host, started):
+            raise CacheLocked(f"{path} is being written by process {pid} on {host}. Wait for it")
+
+
+def _holder(content: bytes) -> tuple[int, str, str | None]:
+    """Process, host and start time in a lock; process 0 where it was killed before it had written them."""
+    try:
+        holder = json.loads(content)
+        return int(holder["pid"]), str(holder["host"]), holder["started"] and str(holder["started"])
+    except (ValueError, KeyError, TypeError):
+        return 0, "", None
+
+
+def _may_live(pid: int, host: str, started: str | None) -> bool:
+    """Whether the process of a lock may be alive; one on another host always may."""
+    return bool(pid) and (host != socket.gethostname() or _is_alive(pid, started))
 
 
 def _read_lock(lock: Path) -> bytes:

@@ -75,6 +75,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def cache_verify(name: str, is_json: bool) -> None:
     """Check every file of a cache against its manifest. Exit code 1 where anything is damaged."""
     from fastltssl.cache.catalogue import find_cache, verify
+    from fastltssl.cache.manifest import way_on
     from fastltssl.show.terminal import grid, show
 
     began = time.perf_counter()
@@ -83,7 +84,7 @@ def cache_verify(name: str, is_json: bool) -> None:
         rows = [["" if cell is None else cell for cell in damage] for damage in damages]
         show(grid(list(damages[0]._fields), rows))
     state = f"{len(damages)} damaged" if damages else "every file is as the manifest says"
-    following = f"next: fastltssl cache rm {quoted(name)}" if damages else next_of(find_cache(name))
+    following = f"next: {way_on(find_cache(name))}" if damages else next_of(find_cache(name))
     show(f"{name}: {state} ({time.perf_counter() - began:.1f} s)\n{following}")
     if is_json:
         click.echo(json.dumps({"damages": [damage._asdict() for damage in damages]}))
