@@ -239,10 +239,15 @@ def replacing(path: Path) -> Iterator[Path]:
     /dev/stdout, is written itself. Raises WriteError where the file cannot be written.
     """
     with telling_writes(path):
+        if path.is_fifo():
+            reader = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # fails where nobody reads, as writing would not end
+            yield path
+            os.close(reader)
+            return
         if path.exists() and not path.is_file():
             yield path  # of a folder the writing fails
             return
-        target = path.resolve()
+        target = Path(os.path.realpath(path))  # of a loop of links the writing fails
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
         part = target.with_name(f".{uuid.uuid4().hex[:12]}.part{target.suffix}")
@@ -268,7 +273,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 def check_place(path: Path) -> Path:
     """The path, if a file can be written there; else raises WriteError, before the work that fills the file is done."""
     with telling_writes(path):
-        folder = path.resolve().parent
+        folder = Path(os.path.realpath(path)).parent
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if not folder.is_dir():

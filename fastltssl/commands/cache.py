@@ -19,6 +19,8 @@ from fastltssl.commands.common import (
     usable_device,
 )
 
+SHOWN = 20  # damages that are listed
+
 
 @click.group()
 def cache() -> None:
@@ -81,8 +83,10 @@ def cache_verify(name: str, is_json: bool) -> None:
     began = time.perf_counter()
     damages = verify(name)
     if damages:
-        rows = [["" if cell is None else cell for cell in damage] for damage in damages]
+        rows = [["" if cell is None else cell for cell in damage] for damage in damages[:SHOWN]]
         show(grid(list(damages[0]._fields), rows))
+        if (left := len(damages) - SHOWN) > 0:
+            show(f"... and {left} more; --json names all of them")
     state = f"{len(damages)} damaged" if damages else "every file is as the manifest says"
     following = f"next: {way_on(find_cache(name))}" if damages else next_of(find_cache(name))
     show(f"{name}: {state} ({time.perf_counter() - began:.1f} s)\n{following}")

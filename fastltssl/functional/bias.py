@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fastltssl.errors import FitError
 from fastltssl.knobs import AutoKnob, Knob
 from fastltssl.types import Scores
 
@@ -81,6 +82,8 @@ def estimate_label_bias(
     theta = torch.zeros(n_classes + 1, dtype=z.dtype, device=z.device)  # b, then s
     theta[-1] = 1
     value, gradient, hessian, probs = _objective(z, labels, theta, offset, weight, present)
+    if not value.isfinite():
+        raise FitError("the scores are too large for a label bias: their likelihood is not finite")
     for _ in range(100):
         if not fit_scale:
             gradient[-1], hessian[-1, :], hessian[:, -1] = 0, 0, 0

@@ -71,7 +71,9 @@ def read_record(path: Path) -> dict[str, Any]:
     where = f"{path}/metrics.json is not a run's record"
     typed(record, Record, where, RunError)
     for name in (*TEST, "val_bacc"):
-        typed(record.get(name), Summary | None, f"{where}: {name}", RunError)
+        summary = typed(record.get(name), Summary | None, f"{where}: {name}", RunError)
+        if summary and len(summary["values"]) != len(record["seeds"]):
+            raise RunError(f"{where}: {name} has {len(summary['values'])} values for {len(record['seeds'])} seeds")
     return record
 
 
@@ -109,8 +111,9 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
     if seed not in seeds:
         raise RunError(f"{path} has no seed {seed}, only {', '.join(map(str, seeds))}")
     try:
-        if odd := [file for file in (path / HISTORY).rglob("*") if not (file.is_dir() or file.is_file())]:
-            raise RunError(f"{odd[0]} is no regular file")
+        for file in (path / HISTORY).rglob("*"):
+            if not file.is_dir():
+                _require_regular(file)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # zarr only warns of a file that is a folder
             stored: Any = zarr.open_group(str(path / HISTORY), mode="r")
@@ -155,6 +158,7 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        _require_regular(folder / name)
         return load_file(folder / name)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{folder / name} cannot be read ({_line(error)}). Train the run again") from None
@@ -163,10 +167,17 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
 def read_rows(folder: Path, name: str) -> np.ndarray:
     """Rows of a run's splits or their ids, such as "seed0.test.ids". Raises RunError where they cannot be read."""
     try:
+        _require_regular(folder / "rows.npz")
         with open(folder / "rows.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
             return np.asarray(stored[name])
     except Exception as error:  # numpy and zipfile raise errors of many types on a damaged file
         raise RunError(f"{folder / 'rows.npz'} cannot be read ({_line(error)}). Train the run again") from None
+
+
+def _require_regular(file: Path) -> None:
+    """Raise OSError for what is there and no file, such as a pipe, which would be waited for without an end."""
+    if file.exists() and not file.is_file():
+        raise OSError(f"{file} is no regular file")
 
 
 def _line(error: BaseException) -> str:

@@ -98,7 +98,8 @@ def fitting_many(
             yield Progress(last, steps, time.perf_counter() - began, runs=runs, loss=loss)
         if not steps:
             history.close({}, evaluated(population, evaluate))
-    return Fitted(*tree_map(lambda leaf: leaf.flatten(0, 1), (population.run, history.stacked())))
+    joint = (population.run, history.stacked())
+    return Fitted(*tree_map(lambda leaf: None if leaf is None else leaf.flatten(0, 1), joint))
 
 
 def intervals(steps: int, evals: int) -> list[tuple[int, int]]:

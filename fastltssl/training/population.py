@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from fastltssl.training.step import MOMENTUM, cosine, gradient, start, with_knobs
 from fastltssl.training.streams import Stream, batch_at
-from fastltssl.training.vmap import concatenate, jointly, stack, take
+from fastltssl.training.vmap import concatenate, jointly, pick, stack, take
 from fastltssl.types import Batch, Method, Out, Problem, Run, Scores
 
 GROUP = 32  # runs that advance together on a CPU: see benchmarks/population.py
@@ -238,5 +238,5 @@ def _part(population: Population, splits: slice, configurations: slice) -> Popul
         weight_decay=population.weight_decay[configurations],
         problems=population.problems[splits],
         streams=population.streams[splits],
-        run=tree_map(lambda leaf: leaf[splits, configurations], population.run),
+        run=pick(population.run, splits, configurations),
     )

@@ -73,8 +73,8 @@ def stack(runs: Sequence[Sequence[Any]]) -> Any:
     return tree_map(lambda *leaves: _stacked(leaves), *rows)
 
 
-def pick(tree: Any, *index: int) -> Any:
-    """The tree of one run of a joint tree; `index` is on its leading axes."""
+def pick(tree: Any, *index: Any) -> Any:
+    """The tree of one run of a joint tree, or of some: `index`, numbers or slices, is on its leading axes."""
     return tree_map(lambda leaf: None if leaf is None else leaf[index], tree)
 
 

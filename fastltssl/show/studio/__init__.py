@@ -101,6 +101,8 @@ def _reachable(host: str) -> str:
 
 def _free_port(host: str, port: int) -> int:
     """The port, or a free port for 0. Raises StudioError if it cannot be opened."""
+    if not 0 <= port <= 65535:
+        raise StudioError(f"--port {port} is not from 0 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
