@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,6 +100,11 @@ def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
     lines = [line for line in lines if line["seed"] == seed]
     names = sorted({name for line in lines for name in line} - {"seed", "evaluation"})
     return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
+
+
+def curve(insight: Insight, name: str) -> Float64[np.ndarray, " T"]:
+    """A metric over the evaluations, nan where there was nothing to measure: no row was wrong, or none accepted."""
+    return insight.curves.get(name, np.full(len(insight.steps), np.nan))
 
 
 def reporting(insight: Insight) -> str:
