@@ -10,7 +10,8 @@ import click
 from fastltssl.commands.cli import cli
 from fastltssl.errors import FastltsslError, plain
 
-OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # no fault of the code
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG,
+             errno.ELOOP)  # fmt: skip  # no fault of the code
 
 
 def main() -> None:
