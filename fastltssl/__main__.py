@@ -10,16 +10,11 @@ import click
 from fastltssl.commands.cli import cli
 from fastltssl.errors import FastltsslError, plain
 
-OF_A_DISK = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-)  # no fault of the code
+OF_A_DISK = (  # errors of the system that are no fault of the code
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")  # as torch, CUDA and the system say it
+WITH_LESS = "Train fewer --seeds at once, lower --batch, --m1 or --n1, or run where more memory is allowed"
 
 
 def main() -> None:
@@ -41,8 +36,12 @@ def main() -> None:
     except BrokenPipeError:  # of `fastltssl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in OF_A_DISK:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in OF_MEMORY):
+            reason = " ".join(str(error).split()) or "nothing more is told"
+            click.echo(plain(f"Error: there is too little memory ({reason}). {WITH_LESS}"), err=True)
+            sys.exit(1)
+        if not isinstance(error, OSError) or error.errno not in OF_A_DISK:
             raise
         where = f"{error.filename} cannot be used: " if error.filename else ""
         click.echo(plain(f"Error: {where}{error.strerror}. Choose another place, or free some space"), err=True)

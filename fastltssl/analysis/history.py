@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from fastltssl.errors import RunError
@@ -87,13 +87,6 @@ def read_insight(folder: Path, seed: int | None = None) -> Insight:
     )
 
 
-class _Curves(dict[str, np.ndarray]):
-    """The curves of a run by name; one that metrics.jsonl does not hold is told."""
-
-    def __missing__(self, name: str) -> np.ndarray:
-        raise RunError(f"metrics.jsonl has no {name!r}: it is damaged, or of another version. Train the run again")
-
-
 def _curves(path: Path, seed: int, times: int) -> dict[str, np.ndarray]:
     """Each metric of a seed over its evaluations, which are so many."""
     try:
@@ -107,7 +100,12 @@ def _curves(path: Path, seed: int, times: int) -> dict[str, np.ndarray]:
     if len(lines) != times:
         raise RunError(f"{path} has {len(lines)} evaluations of seed {seed}, not {times}. Train the run again")
     names = sorted({name for line in lines for name in line} - {"seed", "evaluation"})
-    return _Curves({name: np.array([line.get(name, np.nan) for line in lines]) for name in names})
+    return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
+
+
+def curve(insight: Insight, name: str) -> Float64[np.ndarray, " T"]:
+    """A metric over the evaluations, nan where there was nothing to measure: no row was wrong, or none accepted."""
+    return insight.curves.get(name, np.full(len(insight.steps), np.nan))
 
 
 def reporting(insight: Insight) -> str:

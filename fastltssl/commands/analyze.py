@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fastltssl.commands.cli import NUMBER
 from fastltssl.commands.common import (
     PATH,
     TRAIN_OPTIONS,
@@ -97,10 +99,10 @@ analyze.add_command(lp_lft_fft)
 
 def _gammas(text: str) -> list[float]:
     """The values of --gamma-u; a usage error if one is no number, or no imbalance."""
-    try:
-        gammas = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise click.UsageError(f"--gamma-u {text!r} is not a list of numbers such as 1,10,50") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(NUMBER, part) for part in parts):
+        raise click.UsageError(f"--gamma-u {text!r} is not a list of numbers such as 1,10,50")
+    gammas = list(map(float, parts))
     if min(gammas) < 1 or max(gammas) == float("inf"):
         raise click.UsageError(f"--gamma-u {text!r}: gamma is head count over tail count, at least 1")
     return gammas

@@ -26,7 +26,7 @@ METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 @click.command(epilog=example("demo"))
-@click.option("--steps", default=500, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=500, show_default=True, type=click.IntRange(1, 10**6))
 @click.option("--fresh", is_flag=True, help="Extract again even where the demo cache is complete.")
 @on_device
 @as_json

@@ -68,8 +68,8 @@ def _styles(names: tuple[str, ...], nameless: bool) -> dict[str, Any]:
     help="Candidates of the image loss: bank (a caption of every class) or batch (the ordinary loss: a control).",
 )  # fmt: skip
 @click.option("--warmed", type=PATH, help="Take the warm-up of the image tower from this folder of an earlier run.")
-@click.option("--warmup-steps", type=click.IntRange(1), help="Steps on nameless shapes (default 2500).")
-@click.option("--caption-steps", type=click.IntRange(1), help="Steps on captions (default 100).")
+@click.option("--warmup-steps", type=click.IntRange(1, 10**6), help="Steps on nameless shapes (default 2500).")
+@click.option("--caption-steps", type=click.IntRange(1, 10**6), help="Steps on captions (default 100).")
 @click.option("--resume", is_flag=True, help="Go on where a killed run stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace a model that is there.")
 @as_json

@@ -11,7 +11,8 @@ import torch
 
 from fastltssl.cache.catalogue import Cache, open_cache
 from fastltssl.cache.splits import Split
-from fastltssl.errors import RunError
+from fastltssl.errors import RunError, byte_size
+from fastltssl.machine import available_memory
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work, relay, scaled
 from fastltssl.runs.config import Config, check
@@ -20,7 +21,7 @@ from fastltssl.runs.folder import write
 from fastltssl.runs.record import Results, record_of
 from fastltssl.training.fit import fitting_many
 from fastltssl.training.population import same_shape
-from fastltssl.training.rows import Rows, make_problem, resident, rows_for
+from fastltssl.training.rows import Rows, make_problem, problem_bytes, resident, rows_for
 from fastltssl.training.streams import Stream, make_stream
 from fastltssl.training.vmap import pick
 from fastltssl.types import Fitted, Method
@@ -68,16 +69,27 @@ def training_together(
 
 
 def tasks_of(config: Config, cache: Cache, rows: Rows) -> list[Task]:
-    """The tasks of an experiment, one per seed. Raises RunError where there are no test rows."""
+    """The tasks of an experiment, one per seed. Raises RunError where there are no test rows, or too little memory."""
+    splits = [cache.split_of(config.protocol, seed) for seed in config.seeds]
+    _check_memory(rows, splits)
     tasks = []
-    for seed in config.seeds:
-        split = cache.split_of(config.protocol, seed)
+    for seed, split in zip(config.seeds, splits, strict=True):
         if config.eval == "test" and not len(split.test):
             raise RunError(f"{config.cache} has no group 'test'. Add --test-per-class n, or --eval all")
         groups = grouping(config.groups, cache.classes, split.counts)
         problem = make_problem(rows, split, config.steps)
         tasks.append(Task(config, seed, split, problem, measured_rows(config, split, groups, problem, rows)))
     return tasks
+
+
+def _check_memory(rows: Rows, splits: Sequence[Split]) -> None:
+    """Raise RunError where the rows of the splits do not fit into memory, before a system ends the process for it."""
+    needed, free = sum(problem_bytes(rows, split) for split in splits), available_memory()
+    if rows.features["train"].device.type == "cpu" and needed > free:
+        raise RunError(
+            f"the labelled rows and pools of {len(splits)} seed{'s' * (len(splits) > 1)} take {byte_size(needed)} of "
+            f"memory, and {byte_size(free)} are free. Train fewer --seeds at once, or lower --m1 or --n1"
+        )
 
 
 def task_of(config: Config, seed: int, cache: Cache, rows: Rows) -> Task:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_map
 
 from fastltssl.errors import METHOD_PAGE, FastltsslError, MethodError
-from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, leaf_name, prior_of
+from fastltssl.types import Batch, Method, Out, Problem, Run, Trained, is_trained, leaf_name, prior_of
 
 
 def check_method(method: Method, problem: Problem, run: Run, batch: Batch | None) -> None:
@@ -69,7 +69,7 @@ def made(method: Method, member: str, *args: Any) -> Any:
         tree = getattr(method, member)(*args)
     trains = member == "init"
     for name, leaf in _leaves(tree).items():
-        if leaf is None and not trains:
+        if leaf is None and not trains and not is_trained(method):
             continue
         if not isinstance(leaf, Tensor):
             raise _fault(method, member, f"gives {name or 'one value'} as {_kind(leaf)}, not as a tensor")

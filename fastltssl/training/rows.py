@@ -73,6 +73,12 @@ def _read(group: Group, arrays: tuple[str, ...]) -> Float[Tensor, "N V _"]:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
+def problem_bytes(rows: Rows, split: Split) -> int:
+    """Bytes of memory that `make_problem` takes: copies of the labelled rows in float32 and of the pool in float16."""
+    sizes = {name: features[:1].numel() for name, features in rows.features.items()}  # values of a row
+    return 4 * sizes["train"] * len(split.labelled) + 2 * sizes.get(split.unlabelled_group, 0) * len(split.unlabelled)
+
+
 def make_problem(rows: Rows, split: Split, steps: int, dtype: torch.dtype = torch.float32) -> Problem:
     """What a method may know of a split: everything but the labels of the unlabelled rows."""
     labelled = torch.from_numpy(split.labelled).to(rows.labels["train"].device)

@@ -188,7 +188,7 @@ def test_published_rows_stand_under_a_rule_with_their_source_and_never_in_bold(t
     assert "not shown: published in another metric: Other (top-1)" in result.stdout
     markdown = files["markdown"].read_text()
     under = markdown[markdown.index("*published*") :]
-    assert "| Fix_Match & co [a] | 99.95 | 1.0 | - |" in under
+    assert r"| Fix_Match \& co \[a\] | 99.95 | 1.0 | - |" in under
     assert "**" not in under
     assert r"Fix\_Match \& co\textsuperscript{a} & 99.95 & 1.0 & - \\" in files["latex"].read_text()
     found = last_json(result)["published"]

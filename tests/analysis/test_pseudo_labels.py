@@ -150,7 +150,7 @@ def test_the_picture_has_a_panel_a_measure_and_a_curve_a_method(orders, panels, 
         for place, pool in enumerate(pools([1, 10], orders))
     ]
     saved = {}
-    monkeypatch.setattr(study_figures, "_saved", lambda figure, path: saved.setdefault("figure", figure) and path)
+    monkeypatch.setattr(study_figures, "save", lambda figure, path, **_: saved.setdefault("figure", figure) and path)
     study_figures.pseudo_label_figure(rows, summary(55.0, 56.0), "a line", tmp_path / "p.png")
     axes = saved["figure"].axes
     assert len(axes) == panels
@@ -181,6 +181,10 @@ def test_the_picture_is_written_beside_the_table(study):
     [
         (["--gamma-u", "0.5,2"], "at least 1"),
         (["--gamma-u", "a"], "not a list of numbers"),
+        (["--gamma-u", "nan"], "not a list of numbers"),
+        (["--gamma-u", "٣"], "not a list of numbers"),
+        (["--gamma-u", "1e400"], "at least 1"),
+        (["--gamma-u", ""], "not a list of numbers"),
         (["--methods", "fixmatch:tau"], "is not NAME or NAME:KNOB=VALUE"),
         (["--order", "reversed"], "No such option"),
         (["--set", "tau=1"], "No such option"),

@@ -240,6 +240,8 @@ def test_bad_input_ends_in_one_message_and_its_exit_code(arguments, code, messag
         ("bias --cache WORLD --device meta", "--device 'meta' is none that fastltssl computes on"),
         ("studio RUN --port 65536", "65536 is not in the range 0<=x<=65535"),
         ("studio RUN --port -1", "-1 is not in the range 0<=x<=65535"),
+        ("demo --steps 1000000000000", "is not in the range 1<=x<=1000000"),
+        ("world train --out w --caption-steps 1000000000000", "is not in the range 1<=x<=1000000"),
     ],
 )
 def test_options_given_twice_and_odd_numbers_are_usage_errors(arguments, message, run, world):

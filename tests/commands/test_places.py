@@ -10,6 +10,8 @@ import pytest
 import toy_cache
 from shell import invoke
 
+from fastltssl import __main__
+
 
 @contextmanager
 def full_disk(most=2000):
@@ -86,6 +88,18 @@ def test_a_table_on_a_full_disk_leaves_the_former_one(top, tmp_path, name):
 def test_a_table_goes_to_standard_output_and_to_devices_too(top):
     assert "fixmatch" in invoke("compare", top / "run", "--csv", "-").stdout
     invoke("compare", top / "run", "--csv", os.devnull)
+
+
+def test_memory_that_runs_out_is_told_in_a_line(monkeypatch, capsys):
+    for error in (MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+                  OSError(12, "Cannot allocate memory")):  # fmt: skip
+        monkeypatch.setattr(__main__, "cli", lambda error=error, **_: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit):
+            __main__.main()
+        assert capsys.readouterr().err.startswith("Error: there is too little memory (")
+    monkeypatch.setattr(__main__, "cli", lambda **_: (_ for _ in ()).throw(RuntimeError("a fault of the code")))
+    with pytest.raises(RuntimeError):
+        __main__.main()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -258,3 +260,35 @@ def test_groups_by_counts_can_leave_a_group_empty(cache, rows):
     assert record["head"] is None
     with pytest.raises(ConfigError, match="'quarters' is not one of thirds, counts, nor a JSON or YAML file"):
         check(config(cache, groups="quarters"))
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_rows_that_do_not_fit_into_the_memory_of_the_process_are_told(limit, tmp_path):
+    code = f"""
+import resource
+import numpy as np
+from fastltssl.cache.imports import import_features
+from fastltssl.errors import RunError
+from fastltssl.progress import drain
+from fastltssl.runs.config import Config
+from fastltssl.runs.experiment import open_rows, training
+y, rng = np.arange(8000) % 4, np.random.default_rng(0)
+x = rng.normal(size=(8000, 512)).astype("f4")
+import_features("big.zarr", features=x, labels=y, emulate="weak:2:0.1,strong:2:0.1")
+cache, rows = open_rows("big.zarr", "cpu")
+def trained(seeds):
+    config = Config.of({{"method": "fixmatch", "cache": "big.zarr", "n1": 500, "m1": 1400, "seeds": seeds, "steps": 1,
+                        "eval": "all"}})
+    return drain(training(config, cache, rows))
+trained("0")
+name = {{"RLIMIT_AS": "VmSize", "RLIMIT_DATA": "VmData"}}["{limit}"]
+used = next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+resource.setrlimit(resource.{limit}, (used + 2**28, used + 2**28))
+try:
+    trained("0-9")
+except RunError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "pools of 10 seeds take 468.8 MiB of memory, and" in ended.stdout, ended.stderr[-800:]
+    assert "MiB are free. Train fewer --seeds at once" in ended.stdout

@@ -113,16 +113,20 @@ def overlaid(
     values: Callable[[Case], np.ndarray],
     lacks: Lacks,
 ) -> Exhibit:
-    """One figure over training, with a curve for each run that can have one."""
+    """One figure over training, with a curve for each run that can have one, and was measured at all."""
+
+    def lacking(case: Case) -> str:
+        return lacks(case) or ("" if np.isfinite(values(case)).any() else "there was nothing to measure it on")
+
     lines = [
         {"run": case.name, "step": int(step), column: plain(value)}
         for case in runs
-        if not lacks(case)
+        if not lacking(case)
         for step, value in zip(case.insight.steps, values(case), strict=True)
     ]
     figure = draw.curves(lines, "run", column, unit, looks_of(runs)) if lines else None
     plots = [Plot(slug(question.title), "", figure, lines)] if lines else []
-    return Exhibit(question, plots, reasons(runs, lacks))
+    return Exhibit(question, plots, reasons(runs, lacking))
 
 
 def reasons(runs: Sequence[Case], lacks: Lacks) -> list[str]:

@@ -82,6 +82,8 @@ def class_bars(lines: Lines, column: str, unit: str, size: tuple[float, float], 
         halves = [1.96 * _number(line[error]) for line in lines]
         axes.errorbar(range(len(lines)), values, halves, fmt="none", ecolor=INK, elinewidth=0.9)
     axes.axhline(0, color=LINE, linewidth=0.8)
+    if not any(value == value for value in values):
+        _say(axes, "no class has a value")
     _class_axis(axes.xaxis, lines, size[0])
     return _finished(figure, axes, unit)
 
@@ -99,6 +101,8 @@ def count_bars(lines: Lines, size: tuple[float, float], top: float) -> Any:
         axes.plot(ranks, [line["true"] for line in lines], drawstyle="steps-mid", color=INK, linewidth=1.1,
                   label="true rows")  # fmt: skip
     axes.set_ylim(0, 1.04 * top or 1)
+    if not any(line["accepted"] for line in lines):
+        _say(axes, "nothing is accepted")
     _class_axis(axes.xaxis, lines, size[0])
     return _finished(figure, axes, "rows of the pool")
 
@@ -109,6 +113,8 @@ def class_points(lines: Lines, columns: dict[str, str], unit: str, size: tuple[f
     for (column, name), (color, marker) in zip(columns.items(), ((BLUE, "o"), (GREEN, "^")), strict=True):
         values = [_number(line[column]) for line in lines]
         axes.plot(range(len(lines)), values, marker, color=color, label=name, alpha=0.9)
+        if not any(value == value for value in values):
+            _say(axes, f"no class has a {name}")
     axes.set_ylim(-3, 103)
     _class_axis(axes.xaxis, lines, size[0])
     return _finished(figure, axes, unit)
@@ -127,6 +133,8 @@ def group_bars(lines: Lines, key: str, column: str, unit: str, looks: dict[str, 
             axes.bar_label(bars, fmt="%.0f", fontsize=7, color=INK)
     axes.set_xticks(range(len(GROUPS)), GROUPS)
     axes.tick_params(axis="x", length=0)
+    if not any(line[column] for line in lines):
+        _say(axes, "there are none")
     return _finished(figure, axes, unit, x_label="group of the predicted class")
 
 
@@ -203,6 +211,8 @@ def heat_map(shares: np.ndarray, lines: Lines, size: tuple[float, float]) -> Any
     picture[np.arange(len(shares)), np.arange(len(shares)), :3] = rgb(BLUE)
     picture[..., 3] = np.sqrt(shares)
     axes.imshow(picture, interpolation="none", aspect="equal")
+    if not shares.any():
+        _say(axes, "nothing is accepted")
     _class_axis(axes.xaxis, lines, 0.82 * size[0])
     _class_axis(axes.yaxis, lines, 0.82 * size[0])
     axes.set_xlabel("pseudo-label, most labelled class first")
@@ -253,6 +263,11 @@ def _finished(figure: Any, axes: Any, y_label: str, x_label: str | None = None) 
         axes.set_xlabel(x_label)
     _legend(figure, axes)
     return figure
+
+
+def _say(axes: Any, text: str) -> None:
+    """Write a sentence into the middle of axes that show nothing."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center")
 
 
 def _legend(figure: Any, axes: Any) -> None:

@@ -140,7 +140,9 @@ def _false(runs: Sequence[Case]) -> list[Exhibit]:
             by_run[case.name] = [
                 {"run": case.name, "group": group, "step": int(step), "false_rows": plain(value)}
                 for group in GROUPS
-                for step, value in zip(case.insight.steps, case.insight.curves[f"pseudo_false_{group}"], strict=True)
+                for step, value in zip(
+                    case.insight.steps, numbers.curve(case.insight, f"pseudo_false_{group}"), strict=True
+                )
             ]
     top = max((line["false_rows"] or 0 for lines in by_run.values() for line in lines), default=0)
     markers = dict(zip(GROUPS, ("o", "s", "^"), strict=True))
@@ -172,7 +174,7 @@ def _confidence(runs: Sequence[Case]) -> list[Exhibit]:
         return draw.histogram(lines, case.insight.recorded.threshold, top), lines
 
     def wrong(case: Case) -> np.ndarray:
-        return 100 * case.insight.curves["pseudo_wrong_confidence"]
+        return 100 * numbers.curve(case.insight, "pseudo_wrong_confidence")
 
     curves = overlaid(
         WRONG_CONFIDENCE, runs, "wrong_confidence_percent", measure("wrong_confidence").axis, wrong, no_truth
@@ -193,7 +195,7 @@ def _calibration(runs: Sequence[Case]) -> list[Exhibit]:
         return draw.reliability(lines), lines
 
     curves = overlaid(
-        ECE, runs, "ece_percent", measure("ece").axis, lambda case: 100 * case.insight.curves["ece"], nothing
+        ECE, runs, "ece_percent", measure("ece").axis, lambda case: 100 * numbers.curve(case.insight, "ece"), nothing
     )
     return [curves, plot_each(RELIABILITY, runs, plot, nothing)]
 
@@ -207,7 +209,7 @@ def _over_training(runs: Sequence[Case]) -> list[Exhibit]:
         return 100 * (confidence >= case.insight.recorded.threshold).mean(axis=1)
 
     def bacc(case: Case) -> np.ndarray:
-        return 100 * case.insight.curves["bacc"]
+        return 100 * numbers.curve(case.insight, "bacc")
 
     def no_estimate(case: Case) -> str:
         is_recorded = "prior_kl" in case.insight.curves
@@ -218,7 +220,7 @@ def _over_training(runs: Sequence[Case]) -> list[Exhibit]:
         overlaid(BALANCED, runs, "bacc_percent", measure("bacc").axis, bacc, nothing),
         overlaid(MASK_RATE, runs, "accepted_percent", measure("mask_rate").axis, accepted, no_labels),
         overlaid(PRIOR, runs, "kl_nats", kl, lambda case: case.insight.curves["prior_kl"], no_estimate),
-        overlaid(ACCEPTED_PRIOR, runs, "kl_nats", kl, lambda case: case.insight.curves["pseudo_kl"], no_truth),
+        overlaid(ACCEPTED_PRIOR, runs, "kl_nats", kl, lambda case: numbers.curve(case.insight, "pseudo_kl"), no_truth),
     ]
 
 

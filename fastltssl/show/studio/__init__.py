@@ -103,11 +103,13 @@ def _free_port(host: str, port: int) -> int:
     """The port, or a free port for 0. Raises StudioError if it cannot be opened."""
     if not 0 <= port <= 65535:
         raise StudioError(f"--port {port} is not from 0 to 65535")
+    if not host:
+        raise StudioError("--host is empty. Accepted: 127.0.0.1 for this machine alone, 0.0.0.0 for all others, too")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, TypeError, OverflowError) as error:  # of an odd name TypeError, of an odd number OverflowError
             raise StudioError(
                 f"--host {host} --port {port} cannot be opened ({error}). Choose another --port"
             ) from None
