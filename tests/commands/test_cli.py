@@ -363,7 +363,7 @@ def test_a_config_that_cannot_be_meant_is_a_usage_error(text, message, run, worl
 
 
 def test_a_diverged_run_is_an_error_and_leaves_no_folder(world, tmp_path):
-    result = shell("train", "probe", "--cache", world.path, "--n1", "9", "--steps", "9", "--lr", "1e30", cwd=tmp_path)
+    result = shell("train", "probe", "--cache", world.path, "--n1", "9", "--steps", "9", "--lr", "1e18", cwd=tmp_path)
     assert result.returncode == 1
     assert "diverged" in result.stderr
     assert not list(tmp_path.glob("runs/*"))
