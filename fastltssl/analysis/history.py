@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -83,13 +84,13 @@ def read_insight(folder: Path, seed: int | None = None) -> Insight:
         counts=torch.from_numpy(recorded.counts).long(),
         groups=None if groups is None else torch.from_numpy(groups).long(),
         steps=recorded.steps,
-        curves=_curves(folder / "metrics.jsonl", seed),
+        curves=_curves(folder / "metrics.jsonl", seed, len(recorded.steps)),
         truth=None if truth is None or not len(truth) or (truth < 0).any() else torch.from_numpy(truth).long(),
     )
 
 
-def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
-    """Each metric of a seed over its evaluations."""
+def _curves(path: Path, seed: int, evaluations: int) -> dict[str, np.ndarray]:
+    """Each metric of a seed over its evaluations. Raises RunError where the file does not hold a line for each."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -97,7 +98,9 @@ def _curves(path: Path, seed: int) -> dict[str, np.ndarray]:
     lines = [
         parse_json(text, dict[str, float], f"{path}, line {n}", RunError) for n, text in enumerate(texts, 1) if text
     ]
-    lines = [line for line in lines if line["seed"] == seed]
+    lines = [line for line in lines if line.get("seed") == seed]
+    if len(lines) != evaluations:
+        raise RunError(f"{path} has {len(lines)} lines of seed {seed}, not {evaluations}. Train the run again")
     names = sorted({name for line in lines for name in line} - {"seed", "evaluation"})
     return {name: np.array([line.get(name, np.nan) for line in lines]) for name in names}
 
@@ -184,10 +187,18 @@ def _as_numpy(item: PerClass | OverTime) -> PerClass | OverTime:
 
 
 def final_state(insight: Insight) -> SimpleNamespace:
-    """The state that the method ended with, its tensors as nested attributes such as state.text.anchor."""
+    """The state that the method ended with, its tensors as nested attributes such as state.text.anchor.
+
+    Raises RunError where its file cannot be read.
+    """
     prefix = f"seed{insight.seed}.state."
     state = SimpleNamespace()
-    for name, value in load_file(insight.folder / "head.safetensors").items():
+    path = insight.folder / "head.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read ({error}). Train the run again") from None
+    for name, value in tensors.items():
         if name.startswith(prefix):
             parent, (*parts, last) = state, name.removeprefix(prefix).split(".")
             for part in parts:

@@ -6,6 +6,7 @@ import io
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastltssl.analysis.cure import Scored
 from fastltssl.analysis.history import Insight, Labels
 from fastltssl.cache.catalogue import Cache
-from fastltssl.errors import MapError, SourceError
+from fastltssl.errors import MapError, RunError, SourceError
 from fastltssl.functional.adapters import feature_of, last_norm
 from fastltssl.functional.neighbors import nearest
 from fastltssl.functional.zero_shot import text_branch, text_scores
@@ -128,15 +129,18 @@ def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, " M"] | None, wa
 
 
 def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
-    """The image ids of rows of the pool, from the run's rows.npz."""
+    """The image ids of rows of the pool, from the run's rows.npz. Raises RunError where they are not there."""
     stamp = (insight.folder / "rows.npz").stat().st_mtime_ns
     return _pool_ids(insight.folder, insight.seed, stamp)[rows].tolist()
 
 
 @lru_cache(maxsize=4)
 def _pool_ids(folder: Path, seed: int, written_ns: int) -> np.ndarray:
-    with np.load(folder / "rows.npz", allow_pickle=False) as stored:
-        return np.asarray(stored[f"seed{seed}.unlabelled.ids"])
+    try:
+        with np.load(folder / "rows.npz", allow_pickle=False) as stored:
+            return np.asarray(stored[f"seed{seed}.unlabelled.ids"])
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+        raise RunError(f"{folder / 'rows.npz'} cannot be read ({error}). Train the run again") from None
 
 
 def branch_scores(scored: Scored, row: int) -> dict[str, Float[Tensor, "V C"]]:

@@ -5,7 +5,6 @@ Everything that comes from a run is escaped, since class names may contain < or 
 
 import base64
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -15,6 +14,7 @@ from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.history import reporting
 from fastltssl.errors import RunError, plain
 from fastltssl.functional.measures import MAIN, measure
+from fastltssl.reading import read_json
 from fastltssl.show.names import label, pool_of, protocol_line
 from fastltssl.show.report.exhibits import Case, Exhibit, Plot, Section
 from fastltssl.show.report.figures import BROAD, Lines, as_svg
@@ -111,7 +111,8 @@ class Origin(NamedTuple):
 def read_origin(folder: Path) -> Origin:
     """Configuration and environment of a run folder. Raises RunError if they cannot be read."""
     try:
-        return Origin((folder / "config.yaml").read_text(), json.loads((folder / "environment.json").read_text()))
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+        return Origin(config, read_json(folder / "environment.json", dict[str, Any], RunError))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}: config.yaml or environment.json cannot be read ({error}). Train it again") from None
 
