@@ -185,7 +185,10 @@ def _as_numpy(item: PerClass | OverTime) -> PerClass | OverTime:
 
 
 def final_state(insight: Insight) -> SimpleNamespace:
-    """The state that the method ended with, its tensors as nested attributes such as state.text.anchor."""
+    """The state that the method ended with, its tensors as nested attributes such as state.text.anchor.
+
+    Raises RunError where its file cannot be read.
+    """
     prefix = f"seed{insight.seed}.state."
     state = SimpleNamespace()
     for name, value in read_tensors(insight.folder).items():

@@ -151,7 +151,7 @@ def _read_prior(path: Path, classes: tuple[str, ...]) -> Float[np.ndarray, " C"]
     priors: dict[str, float] = {}
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"--known-prior {path} is not text of lines class,prior: {error}") from None
     for number, line in enumerate(lines, 1):
         if number == 1 and line == ["class", "prior"]:

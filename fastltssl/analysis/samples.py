@@ -130,7 +130,7 @@ def chosen(insight: Insight, labels: Labels, truth: Int[Tensor, " M"] | None, wa
 
 
 def ids_of(insight: Insight, rows: Int[np.ndarray, " K"]) -> list[str]:
-    """The image ids of rows of the pool, from the run's rows.npz."""
+    """The image ids of rows of the pool, from the run's rows.npz. Raises RunError where they are not there."""
     stamp = (insight.folder / "rows.npz").stat().st_mtime_ns
     return _pool_ids(insight.folder, insight.seed, stamp)[rows].tolist()
 

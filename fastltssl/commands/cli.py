@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import sys
 
 import click
 
@@ -53,7 +54,7 @@ class Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-LARGEST = 10**18  # of the numbers of options: none has a use beyond it, and it fits into 64 bits
+LARGEST = 10**18  # of whole numbers: none has a use beyond it, and it fits into 64 bits
 WHOLE = r"[-+]?[0-9]+"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
@@ -77,10 +78,10 @@ def _check_options(command: click.Command, arguments: list[str], ctx: click.Cont
         is_whole = isinstance(kind, click.types.IntParamType)
         if isinstance(text, str) and (is_whole or isinstance(kind, click.types.FloatParamType)):
             is_number = re.fullmatch(WHOLE if is_whole else NUMBER, text)
-            if not is_number or abs(float(text)) > LARGEST:
+            if not is_number or abs(float(text)) > (LARGEST if is_whole else sys.float_info.max):
                 shown = text if len(text) < 60 else f"{text[:30]}..."
-                what = "a whole number" if is_whole else "a number"
-                raise click.UsageError(f"{option.opts[0]} {shown!r} is not {what} from -1e18 to 1e18", ctx)
+                what = "a whole number from -1e18 to 1e18" if is_whole else "a finite number"
+                raise click.UsageError(f"{option.opts[0]} {shown!r} is not {what}", ctx)
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

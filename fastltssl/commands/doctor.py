@@ -10,6 +10,7 @@ from typing import NamedTuple
 import click
 
 from fastltssl.commands.common import as_json, example
+from fastltssl.errors import byte_size
 
 
 @click.command(epilog=example("doctor"))
@@ -99,6 +100,6 @@ def _cache() -> Finding:
     present = folder.absolute()  # the folder itself, or the nearest one above it
     while not present.exists():
         present = present.parent
-    free = shutil.disk_usage(present).free / 2**30
-    text = f"{folder} ({len(list_caches(folder))} caches, {free:.0f} GiB free); FASTLTSSL_CACHE moves it"
+    free = byte_size(shutil.disk_usage(present).free)
+    text = f"{folder} ({len(list_caches(folder))} caches, {free} free); FASTLTSSL_CACHE moves it"
     return Finding("cache folder", os.access(present, os.W_OK), text)
