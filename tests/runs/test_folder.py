@@ -296,7 +296,7 @@ def test_a_missing_file_is_told_by_name(run, tmp_path):
 
 
 def test_a_run_that_diverges_in_its_last_step_is_told_and_not_written(cache, rows, tmp_path):
-    with pytest.raises(RunError, match="not finite.*Lower --lr"):
+    with pytest.raises(RunError, match=r"not finite.*Lower --lr"):
         trained(cache, rows, tmp_path / "out", steps=1, lr=1e38, weight_decay=1e38)
     assert not (tmp_path / "out").exists()
 
