@@ -38,6 +38,7 @@ from fastltssl.errors import (
     UnknownMethod,
     UsageFault,
     ViewError,
+    WriteError,
 )
 
 if TYPE_CHECKING:  # the same names as in the table below, for editors and type checkers
@@ -89,7 +90,7 @@ __all__ = [
     "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MethodError",
     "MissingTaps", "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError",
     "SourceError", "SplitError", "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod",
-    "UsageFault", "ViewError", "__version__",
+    "UsageFault", "ViewError", "WriteError", "__version__",
 ]  # fmt: skip
 
 
