@@ -40,6 +40,7 @@ from fastltssl.errors import (
     UntrustedMethod,
     UsageFault,
     ViewError,
+    WriteError,
 )
 
 if TYPE_CHECKING:  # the same names as in the table below, for editors and type checkers
@@ -91,7 +92,7 @@ __all__ = [
     "EncoderError", "ExportError", "FastltsslError", "FigureError", "FitError", "MapError", "MethodError",
     "MissingTaps", "MissingText", "MissingViews", "NotFitted", "PretrainError", "PromptError", "RunError", "RunLocked",
     "SourceError", "SplitError", "StudioError", "SwitchError", "TuningError", "UnknownKnob", "UnknownMethod",
-    "UntrustedMethod", "UsageFault", "ViewError", "__version__",
+    "UntrustedMethod", "UsageFault", "ViewError", "WriteError", "__version__",
 ]  # fmt: skip
 
 

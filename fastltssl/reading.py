@@ -52,6 +52,11 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
+def dump_yaml(value: Any, **layout: Any) -> str:
+    """YAML that `read_yaml`, and readers of YAML 1.1, read as the same value again, such as a cache called 1e5."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **layout)
+
+
 def parse_json(text: str | bytes, kind: Any, where: str, error: type[FastltsslError] = ConfigError) -> Any:
     """JSON text as a value of a type."""
     try:
@@ -145,6 +150,14 @@ for _kind, (_letters, _pattern) in PLAIN.items():
     _Loader.add_implicit_resolver(_PREFIX + _kind, re.compile(rf"({_pattern})\Z"), list(_letters))
     if _kind != "merge":
         _Loader.add_constructor(_PREFIX + _kind, _Loader.construct_number)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which a text that YAML 1.1 or 1.2 would read as something else stands in quotes."""
+
+
+for _kind, (_first, _pattern) in PLAIN.items():
+    _Dumper.add_implicit_resolver(_PREFIX + _kind, re.compile(f"(?:{_pattern})$"), list(_first))
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 import pytest
 
 from fastltssl.errors import ConfigError, RunError
-from fastltssl.reading import parse_json, read_json, read_yaml, typed
+from fastltssl.reading import dump_yaml, parse_json, read_json, read_yaml, typed
 
 
 @dataclass(frozen=True)
@@ -169,3 +169,11 @@ def test_json_that_cannot_be_meant_is_refused(tmp_path, text, message):
 def test_text_with_half_a_character_is_told():
     with pytest.raises(ConfigError, match=r"a.json holds text that is not UTF-8: '.ud800'"):
         parse_json('{"name": "\\ud800"}', dict[str, int], "a.json")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e5", "yes", "010", "1:30", "0x1F", ".5", "null", "1_000", "", "~", "=", "<<", "a: b"]
+)
+def test_a_text_that_looks_like_something_else_is_written_in_quotes(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(dump_yaml({"cache": text, "lr": 1e-5, "n": 5, "on": True}))
+    assert read_yaml(tmp_path / "a.yaml") == {"cache": text, "lr": 1e-5, "n": 5, "on": True}

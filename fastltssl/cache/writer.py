@@ -51,7 +51,7 @@ from fastltssl.cache.manifest import (
     unite,
     way_on,
 )
-from fastltssl.errors import CacheError, CacheLocked, CacheMismatch
+from fastltssl.errors import CacheError, CacheLocked, CacheMismatch, byte_size
 from fastltssl.machine import ALONE, Ranks
 
 FAR = 1e9  # text and projections longer than this, or shorter than its inverse, are scaled: only direction matters
@@ -329,17 +329,9 @@ def _check_space(path: Path, wanted: Contents) -> None:
     free += sum((path / name).lstat().st_size for name in files_of(path) if OWN_FILES.fullmatch(name))  # replaced
     if needed > free:
         raise CacheError(
-            f"{path} needs {_amount(needed)} and its disk has {_amount(free)} free. "
+            f"{path} needs {byte_size(needed)} and its disk has {byte_size(free)} free. "
             "Choose another --out, fewer --views or --limit n"
         )
-
-
-def _amount(size: int) -> str:
-    """A number of bytes for a message."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
 
 
 def _write_metadata(path: Path, wanted: Contents) -> None:

@@ -168,12 +168,11 @@ def output_folder(path: Path, overwrite: bool) -> Path:
 
 def show_config(config: Any, is_json: bool) -> None:
     """Print the config of a run that is about to begin."""
-    import yaml
-
+    from fastltssl.reading import dump_yaml
     from fastltssl.runs.config import as_dict
     from fastltssl.show.terminal import show
 
-    text = yaml.safe_dump(as_dict(config), sort_keys=False, default_flow_style=None, width=140)
+    text = dump_yaml(as_dict(config), default_flow_style=None, width=140)
     show("config: " + json.dumps(as_dict(config)) if is_json else text.rstrip())
 
 

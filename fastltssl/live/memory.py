@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from fastltssl.errors import RunError
+from fastltssl.errors import RunError, byte_size
 from fastltssl.live.step import Trainee
 from fastltssl.machine import SPARE
 
@@ -43,6 +43,6 @@ def check_memory(per_image: int, count: int, parts: int, free: int) -> None:
     if at_once > fits:
         advice = f"Pass --accumulate {-(-count // fits)}, which changes no number" if fits else "Pass --recompute"
         raise RunError(
-            f"a step encodes {at_once} images at once, for which {per_image * at_once / 2**30:.1f} GiB must be kept, "
-            f"and {free / 2**30:.1f} GiB are free: {fits} images would fit. {advice}; --recompute keeps less of each"
+            f"a step encodes {at_once} images at once, for which {byte_size(per_image * at_once)} must be kept, "
+            f"and {byte_size(free)} are free: {fits} images would fit. {advice}; --recompute keeps less of each"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastltssl.cache.layout import SLAB
 from fastltssl.encoder.clip import Encoder
-from fastltssl.errors import SourceError
+from fastltssl.errors import SourceError, byte_size
 from fastltssl.images.source import Source
 from fastltssl.images.views import parse_views
 from fastltssl.live.images import Augmented, Seen
@@ -70,8 +70,8 @@ class TokenPlan(NamedTuple):
         saves = f"save {saved:.0f} s, and " if self.visits else ""
         return (
             f"tokens of the frozen blocks: {self.views:,} views x {self.shape[0]} x {self.shape[1]} float16, "
-            f"{self.bytes / max(1, self.views) / 1000:,.0f} KB a view, {self.bytes / 2**30:.2f} GiB of "
-            f"{available_memory() / 2**30:.1f} free{use}. "
+            f"{self.bytes / max(1, self.views) / 1000:,.0f} KB a view, {byte_size(self.bytes)} of "
+            f"{byte_size(available_memory())} free{use}. "
             f"A view takes {1000 * self.before_s:.2f} ms through the frozen blocks and {1000 * self.after_s:.2f} ms "
             f"through the others (forward): they cost {cost:.0f} s once, {saves}pay off from {self.views:,} visits on"
         )

@@ -169,7 +169,7 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
     parts = text if isinstance(text, Iterable) and not isinstance(text, str) else str(text).split(",")
     ranges = []
     for part in itertools.islice(parts, MOST_SEEDS + 1):
-        ends = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", str(part))
+        ends = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", str(part))
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if last < first:
             raise ConfigError(f"--seeds {short(text)} is not a range such as 0-4 or a list such as 0,3")
@@ -181,7 +181,7 @@ def parse_seeds(text: Any) -> tuple[int, ...]:
 
 def counted_seeds(given: Any) -> tuple[int, ...]:
     """The seeds 0 to n - 1 of a whole number n; of anything else what `parse_seeds` returns."""
-    if isinstance(given, bool) or not str(given).strip().isdecimal():
+    if isinstance(given, bool) or not re.fullmatch(r"\s*[0-9]+\s*", str(given)):
         return parse_seeds(given)
     if not 1 <= int(given) <= MOST_SEEDS:
         raise ConfigError(f"--seeds {given} is no number of seeds; seed {given} alone is {given}-{given}")

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from fastltssl.cache.catalogue import Cache, open_cache
+from fastltssl.cache.splits import Protocol
 from fastltssl.errors import CacheError, RunError
 from fastltssl.functional.measures import TEST
 from fastltssl.methods import check_trusted, source_of
 from fastltssl.reading import read_json, read_yaml, typed
-from fastltssl.runs.config import Config
+from fastltssl.runs.config import SWITCHES, Config
 from fastltssl.runs.folder import HEAD, HISTORY, METHOD
 
 
@@ -70,6 +71,10 @@ def read_record(path: Path) -> dict[str, Any]:
     record = read_json(path / "metrics.json", dict[str, Any], RunError)
     where = f"{path}/metrics.json is not a run's record"
     typed(record, Record, where, RunError)
+    if not record["seeds"]:
+        raise RunError(f"{where}: it names no seeds")
+    typed({name: value for name, value in record["protocol"].items() if name in SWITCHES}, Protocol,
+          f"{where}: protocol", RunError)  # fmt: skip
     for name in (*TEST, "val_bacc"):
         summary = typed(record.get(name), Summary | None, f"{where}: {name}", RunError)
         if summary and len(summary["values"]) != len(record["seeds"]):

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path
 
@@ -31,6 +30,7 @@ from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.errors import ConfigError, RunError, RunLocked, WriteError
 from fastltssl.machine import telling_writes
 from fastltssl.methods import source_of
+from fastltssl.reading import dump_yaml
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.record import Results
@@ -161,7 +161,7 @@ def _write_into(folder: Path, results: Results, record: dict[str, Any], towers: 
     if config.method.endswith(".py"):
         (folder / METHOD).mkdir()
         (folder / METHOD / Path(config.method).name).write_bytes(source_of(Path(config.method)))
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(config), sort_keys=False))
+    (folder / "config.yaml").write_text(dump_yaml(as_dict(config)))
     (folder / "environment.json").write_text(json.dumps(environment(cache), indent=1))
     positions: dict[str, np.ndarray] = {}
     tensors: dict[str, Tensor] = {}

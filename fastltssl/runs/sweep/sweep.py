@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-import yaml
 from jaxtyping import Float, Int
 from optuna.trial import TrialState
 from torch import Tensor
@@ -28,6 +27,7 @@ from fastltssl.functional import metrics
 from fastltssl.machine import available_memory, replacing, write_file
 from fastltssl.methods import configure
 from fastltssl.progress import Progress, Work, drain
+from fastltssl.reading import dump_yaml
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
 from fastltssl.runs.experiment import open_rows, stream_of, task_of, tasks_of, training
@@ -259,7 +259,7 @@ def concluding(
     best = best_of(trials, sweep.metric)
     config = configured(sweep.config, best.point)
     record = yield from training(config, cache, rows, out / "best")
-    write_file(out / "best.yaml", yaml.safe_dump(as_dict(config), sort_keys=False))
+    write_file(out / "best.yaml", dump_yaml(as_dict(config)))
     lines = [flat(trial) for trial in trials]
     with replacing(out / "trials.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
