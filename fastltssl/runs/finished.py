@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -57,7 +57,7 @@ class Record(TypedDict):
     steps: int
     seconds: float
     settings: dict[str, Any]
-    audit: dict[str, Summary | None] | None
+    audit: NotRequired[dict[str, Summary | None] | None]  # of runs of 0.1, too
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.machinery
+import shutil
 import sys
 import types
 
@@ -133,7 +134,7 @@ def test_methods_show_what_they_keep(trained):
     assert smoothing.values[-1, 0] == pytest.approx(0.1)
 
 
-def test_a_run_that_subtracts_a_label_bias_shows_it_whatever_its_method(trained, world):
+def test_a_run_that_subtracts_a_label_bias_shows_it_whatever_its_method(trained, world, tmp_path):
     for name, is_subtracted in {"ulfine": True, "gla": True, "ulfine-paper": False, "zeroshot": False}.items():
         read, scored = trained[name]
         bias, reason = cure.subtracted_bias(read)
@@ -144,7 +145,9 @@ def test_a_run_that_subtracts_a_label_bias_shows_it_whatever_its_method(trained,
             assert np.array_equal(bias.errors, scored.label_bias.standard_error)
     read, _ = trained["ulfine"]
     with_cache, _ = cure.subtracted_bias(read)
-    moved = read._replace(config=dataclasses.replace(read.config, cache="gone.zarr"))
+    shutil.copytree(read.folder, tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text('{"cache": "/gone.zarr"}')
+    moved = read._replace(folder=tmp_path / "run", config=dataclasses.replace(read.config, cache="gone.zarr"))
     live = read._replace(config=dataclasses.replace(read.config, live=Live("bitfit")))
     for changed, message in ((moved, "no cache 'gone.zarr'"), (live, "")):
         bias, reason = cure.subtracted_bias(changed)

@@ -187,7 +187,8 @@ def test_the_command_prints_and_writes_what_the_functions_say(run, world, tmp_pa
     assert written == pytest.approx(studies[1].estimate.log_bias.tolist(), abs=1e-5)
     assert json.loads((out / "bias.json").read_text()) == {k: v for k, v in record.items() if k != "out"}
     assert (out / "bias.png").stat().st_size > 5000
-    assert "not empty" in run("--cache", world.path, "--out", out, code=2).output
+    with pytest.raises(ConfigError, match="is not empty"):
+        run("--cache", world.path, "--out", out)
 
 
 def test_the_estimate_of_the_command_is_that_of_zero_shot_with_debias(run, world):

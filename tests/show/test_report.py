@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_run_or_not_whole_is_refused_by_name(folder, tmp_pat
     shutil.copytree(folder / "probe", tmp_path / "copy")
     (tmp_path / "copy" / "environment.json").unlink()
     error = run("report", tmp_path / "copy", "--out", tmp_path / "page.html", code=1).exception
-    assert f"{tmp_path / 'copy'}: config.yaml or environment.json cannot be read" in str(error)
+    assert f"{tmp_path / 'copy' / 'environment.json'} cannot be read" in str(error)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -254,6 +254,7 @@ def test_without_its_cache_a_run_has_its_label_bias_without_standard_errors(fold
     shutil.copytree(folder / "gla", tmp_path / "gla")
     config = tmp_path / "gla" / "config.yaml"
     config.write_text(re.sub(r"^cache: .*$", "cache: gone.zarr", config.read_text(), flags=re.MULTILINE))
+    (tmp_path / "gla" / "environment.json").write_text('{"cache": "/gone.zarr"}')
     result = run("report", tmp_path / "gla", "--out", tmp_path / "page.html")
     assert f"no standard errors of the label bias of {tmp_path / 'gla'}: no cache 'gone.zarr'" in result.stderr
     name = "label-bias-of-the-zero-shot-scores-gla-steps=20"
