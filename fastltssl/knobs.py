@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+LARGEST = 1e38  # of a number in float32
 Knob = float | Tensor  # a number; inside a joint fit, under vmap, the scalar tensor of one run
 AutoKnob = Knob | str  # "auto", too: computed from the Problem in `start`
 

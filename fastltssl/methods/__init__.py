@@ -14,6 +14,7 @@ from typing import Any
 
 from fastltssl.errors import METHOD_PAGE, UnknownKnob, UnknownMethod, UntrustedMethod, did_you_mean
 from fastltssl.functional.heads import HEADS
+from fastltssl.knobs import LARGEST
 
 OF_TRAINING = ("steps", "lr", "weight_decay", "batch", "batch_u")  # fields of Config: options, not knobs
 VIEWS = 1000  # of a kind that a method may train on
@@ -190,7 +191,7 @@ def converted(key: str, field: dataclasses.Field, value: Any) -> Any:
             f"{key}={value!r} is not {accepted}{_or_auto(field)}; the sweep range is {_range(field)}"
         ) from None
     most = MOST_OF_RANGE * field.metadata["high"] if kind == "size" else float("inf")
-    if number != number or number in (float("inf"), float("-inf")) or (kind == "size" and not 1 <= number <= most):
+    if not abs(number) <= LARGEST or (kind == "size" and not 1 <= number <= most):
         raise UnknownKnob(f"{key}={value!r} is not usable; the sweep range is {_range(field)}{_or_auto(field)}")
     return number
 

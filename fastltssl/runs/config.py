@@ -13,6 +13,7 @@ import numpy as np
 from fastltssl.cache.splits import Protocol, checked
 from fastltssl.errors import ConfigError
 from fastltssl.functional import metrics
+from fastltssl.knobs import LARGEST
 from fastltssl.live.modes import Live, parse_mode
 from fastltssl.reading import known, read_yaml, short, typed
 
@@ -137,8 +138,9 @@ def check(config: Config) -> Config:
         if not 1 <= getattr(config, name) <= most:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} {getattr(config, name)} is not from 1 to {most:,}")
-    if not 0 < config.lr < float("inf") or not 0 <= config.weight_decay < float("inf"):
-        raise ConfigError(f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0")
+    if not 0 < config.lr <= LARGEST or not 0 <= config.weight_decay <= LARGEST:
+        given = f"--lr {config.lr} must be above 0 and --weight-decay {config.weight_decay} at least 0"
+        raise ConfigError(f"{given}, both at most {LARGEST:g}")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise ConfigError(f"--seeds {config.seeds} must name at least one seed, each once")
     if config.live:
@@ -155,8 +157,8 @@ def _check_live(live: Live) -> None:
         if getattr(live, name) not in options:
             flag = "live-views" if name == "views" else name
             raise ConfigError(f"--{flag} {getattr(live, name)!r} is not one of {', '.join(options)}")
-    if live.lr is not None and not 0 < live.lr < float("inf"):
-        raise ConfigError(f"--encoder-lr {live.lr} must be above 0")
+    if live.lr is not None and not 0 < live.lr <= LARGEST:
+        raise ConfigError(f"--encoder-lr {live.lr} must be above 0, at most {LARGEST:g}")
     if not 0 <= live.ema < 1 or live.warmup < 0 or live.accumulate < 1:
         raise ConfigError(
             f"--ema {live.ema} must be from 0 to below 1, --warmup {live.warmup} at least 0 and --accumulate "

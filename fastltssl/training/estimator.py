@@ -18,6 +18,7 @@ from fastltssl.cache.emulated import emulated, parse_emulate
 from fastltssl.errors import FitError, MissingText, NotFitted, did_you_mean
 from fastltssl.functional.adapters import wants_taps
 from fastltssl.functional.bias import class_prior
+from fastltssl.knobs import LARGEST
 from fastltssl.machine import cpu_threads, usable_device
 from fastltssl.methods import configure
 from fastltssl.training.arrays import class_order, classes_of, features, labels, numbers, prompts, view_names
@@ -142,8 +143,8 @@ class Classifier:
                 raise FitError(f"{name}={value!r} is not a whole number of at least {least}")
         for name in ("lr", "weight_decay", "logit_scale", "logit_bias"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number) or not abs(float(value)) < float("inf"):
-                raise FitError(f"{name}={value!r} is not a finite number")
+            if not isinstance(value, int | float | np.number) or not abs(float(value)) <= LARGEST:
+                raise FitError(f"{name}={value!r} is not a number up to {LARGEST:g}")
         if self.lr <= 0 or self.weight_decay < 0:
             raise FitError(f"lr={self.lr} must be above 0 and weight_decay={self.weight_decay} at least 0")
         if not isinstance(self.settings, Mapping | None):
