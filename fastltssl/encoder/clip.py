@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastltssl.encoder.towers import rewrite_tower, split_tower, weights_sha256
 from fastltssl.encoder.weights import open_model, quiet
 from fastltssl.errors import EncoderError
+from fastltssl.reading import short
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 TAPS = ("mid", "mlp")  # of the last block: the class token after attention, and what the MLP adds to it
@@ -119,7 +120,7 @@ def load_encoder(
     clip.eval().requires_grad_(False)
     tower, settings, identity = clip.visual, clip.visual.preprocess_cfg, _identity(clip, model, pretrained)
     size = _size(model, settings)
-    mean, std = statistics or (tuple(settings["mean"]), tuple(settings["std"]))
+    mean, std = statistics or (_channels(model, "mean", settings["mean"]), _channels(model, "std", settings["std"]))
     rewritten = rewrite_tower(clip, model, where, size, trim=trim, has_taps=taps)
     # Compiled for one shape of batch: every slab is padded to it.
     run = torch.compile(tower, dynamic=False) if compiled else tower
@@ -234,6 +235,14 @@ def _central(picture: Any, size: int, interpolation: str) -> Any:
     else:
         part, box = picture.crop((0, start, short, stop)), (0, low, short, high)
     return part.resize((size, size), Image.Resampling[interpolation], box)
+
+
+def _channels(model: str, name: str, values: Any) -> tuple[float, ...]:
+    """Three numbers of a model's preprocessing, one a colour. Raises EncoderError on anything else."""
+    is_list = isinstance(values, list | tuple) and len(values) == 3
+    if not is_list or not all(type(value) in (int, float) for value in values) or (name == "std" and 0 in values):
+        raise EncoderError(f"--model {model}: its preprocessing has {name} {short(values)}, not three numbers. Mend it")
+    return tuple(map(float, values))
 
 
 def _normalised(

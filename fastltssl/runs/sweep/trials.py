@@ -260,11 +260,35 @@ def trials_of(study: optuna.Study, sweep: Sweep) -> list[Trial]:
         if trial.state == TrialState.PRUNED and trial.intermediate_values:
             value = trial.intermediate_values[max(trial.intermediate_values)]
         attrs = trial.user_attrs
+        _check_trial(trial, sweep)
         trials.append(Trial(
             trial.number, name, value, tuple(attrs.get("values", ())),
             attrs.get("steps", 0), {name: trial.params.get(name) for name in sweep.space},
         ))  # fmt: skip
     return trials
+
+
+def _check_trial(trial: Any, sweep: Sweep) -> None:
+    """Raise RunError where a finished trial lacks a knob, or holds something else in the place of a number."""
+    if trial.state == TrialState.RUNNING:
+        return
+    params = trial.params
+    wrong = [
+        name
+        for name, range_ in sweep.space.items()
+        if name not in params or (isinstance(range_, Real) and not _is_number(params[name]))
+    ]
+    values = trial.user_attrs.get("values", ())
+    if not isinstance(values, list | tuple) or not all(map(_is_number, values)):
+        wrong.append("values")
+    if not isinstance(trial.user_attrs.get("steps", 0), int):
+        wrong.append("steps")
+    if wrong:
+        raise RunError(f"the study is damaged: trial {trial.number} has no usable {wrong[0]}. Choose another --out")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def best_of(trials: Sequence[Trial], metric: str) -> Trial:
