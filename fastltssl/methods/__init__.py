@@ -52,6 +52,7 @@ def _run_file(file: Path) -> ModuleType:
     place = hashlib.sha256(f"{file.resolve()}\0".encode(errors="surrogateescape") + source).hexdigest()
     module = ModuleType(f"fastltssl_method_{place[:16]}")  # one module for each text, and never that of a library
     if module.__name__ in sys.modules:
+        _RAN[file.resolve()] = source
         return sys.modules[module.__name__]
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses look their module up
@@ -61,7 +62,16 @@ def _run_file(file: Path) -> ModuleType:
         del sys.modules[module.__name__]
         raise UnknownMethod(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
     _remember(source)
+    _RAN[file.resolve()] = source
     return module
+
+
+_RAN: dict[Path, bytes] = {}  # the text of each method file as this process has run it
+
+
+def source_that_ran(file: Path) -> bytes:
+    """The text of a method file as this process has run it; the file may have been changed since."""
+    return _RAN.get(file.resolve()) or source_of(file)
 
 
 def source_of(file: Path) -> bytes:

@@ -29,7 +29,7 @@ from fastltssl.cache.catalogue import Cache, fingerprint
 from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.errors import ConfigError, RunError, RunLocked, WriteError
 from fastltssl.machine import telling_writes
-from fastltssl.methods import source_of
+from fastltssl.methods import source_that_ran
 from fastltssl.reading import dump_yaml
 from fastltssl.runs.config import Config, as_dict
 from fastltssl.runs.evaluation import Task
@@ -147,7 +147,7 @@ def write(
     """
     record = record | {"run": str(out)}
     if results.config.method.endswith(".py"):
-        record["method_sha256"] = hashlib.sha256(source_of(Path(results.config.method))).hexdigest()
+        record["method_sha256"] = hashlib.sha256(source_that_ran(Path(results.config.method))).hexdigest()
     with _replacing(out) as part:
         _write_into(part, results, record, towers)
     return record
@@ -160,7 +160,7 @@ def _write_into(folder: Path, results: Results, record: dict[str, Any], towers: 
     config, method, cache, tasks, fitted = results
     if config.method.endswith(".py"):
         (folder / METHOD).mkdir()
-        (folder / METHOD / Path(config.method).name).write_bytes(source_of(Path(config.method)))
+        (folder / METHOD / Path(config.method).name).write_bytes(source_that_ran(Path(config.method)))
     (folder / "config.yaml").write_text(dump_yaml(as_dict(config)))
     (folder / "environment.json").write_text(json.dumps(environment(cache), indent=1))
     positions: dict[str, np.ndarray] = {}

@@ -109,6 +109,16 @@ def test_a_method_file_that_differs_from_that_of_the_run_is_refused(cache, rows,
         read_config(run)
 
 
+def test_the_copy_is_what_ran_though_the_file_was_changed_while_it_trained(cache, rows, own, tmp_path):
+    file, _ = own
+    ran, work = file.read_bytes(), experiment.training(config(cache, str(file)), cache, rows, tmp_path / "run")
+    next(work)
+    file.write_text("raise SystemExit('changed meanwhile')")
+    drain(work)
+    assert (tmp_path / "run" / "method" / "mine.py").read_bytes() == ran
+    read_config(tmp_path / "run")
+
+
 def test_a_run_goes_on_where_its_method_file_has_moved_or_changed(cache, rows, own, tmp_path):
     file, _ = own
     run = trained(cache, rows, tmp_path / "run", str(file))
