@@ -79,7 +79,8 @@ def test_a_command_killed_at_random_moments_leaves_nothing_half(cache, world, tm
     line, goes_on = lines_of(cache, world, tmp_path)[name]
     out = tmp_path / "out"
     train = started(lines_of(cache, world, tmp_path)["train"][0])
-    assert train.wait() == 0, train.communicate()
+    told = train.communicate()[0]
+    assert train.returncode == 0, told
     shutil.move(out, tmp_path / "run")
     began = time.perf_counter()
     process = started(line)
