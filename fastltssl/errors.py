@@ -1,6 +1,7 @@
 """Every error raised on purpose: a command that ends with one prints its message and exits with its code."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class FastltsslError(ValueError):
@@ -161,6 +162,13 @@ def plain(text: str) -> str:
     So are the bytes of a file name that are no UTF-8, which nothing can print. Line ends and tabs stay.
     """
     return text.translate(CONTROL)
+
+
+def first_few(names: Sequence[Any], count: int | None = None, most: int = 5) -> str:
+    """The first of some names for a message: "a, b, c, d, e and 3 more"; `count` is how many there are in all."""
+    count = len(names) if count is None else count
+    more = f" and {count - most:,} more" if count > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def byte_size(count: float) -> str:

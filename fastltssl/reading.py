@@ -47,9 +47,25 @@ def _text(path: Path) -> str:
 
     A pipe that a shell puts under /dev, as `--config <(...)` does, is read, too; any other might never end.
     """
-    if path.exists() and not path.is_file() and not (path.is_fifo() and path.is_relative_to("/dev")):
-        raise OSError("it is a folder" if path.is_dir() else "it is no regular file")
+    if not (path.is_fifo() and path.is_relative_to("/dev")):
+        require_regular(path)
     return path.read_text(encoding="utf-8-sig")
+
+
+def require_regular(path: Path) -> Path:
+    """The path. Raises OSError for what is there and no file: a folder, or a pipe, whose reading might never end."""
+    if path.exists() and not path.is_file():
+        raise OSError(None, "it is a folder" if path.is_dir() else "it is no regular file", str(path))
+    return path
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text holds no half of a character, as file names of other encodings do."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def dump_yaml(value: Any, **layout: Any) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 import numpy as np
 from jaxtyping import Float32
 
-from fastltssl.cache.layout import Block, check_whole, progress, read_checked, stored_rows
+from fastltssl.cache.layout import Block
 from fastltssl.cache.lock import acquire_lock, refuse_writing, release_lock
 from fastltssl.cache.manifest import (
     GROUPS,
@@ -26,7 +26,8 @@ from fastltssl.cache.manifest import (
     way_on,
 )
 from fastltssl.cache.reader import Group
-from fastltssl.errors import CacheError
+from fastltssl.cache.stored import check_whole, progress, read_checked, stored_rows
+from fastltssl.errors import CacheError, first_few
 
 if TYPE_CHECKING:
     import fastltssl.cache.splits
@@ -158,8 +159,7 @@ def verify(path: str | Path) -> list[Damage]:
     for outer in (manifest.header, manifest.closing):
         digests |= outer["files"] if outer else {}
     if manifest.closing is None:
-        finish = "--resume" if way_on(path).endswith("--resume") else way_on(path)
-        damages.append(Damage(MANIFEST, None, None, None, f"no closing line: incomplete. Finish it with {finish}"))
+        damages.append(Damage(MANIFEST, None, None, None, "no closing line: incomplete"))  # way_on says how to go on
     for name in sorted(digests):
         if why := fault(path / name, digests[name]):
             damages.append(Damage(name, *rows[name], why) if name in rows else _file_damage(name, why))
@@ -271,6 +271,5 @@ def remove(path: str | Path) -> None:
         if not kept and not any(path.iterdir()):
             path.rmdir()
             return
-    names = ", ".join(kept[:5] or [child.name for child in path.iterdir()])
-    more = f" and {len(kept) - 5} more" if len(kept) > 5 else ""
-    raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {names}{more}")
+    names = first_few(kept or [child.name for child in path.iterdir()])
+    raise CacheError(f"{path}: the cache is removed, but these were not part of it and stay: {names}")

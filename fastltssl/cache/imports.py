@@ -23,7 +23,7 @@ from fastltssl.cache.emulated import Noise, emulated, parse_emulate, storable, u
 from fastltssl.cache.layout import GroupSpec, check_new_classes
 from fastltssl.cache.manifest import IMPORTED
 from fastltssl.cache.writer import create
-from fastltssl.errors import CacheError
+from fastltssl.errors import CacheError, first_few
 from fastltssl.reading import short
 
 UNREADABLE = (  # errors of numpy, zipfile, safetensors and pyarrow on files that are damaged or of another kind
@@ -302,10 +302,9 @@ def _notes(labels: dict[str, np.ndarray], names: list[str]) -> list[str]:
     train, notes = labels["train"], []
     present = set(np.unique(train).tolist())
     if absent := [label for label in range(len(names)) if label not in present]:
-        listed = ", ".join(f"{label} ({names[label]})" for label in absent[:5])
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        listed = first_few([f"{label} ({names[label]})" for label in absent])
         hint = ". If the labels are numbered from 1, subtract 1" if absent == [0] else ""
-        notes.append(f"note: no train row has the label {listed}{more}{hint}")
+        notes.append(f"note: no train row has the label {listed}{hint}")
     for group, y in labels.items():
         if none := int((y == -1).sum()):
             meant = "they are not evaluated" if group == "test" else "they can be trained on as unlabelled rows alone"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 from google_crc32c import value as crc32c
 
 from fastltssl.errors import CacheDamaged, CacheError
-from fastltssl.reading import parse_json, short, typed
+from fastltssl.reading import parse_json, require_regular, short, typed
 
 FORMAT = "fastltssl_cache"  # the key that marks a manifest header and the root attributes; its value is the version
 VERSION = 1
@@ -94,9 +94,7 @@ def told(path: Path, what: str, advice: str = "") -> Iterator[None]:
 
 def read_regular(file: Path) -> bytes:
     """The bytes of a regular file. Raises OSError on anything else, such as a pipe, which would never end."""
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise OSError(None, "it is no regular file", str(file))
-    return file.read_bytes()
+    return require_regular(file).read_bytes()
 
 
 class Manifest(NamedTuple):

@@ -24,10 +24,6 @@ from fastltssl.cache.layout import (
     checked_contents,
     chunk_rows,
     differences,
-    progress,
-    read_checked,
-    read_contents,
-    stored_rows,
 )
 from fastltssl.cache.lock import acquire_lock, release_lock
 from fastltssl.cache.manifest import (
@@ -51,7 +47,8 @@ from fastltssl.cache.manifest import (
     unite,
     way_on,
 )
-from fastltssl.errors import CacheError, CacheLocked, CacheMismatch, byte_size
+from fastltssl.cache.stored import progress, read_checked, read_contents, stored_rows
+from fastltssl.errors import CacheError, CacheLocked, CacheMismatch, byte_size, first_few
 from fastltssl.machine import ALONE, Ranks
 
 FAR = 1e9  # text and projections longer than this, or shorter than its inverse, are scaled: only direction matters
@@ -133,11 +130,8 @@ def _open(path: Path, wanted: Contents, notes: list[str], resume: bool, overwrit
             refuse_links(path, but_files=overwrite)
             if overwrite:
                 _check_space(path, wanted)
-                notes += (
-                    [f"{path}: not part of the cache, so they stay: {', '.join(kept[:5])}"]
-                    if (kept := clear(path))
-                    else []
-                )
+                if kept := clear(path):
+                    notes.append(f"{path}: not part of the cache, so they stay: {first_few(kept)}")
             manifest = read_manifest(path)
             if manifest.header is None and not manifest.blocks and len(manifest.faults) == 1:
                 clear(path)  # left by a process that was killed before its first manifest line
@@ -403,7 +397,7 @@ def _check_directions(
         is_bad[[row - block.start for row in broken]] = False
         rows = block.start + np.flatnonzero(is_bad.reshape(len(is_bad), -1).any(axis=1))
         if len(rows):
-            raise CacheError(f"{_name(block)}: the features of rows {_listed(rows)} {why}")
+            raise CacheError(f"{_name(block)}: the features of rows {first_few(rows.tolist())} {why}")
 
     stored = np.abs(half).max(axis=-1)
     if (stored < SMALLEST_HALF).any():
@@ -418,11 +412,6 @@ def _check_directions(
         refuse(is_zero, "are all zeros, which have no direction. Look at the encoder's precision and input")
 
 
-def _listed(rows: np.ndarray) -> str:
-    """The first of some rows for a message."""
-    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
-
-
 def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> Float16[np.ndarray, "rows V *P D"]:
     """The features as they are stored. Raises CacheError on another shape, and on values that float16 cannot hold."""
     if features.shape != shape or features.dtype not in (np.float16, np.float32):
@@ -434,7 +423,7 @@ def _as_float16(block: Block, features: np.ndarray, shape: tuple[int, ...]) -> F
     if is_bad.any():
         rows = block.start + np.flatnonzero(is_bad.reshape(len(is_bad), -1).any(axis=1))
         raise CacheError(
-            f"{_name(block)}: the features of rows {_listed(rows)} are not finite in float16 (first: "
+            f"{_name(block)}: the features of rows {first_few(rows.tolist())} are not finite in float16 (first: "
             f"{features[is_bad][0]:g}; accepted: up to 65504 in size). Look at the encoder's precision and input"
         )
     return half

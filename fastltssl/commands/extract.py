@@ -82,6 +82,7 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
     """
     from fastltssl.encoder.extract import orientation_notes
     from fastltssl.encoder.extraction import extracting, opened
+    from fastltssl.errors import first_few
     from fastltssl.live.tokens import plan_block
     from fastltssl.machine import joined
     from fastltssl.progress import drain
@@ -99,8 +100,7 @@ def run_extract(extraction: Any) -> dict[str, Any] | None:
     summary = follow(work, what)._asdict()
     summary["path"] = str(summary["path"])
     if broken := summary["broken"]:
-        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
-        show(f"{counted(len(broken), 'image')} could not be decoded, left out: {shown}")
+        show(f"{counted(len(broken), 'image')} could not be decoded, left out: {first_few(broken)}")
     if summary["images"]:
         show(
             f"{summary['images']:,} images, {summary['views']:,} views in {summary['seconds']:.1f} s "

@@ -10,9 +10,9 @@ from jaxtyping import Float32
 
 from fastltssl.cache.catalogue import Cache
 from fastltssl.cache.emulated import unit
-from fastltssl.cache.manifest import read_regular, told
 from fastltssl.cache.reader import Group, read_features
 from fastltssl.errors import CacheError
+from fastltssl.machine import replacing
 
 MOST_PRODUCTS = 2e13  # of test rows x training rows x width; about a minute on two cores
 BATCH = 1024  # test rows searched at once
@@ -58,11 +58,8 @@ def _center(group: Group) -> Float32[np.ndarray, "N D"]:
 
 
 def write_pairs(pairs: list[Pair], path: Path) -> None:
-    """Write the pairs as CSV. Raises CacheError where it cannot be written, or the file there is no such list."""
-    partial = path.with_name(f"{path.name}.partial")
-    with told(path, "the list of near-duplicates cannot be written"):
-        if os.path.lexists(path) and not (path.is_file() and read_regular(path).startswith(HEADER)):
-            raise CacheError(f"{path} is there and is no list of near-duplicates; it is left alone. Move it away")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([Pair._fields, *pairs])
-        partial.replace(path)
+    """Write the pairs as CSV. Raises WriteError, or CacheError where the file there is no such list."""
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(HEADER)):
+        raise CacheError(f"{path} is there and is no list of near-duplicates; it is left alone. Move it away")
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([Pair._fields, *pairs])

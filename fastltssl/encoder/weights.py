@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fastltssl.errors import EncoderError, did_you_mean
+from fastltssl.errors import EncoderError, did_you_mean, first_few
 from fastltssl.reading import short
 
 TINY = Path(__file__).parents[1] / "tiny"
@@ -159,7 +159,7 @@ def renamed_state(path: Path, notes: list[str]) -> dict[str, Tensor] | None:
     if not any(name.startswith(TOWERS) for name in names.values()):
         return None  # open_clip knows further forms, or says what it expects
     if left := [name for name in state if name not in names]:
-        notes.append(f"{path.name}: names outside of {taken} are left out: {_listed(left)}")
+        notes.append(f"{path.name}: names outside of {taken} are left out: {first_few(list(map(short, left)), most=3)}")
     if (names.keys() == set(names.values()) and place in ("", "state_dict")) or len(set(names.values())) < len(names):
         return None
     return {new: state[old] for old, new in names.items()}
@@ -230,7 +230,8 @@ def unwrapped(loaded: Any, notes: list[str], file: str) -> tuple[dict[str, Tenso
         raise NotWeights(f"{file} holds {type(loaded).__name__}, not tensors by name.")
     tensors = {name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise NotWeights(f"{file} holds no tensors by name, but {_listed([*map(str, loaded)]) or 'nothing'}.")
+        held = first_few([short(str(key)) for key in loaded], most=3) or "nothing"
+        raise NotWeights(f"{file} holds no tensors by name, but {held}.")
     return tensors, ".".join(places)
 
 
@@ -266,15 +267,10 @@ def _mismatch(model: str, path: Path) -> str:
         for name in expected
         if held.get(name, expected[name]) != expected[name]
     ]
-    parts = [f"{len(missing)} are missing ({_listed(missing, 2)})"] if missing else []
-    parts += [f"{len(unknown)} are unknown ({_listed(unknown, 2)})"] if unknown else []
+    parts = [f"{len(missing)} are missing ({first_few(list(map(short, missing)), most=2)})"] if missing else []
+    parts += [f"{len(unknown)} are unknown ({first_few(list(map(short, unknown)), most=2)})"] if unknown else []
     parts += [f"{len(unlike)} have another shape ({unlike[0]})"] if unlike else []
     return f"{path.name} has {len(held)} tensors and {model} expects {len(expected)}: {', '.join(parts)}."
-
-
-def _listed(names: Sequence[str], most: int = 3) -> str:
-    """The first of some names for a message."""
-    return ", ".join(map(short, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def file_settings(

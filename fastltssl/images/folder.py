@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastltssl.errors import BrokenImage, SourceError
+from fastltssl.errors import BrokenImage, SourceError, first_few
 from fastltssl.images.source import (
     Images,
     Orientation,
@@ -25,7 +25,6 @@ from fastltssl.images.source import (
     chosen,
     counts,
     group_of,
-    listed,
     place,
     sealed,
 )
@@ -246,14 +245,15 @@ def _flat(top: Path, classes: Sequence[str]) -> list[str]:
     groups = [name for name in classes if group_of(name)]
     if groups and len(groups) == len(classes):
         raise SourceError(
-            f"{top} holds {listed([f'{name}/' for name in groups])} without class folders in them. Accepted: "
+            f"{top} holds {first_few([f'{name}/' for name in groups])} without class folders in them. Accepted: "
             "PATH/train/CLASS/*.jpg with PATH/test/CLASS/*.jpg and PATH/unlabeled beside it, or PATH/CLASS/*.jpg"
         )
     notes = [f"{top / name} has no class folders in it, so it is taken as a class called {name}" for name in groups]
     inside = [set(_subfolders(top / name)[0]) for name in classes]
     if len(classes) > 1 and len(shared := set.intersection(*inside)) > 1:
         notes.append(
-            f"each of the class folders {listed(classes)} holds folders of the same names: {listed(sorted(shared))}. "
+            f"each of the class folders {first_few(classes)} holds folders of the same names: "
+            f"{first_few(sorted(shared))}. "
             "If these are the classes, call the folders above them train, test and unlabeled"
         )
     if stray := _direct(top):
@@ -280,10 +280,10 @@ def same_files(ids: dict[str, tuple[str, ...]], marks: dict[str, tuple[Mark, ...
             if first[group].setdefault(key, name) != name
         ]
         if pairs:
-            notes.append(f"{group}: files that are there under two names (links), {len(pairs):,}: {listed(pairs)}")
+            notes.append(f"{group}: files that are there under two names (links), {len(pairs):,}: {first_few(pairs)}")
     if both := first.get("train", {}).keys() & first.get("test", {}).keys():
         pairs = [f"{first['train'][key]} = {first['test'][key]}" for key in first["test"] if key in both]
-        notes.append(f"files that are in both train and test, {len(both):,}: {listed(pairs)}")
+        notes.append(f"files that are in both train and test, {len(both):,}: {first_few(pairs)}")
     return notes
 
 
@@ -425,7 +425,6 @@ def natural(text: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], text
 
 
-def _shown(names: set[str], most: int = 5) -> str:
-    """Names for a message, the first few of many."""
-    listed = ", ".join(sorted(names)[:most]) or "none"
-    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
+def _shown(names: set[str]) -> str:
+    """Names for a message, sorted, the first few of many."""
+    return first_few(sorted(names)) or "none"

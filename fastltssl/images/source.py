@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fastltssl.errors import SourceError
-from fastltssl.reading import short
+from fastltssl.errors import SourceError, first_few
+from fastltssl.reading import is_utf8, short
 
 SPELLINGS = {  # of the groups, as folders, splits and columns name them in any case; the first that exists is taken
     "train": ("train", "training"),
@@ -112,11 +112,7 @@ def _utf8(note: str) -> str:
 
 def _is_text(text: str) -> bool:
     """Whether a name is UTF-8 in one line."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\n" not in text and "\0" not in text
+    return is_utf8(text) and "\n" not in text and "\0" not in text
 
 
 def _alike(classes: Sequence[str]) -> list[str]:
@@ -144,22 +140,15 @@ def _without_images(classes: Sequence[str], groups: dict[str, Images]) -> list[s
             least = labels[labels >= 0].min(initial=len(classes))
             start = f". Labels run from {least}, and classes are numbered from 0" if empty[0] == 0 else ""
             notes.append(
-                f"{group} has no image of {len(empty):,} of {len(classes):,} classes: {listed(names, len(empty))}. "
+                f"{group} has no image of {len(empty):,} of {len(classes):,} classes: {first_few(names, len(empty))}. "
                 f"{use}{start}"
             )
     return notes
 
 
-def listed(names: Sequence[str], count: int | None = None, most: int = 5) -> str:
-    """Names for a message, the first few of `count`."""
-    count = len(names) if count is None else count
-    more = f" and {count - most:,} more" if count > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def counts(parts: Counter[str]) -> str:
     """What was counted, for a message, the most frequent first: ".heic (3), .txt (1)"."""
-    return listed(
+    return first_few(
         [f"{name} ({count:,})" for name, count in sorted(parts.items(), key=lambda part: (-part[1], part[0]))]
     )
 

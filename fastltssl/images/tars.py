@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from fastltssl.errors import SourceError
+from fastltssl.errors import SourceError, first_few
 from fastltssl.images.folder import DECODERS, SUFFIXES, decoded
 from fastltssl.images.listing import class_names, whole
 from fastltssl.images.source import (
@@ -30,7 +30,6 @@ from fastltssl.images.source import (
     Source,
     counts,
     group_of,
-    listed,
     repeated,
     sealed,
 )  # fmt: skip
@@ -145,7 +144,7 @@ def _tars(dataset: str, pattern: str) -> list[Path]:
     fitting = {simple: sorted(glob(simple)) for simple in patterns}
     if missing := [simple for simple, paths in fitting.items() if not paths]:
         which = f"{len(missing):,} of the {len(patterns):,} tars of " if len(patterns) > 1 else ""
-        names = listed([name[:200] for name in missing], most=20)
+        names = first_few([name[:200] for name in missing], most=20)
         raise SourceError(
             f"--dataset {short(dataset)}: no tar fits {which}{short(pattern)}: {names}. "
             f"Fetch what is missing, or name only those that are there. Accepted: {FORM}"
@@ -218,9 +217,9 @@ def _images(tars: Sequence[Path], group: str, orientation: Orientation) -> tuple
         )
     notes = [f"{group}: {endings}. A key ends at the first dot of a name"] if left else []
     if without:
-        notes.append(f"{group}: left out, as they have no image: samples {listed(without)} ({len(without):,})")
+        notes.append(f"{group}: left out, as they have no image: samples {first_few(without)} ({len(without):,})")
     if bare:
-        notes.append(f"{group}: tars that hold no image, {len(bare):,} of {len(tars):,}: {listed(bare)}")
+        notes.append(f"{group}: tars that hold no image, {len(bare):,} of {len(tars):,}: {first_few(bare)}")
     return TarImages(tuple(ids), np.array(labels, np.int64), tuple(members), orientation), notes
 
 

@@ -14,7 +14,7 @@ from fastltssl.cache.splits import Protocol
 from fastltssl.errors import CacheError, RunError
 from fastltssl.functional.measures import TEST
 from fastltssl.methods import check_trusted, source_of
-from fastltssl.reading import read_json, read_yaml, typed
+from fastltssl.reading import read_json, read_yaml, require_regular, typed
 from fastltssl.runs.config import SWITCHES, Config
 from fastltssl.runs.folder import HEAD, HISTORY, METHOD
 
@@ -118,7 +118,7 @@ def read_audit(path: Path, seed: int | None = None) -> Recorded:
     try:
         for file in (path / HISTORY).rglob("*"):
             if not file.is_dir():
-                _require_regular(file)
+                require_regular(file)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # zarr only warns of a file that is a folder
             stored: Any = zarr.open_group(str(path / HISTORY), mode="r")
@@ -163,8 +163,7 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        _require_regular(folder / name)
-        return load_file(folder / name)
+        return load_file(require_regular(folder / name))
     except (OSError, SafetensorError) as error:
         raise RunError(f"{folder / name} cannot be read ({_line(error)}). Train the run again") from None
 
@@ -172,17 +171,10 @@ def read_tensors(folder: Path, name: str = HEAD) -> dict[str, Tensor]:
 def read_rows(folder: Path, name: str) -> np.ndarray:
     """Rows of a run's splits or their ids, such as "seed0.test.ids". Raises RunError where they cannot be read."""
     try:
-        _require_regular(folder / "rows.npz")
-        with open(folder / "rows.npz", "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open(require_regular(folder / "rows.npz"), "rb") as file, np.load(file, allow_pickle=False) as stored:
             return np.asarray(stored[name])
     except Exception as error:  # numpy and zipfile raise errors of many types on a damaged file
         raise RunError(f"{folder / 'rows.npz'} cannot be read ({_line(error)}). Train the run again") from None
-
-
-def _require_regular(file: Path) -> None:
-    """Raise OSError for what is there and no file, such as a pipe, which would be waited for without an end."""
-    if file.exists() and not file.is_file():
-        raise OSError(f"{file} is no regular file")
 
 
 def _line(error: BaseException) -> str:
