@@ -29,7 +29,7 @@ def read_yaml(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigE
         loader.name = path.name  # in messages, with line and column
         value = loader.get_single_data()
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as failure:
-        raise error(f"{path} cannot be read as YAML: {failure}") from None
+        raise error(f"{path} cannot be read as YAML: {_reason(failure)}") from None
     return typed(value, kind, str(path), error)
 
 
@@ -38,7 +38,7 @@ def read_json(path: Path, kind: Any = Any, error: type[FastltsslError] = ConfigE
     try:
         text = _text(path)
     except (OSError, UnicodeDecodeError) as failure:
-        raise error(f"{path} cannot be read: {failure}") from None
+        raise error(f"{path} cannot be read: {_reason(failure)}") from None
     return parse_json(text, kind, str(path), error)
 
 
@@ -50,6 +50,11 @@ def _text(path: Path) -> str:
     if not (path.is_fifo() and path.is_relative_to("/dev")):
         require_regular(path)
     return path.read_text(encoding="utf-8-sig")
+
+
+def _reason(failure: Exception) -> str:
+    """What is wrong with a file, without the path, which the message begins with."""
+    return str(getattr(failure, "strerror", None) or failure)
 
 
 def require_regular(path: Path) -> Path:

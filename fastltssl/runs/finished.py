@@ -179,7 +179,7 @@ def read_rows(folder: Path, name: str) -> np.ndarray:
 
 def _line(error: BaseException) -> str:
     """The first line of an error, or its type where it has none."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return str(getattr(error, "strerror", None) or error).strip().split("\n")[0] or type(error).__name__
 
 
 def open_own_cache(folder: Path, config: Config, moved: str | None = None) -> Cache:

@@ -526,7 +526,7 @@ def test_missing_and_unexpected_files_and_lines_are_found(copy):
     whys = {damage.file: (damage.group, damage.start, damage.stop, damage.why) for damage in c.verify(copy)}
     assert whys["train/features/c/2/0/0"] == ("train", 128, 150, "missing")
     assert whys["test/features/c/0/0/0"][:3] == ("test", 0, 64)
-    assert whys["text/c/0/0/0"] == (None, None, None, "cannot be read: Is a directory")
+    assert whys["text/c/0/0/0"] == (None, None, None, "cannot be read: it is a folder")
     assert whys["train/extra.bin"] == ("train", None, None, "not in the manifest")
     assert len(whys) == 4
 
