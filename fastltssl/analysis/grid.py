@@ -14,7 +14,7 @@ import torch
 from fastltssl.analysis.comparison import mark_below_la
 from fastltssl.analysis.pseudo_labels import Choice, run_name
 from fastltssl.cache.catalogue import Cache, fingerprint
-from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError
+from fastltssl.errors import ConfigError, FastltsslError, RunError, SplitError, UntrustedMethod
 from fastltssl.functional.measures import measure
 from fastltssl.methods import configure, identity
 from fastltssl.progress import Work
@@ -85,10 +85,12 @@ def plan(grid: Grid, choices: Sequence[Choice], folder: Path) -> list[list[Cell]
 def finished(cell: Cell, cache: Cache) -> dict[str, Any] | None:
     """The record of a cell that has been run; None if its folder holds no complete record.
 
-    Raises RunError if the folder holds a run with other settings, or from other features.
+    Raises RunError if the folder holds a run with other settings, or from other features, or of a foreign method file.
     """
     try:
         record, stored = read_record(cell.folder), as_dict(read_config(cell.folder))
+    except UntrustedMethod:  # a run that somebody else made is not trained over
+        raise
     except (RunError, OSError):
         return None
     wanted = as_dict(cell.config) | {"cache": stored["cache"]}  # its path may differ, its fingerprint not

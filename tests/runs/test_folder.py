@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from shell import invoke
 
 from fastltssl import methods, read_run, train
+from fastltssl.analysis.grid import Cell, Choice, finished
 from fastltssl.cache.catalogue import open_cache
 from fastltssl.cache.splits import Protocol
 from fastltssl.commands.cli import cli
@@ -91,6 +92,13 @@ def test_a_received_method_file_runs_only_where_it_is_trusted(cache, rows, own, 
     assert witness.exists()
     assert read_run(run).config.method == str(run / "method" / "mine.py")  # this user has run it here, so it is known
     invoke("compare", run)
+
+
+def test_a_grid_does_not_train_over_a_received_run(cache, rows, own, tmp_path, monkeypatch):
+    file = str(own[0])
+    run = received(trained(cache, rows, tmp_path / "run", file), tmp_path, monkeypatch)
+    with pytest.raises(UntrustedMethod):
+        finished(Cell(Choice(file, {}), "a", config(cache, file), run), cache)
 
 
 def test_with_trusting_a_run_is_read_from_python(cache, rows, own, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def _free_port(host: str, port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, TypeError, OverflowError) as error:  # of an odd name TypeError, of an odd number OverflowError
+        except (OSError, TypeError) as error:  # TypeError of an odd name
             raise StudioError(
                 f"--host {host} --port {port} cannot be opened ({error}). Choose another --port"
             ) from None
